@@ -1,0 +1,92 @@
+"""The entry point, and the only place that knows Hydra: composes the configuration and hands it on as plain data."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from kd.settings import UserError
+
+_HERE = Path(__file__).resolve().parent
+CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())  # wheel, or source tree
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """What was composed, resolved, without Hydra's own node."""
+    config = config.copy()
+    with open_dict(config):
+        config.pop("hydra", None)
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def run_dir(*, _root_: DictConfig) -> str:
+    """The resolver behind hydra.run.dir: only a valid configuration has an identity, and so a directory."""
+    from kd.config import check
+    from kd.run import folder_of
+
+    return str(folder_of(check(plain(_root_))))
+
+
+OmegaConf.register_new_resolver("kd.run_dir", run_dir, replace=True)
+
+
+def task(composed: DictConfig) -> None:
+    """One job of Hydra's."""
+    from kd import device
+    from kd.config import check
+    from kd.run import log, run, summary
+
+    config = check(plain(composed))
+    device.settle(config.root.threads)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    for line in summary(config, run(config, folder), folder):
+        log.info(line)
+
+
+def main() -> None:
+    """`python -m kd` and `kd`. Exit code 0: done; 1: a job failed; 2: a mistake that the user can mend, in one line."""
+    full = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, instead of printing and exiting
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+    except KeyboardInterrupt:
+        sys.exit("kd: interrupted")
+    except Exception as error:
+        if full and full != "0":
+            raise
+        code, line = _explain(error)
+        if line is None:
+            raise
+        print(f"kd: {line}", file=sys.stderr)
+        sys.exit(code)
+
+
+def _explain(error: BaseException) -> tuple[int, str | None]:
+    """(exit code, one line), or (1, None) for an error that is not the user's."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    for one in chain:
+        if type(one).__name__ in ("SweepFailed", "Diverged"):
+            return 1, str(one)
+        if isinstance(one, UserError):
+            return 2, str(one)
+    for one in chain:
+        if isinstance(one, HydraException | OmegaConfBaseException) and str(one):
+            return 2, " ".join(str(one).split())
+        if isinstance(one, PermissionError | NotADirectoryError | FileExistsError) and one.filename:
+            return 2, f"cannot write to {one.filename} ({one.strerror}); choose another folder with paths.runs=PATH"
+        if isinstance(one, OSError) and one.errno == 30:
+            return 2, f"{one.filename} is on a read-only file system; choose another folder with paths.runs=PATH"
+    return 1, None
+
+
+if __name__ == "__main__":
+    main()

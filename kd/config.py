@@ -1,0 +1,248 @@
+"""The whole configuration, typed and checked, and the identity that it gives a run.
+
+`check` turns the plain dictionary that Hydra composed into a `Config`, or raises one UserError. It knows nothing of
+Hydra. Everything that can be refused without decoding an image is refused here, before any work.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, ValidationError
+
+from kd import data, methods, models, store
+from kd.data import Description
+from kd.optim import Optimizer, Schedule
+from kd.settings import Settings, UserError
+
+RECIPE = 1  # raise it when the same configuration would train to other numbers: it renames every run and teacher
+
+Count = Annotated[int, Field(gt=0)]
+
+
+class Student(Settings):
+    """What is said of the student beside its model's own keys."""
+
+    epochs: Count
+
+
+class Teacher(Settings):
+    """What is said of the teacher beside its model's own keys: its recipe, or where its weights are."""
+
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    seed: Annotated[int, Field(ge=0)]
+    checkpoint: str | None
+    optimizer: Optimizer
+    schedule: Schedule
+
+
+class Tracker(Settings):
+    """Weights & Biases: a mirror of what the run's own files say."""
+
+    mode: Literal["auto", "online", "offline", "disabled"]
+    project: str = Field(min_length=1)
+    entity: str | None
+    group: str | None
+    tags: list[str]
+    notes: str | None
+    timeout: int = Field(ge=1, le=600)
+
+
+class Paths(Settings):
+    runs: str = Field(min_length=1)
+    cache: str = Field(min_length=1)
+
+
+class Root(Settings):
+    """The top of the configuration. Nodes whose keys depend on a choice (`Any`) are typed by that choice's module."""
+
+    method: dict[str, Any]
+    student: dict[str, Any]
+    teacher: dict[str, Any]
+    data: dict[str, Any]
+    optimizer: Optimizer
+    schedule: Schedule
+    batch_size: Annotated[int, Field(ge=2)]
+    seed: Annotated[int, Field(ge=0)]
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+    precision: Literal["auto", "fp32", "bf16"]
+    threads: Count | None
+    tracker: Tracker
+    paths: Paths
+    rerun: bool
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration. See conf/config.yaml for what each key means."""
+
+    root: Root
+    method: Any  # the settings class of the chosen method; likewise below
+    student: Any
+    epochs: int
+    teacher: Any
+    teaching: Teacher
+    data: Any
+    described: Description
+
+    @property
+    def method_class(self) -> Any:
+        return methods.find(self.method.name)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.method_class.needs_teacher
+
+    def identity(self) -> str:
+        """12 hex digits that name all that determines the result, and nothing that does not (paths, the tracker, the
+        device, threads, and the teacher where the method needs none)."""
+        taught_by: Any = None
+        if self.needs_teacher:
+            checkpoint = self.teaching.checkpoint
+            taught_by = self.as_teacher().identity() if checkpoint is None else file_digest(Path(checkpoint))
+        said = {
+            "recipe": RECIPE,
+            "root": self.root.model_dump(include={"optimizer", "schedule", "batch_size", "seed", "precision"}),
+            "method": self.method.model_dump(),
+            "student": {**self.student.model_dump(), "epochs": self.epochs},
+            "data": {**self.data.model_dump(exclude={"root"}), "content": self.described.fingerprint},
+            "teacher": taught_by,
+        }
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+
+    def label(self) -> str:
+        """The name of the run's directory: for people first, then the identity."""
+        return f"{self.method.name}-{model_name(self.student)}-s{self.root.seed}-{self.identity()}"
+
+    def as_standard(self) -> "Config":
+        """The same student, trained the same way, without a teacher."""
+        method = methods.find("standard").Config(name="standard")
+        return replace(self, method=method, root=self.root.model_copy(update={"rerun": False}))
+
+    def as_teacher(self) -> "Config":
+        """The run that trains the teacher: an ordinary `standard` run of the teacher's model by the teacher's recipe."""
+        recipe = self.teaching.model_dump(include={"batch_size", "seed"})
+        recipe |= {"optimizer": self.teaching.optimizer, "schedule": self.teaching.schedule}
+        plain = self.as_standard()
+        root = plain.root.model_copy(update=recipe)
+        return replace(plain, root=root, student=self.teacher, epochs=self.teaching.epochs)
+
+    def plain(self) -> dict[str, Any]:
+        """The configuration as plain values, in the form in which it was composed."""
+        return {
+            **self.root.model_dump(),
+            "method": self.method.model_dump(),
+            "student": {**self.student.model_dump(), "epochs": self.epochs},
+            "teacher": {**self.teacher.model_dump(), **self.teaching.model_dump()},
+            "data": self.data.model_dump(),
+        }
+
+
+def model_name(model: Settings) -> str:
+    """For people: the architecture and its numbers, e.g. cnn-16."""
+    keys = model.model_dump()
+    return "-".join(str(keys[k]) for k in ("name", "depth", "scale", "width") if k in keys)
+
+
+def file_digest(path: Path) -> str:
+    """16 hex digits of a file's content."""
+    with open(path.expanduser(), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def check(composed: Mapping[str, Any]) -> Config:
+    """The typed configuration. **Raises:** UserError, one line naming the key and what is allowed."""
+    root = typed(Root, composed, "")
+    method = typed(methods.find(root.method.get("name")).Config, root.method, "method")
+    student, own = _model(root.student, Student, "student")
+    teacher, teaching = _model(root.teacher, Teacher, "teacher")
+    dataset = typed(data.find(root.data.get("name")).Config, root.data, "data")
+    described = data.describe(dataset)
+    config = Config(root, method, student, own.epochs, teacher, teaching, dataset, described)
+
+    if described.val >= described.train and not described.own_val:
+        limit = described.train - 1
+        raise UserError(f"data.val_size: {described.val} leaves nothing to train on; allowed: 0 to {limit}")
+    nets = {side: _empty(model, described, side) for side, model in (("student", student), ("teacher", teacher))}
+    if config.needs_teacher and teaching.checkpoint is not None:
+        store.check(Path(teaching.checkpoint).expanduser(), nets["teacher"], described.classes, described.size)
+    shapes = {side: net.shapes(described.size) for side, net in nets.items()}
+    try:
+        spec = methods.Spec(shapes["student"], shapes["teacher"], len(described.classes), described.train)
+        config.method_class.check(method, spec)
+    except ValueError as error:
+        raise UserError(f"method.{error}") from error
+    return config
+
+
+def _model(node: dict[str, Any], training: type[Settings], side: str) -> tuple[Any, Any]:
+    """Split a network's node into its architecture's settings and those of its training."""
+    settings = models.find(node.get("name"), side).Config
+    own = {k: v for k, v in node.items() if k in training.model_fields}
+    rest = {k: v for k, v in node.items() if k not in own}
+    return typed(settings, rest, side, list(training.model_fields)), typed(training, own, side)
+
+
+def _empty(model: Settings, described: Description, side: str) -> Any:
+    """The network without weights, to ask it for shapes."""
+    try:
+        with torch.device("meta"):
+            net = models.build(model, len(described.classes), described.size)
+        net.shapes(described.size)
+        return net
+    except RuntimeError as error:
+        name, what = model_name(model), str(error).splitlines()[0]
+        raise UserError(f"{side}.name: {name} cannot take images of {described.size} pixels ({what})") from error
+
+
+def typed(settings: type[Settings], node: Mapping[str, Any], where: str, also: list[str] | None = None) -> Any:
+    """`settings` filled from `node`. **Raises:** UserError that names the first wrong key by its dotted path."""
+    try:
+        return settings.model_validate(dict(node))
+    except ValidationError as error:
+        raise UserError(_line(settings, error, where, also or [])) from None
+
+
+def _line(settings: type[Settings], error: ValidationError, where: str, also: list[str]) -> str:
+    first = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")[0]
+    location = [str(part) for part in first["loc"]]
+    node = where.rsplit(".", 1)[-1] or (location[0] if location else "")
+    if len(location) > 1 and location[-2] in _TAGS:  # pydantic puts a chosen variant's tag into the path
+        location.pop(-2)
+    path = ".".join([where, *location]).strip(".")
+    kind, said = first["type"], first["input"]
+    if kind == "missing":
+        return f"{path}: this key is missing"
+    if kind == "extra_forbidden":
+        inner = _inner(settings, location[:-1])
+        allowed = [*(inner.model_fields if inner else []), *also]
+        near = difflib.get_close_matches(location[-1], allowed, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{path}: there is no such key{hint} Allowed: {', '.join(allowed)}"
+    if kind == "value_error":
+        return f"{path or node}: {first['msg'].removeprefix('Value error, ')}"
+    if kind == "union_tag_invalid":
+        return f"{path}.name: {said.get('name')!r} is not known; allowed: {first['ctx']['expected_tags']}"
+    message = first["msg"].removeprefix("Input ")
+    if kind == "finite_number":
+        message = "should be a finite number"
+    return f"{path}: {message}, got {said!r}"
+
+
+_TAGS = {"sgd", "adam", "adamw", "muon"}
+
+
+def _inner(settings: type[Settings], location: list[str]) -> type[Settings] | None:
+    """The settings class at a path of field names, where the path passes plain nested settings only."""
+    for name in location:
+        found = settings.model_fields[name].annotation if name in settings.model_fields else None
+        if not (isinstance(found, type) and issubclass(found, Settings)):
+            return None
+        settings = found
+    return settings

@@ -1,0 +1,54 @@
+"""Batches of a data set that lives on the device, each sample carrying its index and its view."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kd import views
+from kd.methods.base import Batch
+from kd.views import Augment
+
+
+class Split(NamedTuple):
+    """Some samples of an image set. `images` and `labels` are whole files; `index` names the rows that belong."""
+
+    images: Tensor  # uint8 [N, H, W, 3]
+    labels: Tensor  # int64 [N]
+    index: Tensor  # int64 [n]
+    mean: Tensor  # float32 [3], of pixels in 0..1
+    std: Tensor  # float32 [3]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def targets(self) -> Tensor:
+        """The labels of this split's own samples, in the order of `plain`: int64 [n]."""
+        return self.labels[self.index]
+
+    def batches(self, batch_size: int) -> int:
+        """Batches an epoch: only full ones. What is left over comes in other epochs, whose order differs."""
+        return max(1, len(self.index) // batch_size)
+
+    def to(self, device: torch.device) -> "Split":
+        return Split(*(part.to(device) for part in self))
+
+
+def batches(data: Split, batch_size: int, seed: int, epoch: int, augment: Augment) -> Iterator[Batch]:
+    """The training batches of one epoch: order and views are pure functions of (seed, epoch, sample index)."""
+    count = data.batches(batch_size)
+    order = data.index[views.order(seed, epoch, data.index)]
+    for step in range(count):
+        index = order[step * batch_size : (step + 1) * batch_size]
+        view = views.choose(seed, epoch, index, augment)
+        pixels = views.show(data.images, index, view, augment)
+        x = views.normalise(pixels, data.mean, data.std)
+        yield Batch(x, data.labels[index], index, view, epoch + step / count)
+
+
+def plain(data: Split, batch_size: int = 500) -> Iterator[Tensor]:
+    """The images of a split in its own order, normalised and not augmented, for evaluation: [B, 3, H, W]."""
+    for index in data.index.split(batch_size):
+        yield views.normalise(data.images[index], data.mean, data.std)

@@ -1,0 +1,14 @@
+"""Distillation methods: one file each. A name in the configuration is the name of a file here."""
+
+from typing import Any
+
+from kd import registry
+from kd.methods.base import Batch, Method, Spec, Terms
+
+
+def find(name: Any) -> type[Method]:
+    """The Method class of that name. **Raises:** UserError."""
+    return registry.defined(registry.module("methods", name, "method"), Method)
+
+
+__all__ = ["Batch", "Method", "Spec", "Terms", "find"]

@@ -1,0 +1,96 @@
+"""What every distillation method is: the taps it reads, the parts it trains, and the loss terms it returns."""
+
+from typing import ClassVar, NamedTuple
+
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from kd.models.base import Net, Out
+from kd.settings import Settings
+
+
+class Batch(NamedTuple):
+    """What a training step sees, and all that a method may depend on."""
+
+    x: Tensor  # [B, 3, H, W] float32, normalised: the very pixels that teacher and student see
+    y: Tensor  # [B] int64 labels
+    index: Tensor  # [B] int64, the sample's place in the whole training set (for memories, and to name views)
+    view: Tensor  # [B] int64, which crop and flip of it
+    epoch: float  # epochs done, with a fraction: for weights that change over training
+
+
+class Spec(NamedTuple):
+    """What a method is built for."""
+
+    student: dict[str, tuple[int, ...]]  # tap -> shape without the batch axis, in the order of the network
+    teacher: dict[str, tuple[int, ...]]
+    classes: int
+    samples: int  # one more than the largest Batch.index
+    teacher_net: Net | None = None  # frozen; for methods that read its head. Copy what you keep, never own it
+
+
+Terms = dict[str, tuple[float | Tensor, Tensor]]
+
+
+class Method(nn.Module):
+    """A method declares taps, owns its trainable parts as submodules, and returns named, weighted loss terms.
+
+    The teacher is not inside. Parameters and buffers of a method are optimised, moved and saved with the student
+    but are never part of it. Randomness at construction comes from the method's own stream.
+    """
+
+    Config: ClassVar[type[Settings]]
+    needs_teacher: ClassVar[bool] = True
+    student_taps: tuple[str, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
+
+    @classmethod
+    def check(cls, config, spec: Spec) -> None:
+        """Raise ValueError("key: what is wrong and what is allowed") if this method cannot work on this pair."""
+
+    def __init__(self, config, spec: Spec):
+        super().__init__()
+        self.config = config
+
+    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+        """{name: (weight, value)}; the loss is the sum of weight * value. Logits and taps arrive as float32."""
+        raise NotImplementedError
+
+    def deploy(self, student: Net) -> Net:
+        """What is evaluated and shipped after training: the student, unless a method keeps an adapter."""
+        return student
+
+
+class Weights(Settings):
+    """alpha weighs the hard loss, beta the method's feature loss; what remains of 1 weighs the soft loss."""
+
+    alpha: float = Field(ge=0, le=1)
+    T: float = Field(gt=0)
+
+
+class FeatureWeights(Weights):
+    beta: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _at_most_one(self):
+        if self.alpha + self.beta > 1 + 1e-9:
+            raise ValueError(f"alpha + beta must be <= 1, got {self.alpha} + {self.beta}")
+        return self
+
+
+def soft_kl(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+    """T^2 * KL(softmax(teacher / T) || softmax(student / T)): summed over classes, averaged over the batch.
+
+    Hinton, Vinyals and Dean 2015 (arXiv 1503.02531), section 2; T^2 keeps the size of its gradient as T grows.
+    **Arguments:** float32 logits [B, classes]. **Returns:** a scalar, 0 when both are equal.
+    """
+    log_s, log_t = F.log_softmax(student / T, dim=1), F.log_softmax(teacher / T, dim=1)
+    return T**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+
+
+def hard(batch: Batch, student: Out) -> Tensor:
+    """Cross-entropy with the labels: a scalar, in nats."""
+    return F.cross_entropy(student.logits, batch.y)
+
+

@@ -1,0 +1,21 @@
+"""Distilling the knowledge in a neural network (Hinton, Vinyals and Dean 2015, arXiv 1503.02531)."""
+
+from typing import Literal
+
+from kd.methods.base import Batch, Method, Terms, Weights, hard, soft_kl
+from kd.models.base import Out
+
+
+class Config(Weights):
+    name: Literal["logits"]
+
+
+class Logits(Method):
+    """loss = alpha * CE(student, labels) + (1 - alpha) * T^2 * KL(teacher_T || student_T)."""
+
+    Config = Config
+
+    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+        assert teacher is not None
+        soft = soft_kl(student.logits, teacher.logits, self.config.T)
+        return {"hard": (self.config.alpha, hard(batch, student)), "soft": (1 - self.config.alpha, soft)}

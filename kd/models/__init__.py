@@ -1,0 +1,19 @@
+"""Networks: one file a family. A name in the configuration is the name of a file here."""
+
+from typing import Any
+
+from kd import registry
+from kd.models.base import Net, Out
+
+
+def find(name: Any, key: str) -> Any:
+    """The Net class of that name. **Raises:** UserError naming `key`."""
+    return registry.defined(registry.module("models", name, key), Net)
+
+
+def build(config: Any, classes: int, size: int) -> Any:
+    """A network with fresh weights for `classes` classes and images of size x size, drawn from torch's generator."""
+    return find(config.name, "model")(config, classes, size)
+
+
+__all__ = ["Net", "Out", "build", "find"]

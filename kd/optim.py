@@ -1,0 +1,104 @@
+"""Optimizers (torch's own) and learning-rate schedules, as typed settings that build themselves."""
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from kd.settings import Settings
+
+Rate = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SGD(Settings):
+    name: Literal["sgd"]
+    lr: Rate
+    momentum: Momentum
+    nesterov: bool
+    weight_decay: Decay
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self):
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov=true needs momentum > 0")
+        return self
+
+    def build(self, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+        settings = self.model_dump(exclude={"name"})
+        return [torch.optim.SGD(parameters, fused=_fused(parameters), **settings)]
+
+
+class Adam(Settings):
+    name: Literal["adam", "adamw"]
+    lr: Rate
+    beta1: Momentum
+    beta2: Momentum
+    eps: Rate
+    weight_decay: Decay
+
+    def build(self, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+        kind = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
+        betas, fused = (self.beta1, self.beta2), _fused(parameters)
+        return [kind(parameters, self.lr, betas, self.eps, weight_decay=self.weight_decay, fused=fused)]
+
+
+class Muon(Settings):
+    """torch.optim.Muon on matrices (it takes no other shape), AdamW on all else, at `adamw_lr`."""
+
+    name: Literal["muon"]
+    lr: Rate
+    momentum: Momentum
+    weight_decay: Decay
+    adamw_lr: Rate
+
+    def build(self, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+        matrices = [p for p in parameters if p.ndim == 2]
+        others = [p for p in parameters if p.ndim != 2]
+        decay = self.weight_decay
+        built: list[torch.optim.Optimizer] = []
+        if matrices:
+            built.append(torch.optim.Muon(matrices, self.lr, weight_decay=decay, momentum=self.momentum))
+        if others:
+            built.append(torch.optim.AdamW(others, self.adamw_lr, weight_decay=decay, fused=_fused(others)))
+        return built
+
+
+Optimizer = Annotated[SGD | Adam | Muon, Field(discriminator="name")]
+
+
+def _fused(parameters: Iterable[nn.Parameter]) -> bool:
+    return all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in parameters)
+
+
+class Schedule(Settings):
+    """The learning rate over training, as a factor of the optimizer's `lr`: a pure function of progress.
+
+    `warmup` is the part of training, from 0 to 1, in which the rate rises linearly from 0 to `lr`. After it:
+    `cosine` and `onecycle` fall to `final` (along a half cosine, or a line), `step` multiplies by `gamma` at each of
+    `milestones` (parts of training), `constant` stays.
+    """
+
+    name: Literal["cosine", "onecycle", "step", "constant"]
+    warmup: float = Field(ge=0, lt=1)
+    final: float = Field(ge=0, le=1)
+    milestones: list[Annotated[float, Field(gt=0, lt=1)]]
+    gamma: float = Field(gt=0, le=1)
+
+    def factor(self, step: int, steps: int) -> float:
+        """The factor in force at `step` of `steps`, both in optimizer steps."""
+        progress = (step + 0.5) / steps
+        if progress < self.warmup:
+            return progress / self.warmup
+        fall = (progress - self.warmup) / (1 - self.warmup)
+        if self.name == "cosine":
+            return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * fall))
+        if self.name == "onecycle":
+            return self.final + (1 - self.final) * (1 - fall)
+        if self.name == "step":
+            return self.gamma ** sum(progress >= m for m in self.milestones)
+        return 1.0

@@ -1,0 +1,34 @@
+"""From a name in the configuration to the module of that name. Adding a file adds a choice; there is no list."""
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+from kd.settings import UserError
+
+_NOT_A_CHOICE = {"base", "cache", "loader"}
+
+
+def choices(package: str) -> list[str]:
+    """The modules of `kd.<package>` that can be chosen."""
+    path = importlib.import_module(f"kd.{package}").__path__
+    return sorted(m.name for m in pkgutil.iter_modules(path) if m.name not in _NOT_A_CHOICE)
+
+
+def module(package: str, name: Any, key: str) -> ModuleType:
+    """The module `kd.<package>.<name>`. **Raises:** UserError naming `key` when there is none."""
+    allowed = choices(package)
+    if name not in allowed:
+        raise UserError(f"{key}.name: {name!r} is not known; allowed: {', '.join(allowed)}")
+    return importlib.import_module(f"kd.{package}.{name}")
+
+
+def defined(module: ModuleType, base: type) -> Any:
+    """The one public subclass of `base` that `module` itself defines."""
+    found = [
+        v for v in vars(module).values() if isinstance(v, type) and issubclass(v, base) and v.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise TypeError(f"{module.__name__} must define exactly one {base.__name__}; it has {len(found)}")
+    return found[0]

@@ -1,0 +1,191 @@
+"""One run, from a checked configuration to its directory: data, teacher, student, training, evaluation, record."""
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from safetensors.torch import save_file
+
+from kd import console, data, evaluate, models, record, store, teacher, tracker
+from kd.config import Config, model_name
+from kd.data import Data
+from kd.device import Device, resolve
+from kd.methods import Spec
+from kd.seeds import seeded
+from kd.teacher import Guard, Teacher
+from kd.train import Diverged, train
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, folder: Path | None = None, title: str = "student") -> dict[str, Any]:
+    """Train, evaluate and record what `config` says, unless that was done before; return the content of result.json.
+
+    **Raises:** UserError for what a user can mend; Diverged when the loss is not finite.
+    """
+    folder = folder or folder_of(config)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # who wants the same run waits, and then finds it
+        found = record.finished(folder)
+        if found is not None and not config.root.rerun:
+            log.info("%s: found in %s (rerun=true trains it again)", title, folder)
+            return found
+        if found is not None:
+            record.set_aside(folder)
+        device = resolve(config.root.device, config.root.precision)
+        kept = record.Record(folder, config.plain())
+        kept.status("running")
+        try:
+            images = data.load(config.data, config.described, _path(config.root.paths.cache), device.torch)
+            return _distill(config, kept, images, device, title)
+        except (Exception, KeyboardInterrupt) as error:
+            kept.status("diverged" if isinstance(error, Diverged) else "failed", f"{type(error).__name__}: {error}")
+            raise
+
+
+def folder_of(config: Config) -> Path:
+    """Where a run with this configuration is kept."""
+    return _path(config.root.paths.runs) / config.label()
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _distill(config: Config, kept: record.Record, images: Data, device: Device, title: str) -> dict[str, Any]:
+    seed = config.root.seed
+    tutor = _teacher(config, images, device) if config.needs_teacher else None
+
+    with seeded(seed, "student"):
+        student = device.place(models.build(config.student, len(images.classes), images.size))
+    shapes = [{} if net is None else net.shapes(images.size) for net in (student, tutor and tutor.net)]
+    spec = Spec(*shapes, len(images.classes), images.samples, tutor.net if tutor else None)
+    with seeded(seed, "method"):
+        method = device.place(config.method_class(config.method, spec))
+
+    def rows() -> Iterator[dict[str, Any]]:
+        begun = time.time()
+        for row in train(
+            student, tutor.net if tutor else None, method, images.train, config.data.augment, config.root.optimizer,
+            config.root.schedule, config.epochs, config.root.batch_size, seed, device,
+        ):  # fmt: skip
+            trained = time.time() - begun
+            speed = images.train.batches(config.root.batch_size) * config.root.batch_size / trained
+            yield {**row, **validate(), "seconds": time.time() - begun, "images_per_second": speed}
+            begun = time.time()
+
+    def validate() -> dict[str, float]:
+        if images.val is None:
+            return {}
+        logits = evaluate.infer(method.deploy(student), images.val, device)
+        found = evaluate.metrics(logits, images.val.targets, tutor.val_logits if tutor else None)
+        return {f"val_{name}": value for name, value in found.items()}
+
+    guard = Guard(tutor.net) if tutor else None
+    started = time.time()
+    with tracker.open(config, kept.folder, title) as mirror:
+        for row in console.watch(title, rows(), config.epochs):
+            kept.epoch(row)
+            mirror.epoch(row)
+        if guard:
+            guard.check()
+        seconds = time.time() - started
+
+        deployed = method.deploy(student)
+        logits = evaluate.infer(deployed, images.test, device)  # the test images are read once, here
+        taught = evaluate.infer(tutor.net, images.test, device) if tutor else None
+        test = evaluate.metrics(logits, images.test.targets, taught)
+        last = kept.rows[-1]
+        result = {
+            "id": config.identity(),
+            "method": config.method.name,
+            "student": model_name(config.student),
+            "seed": seed,
+            "epochs": config.epochs,
+            "metrics": {f"test_{k}": v for k, v in test.items()} | {k: last[k] for k in last if k.startswith("val_")},
+            "teacher": _about(config, tutor, taught, images),
+            "size": evaluate.size(deployed, images.size) | {"method_params": evaluate.count(method.parameters())},
+            "time": {
+                "train_seconds": seconds,
+                "epoch_seconds": [row["seconds"] for row in kept.rows],
+                "images_per_second": sum(row["images_per_second"] for row in kept.rows) / len(kept.rows),
+            },
+            "samples": {"train": len(images.train), "val": len(images.val or ()), "test": len(images.test)},
+            "environment": record.environment(str(device.torch), str(device.dtype).removeprefix("torch.")),
+            "config": config.plain(),
+        }
+        card = store.card(
+            config.student.model_dump(), images.classes, images.size, images.train.mean, images.train.std
+        )
+        store.save(deployed, kept.folder / "student.safetensors", card)
+        if extra := method.state_dict():
+            save_file({k: v.cpu().contiguous() for k, v in extra.items()}, kept.folder / "method.safetensors")
+        mirror.finish(result, images, logits)
+        kept.finish(result)
+    return result
+
+
+def _teacher(config: Config, images: Data, device: Device) -> Teacher:
+    """Find or train the teacher, say how good it is, and warn when it has nothing to teach."""
+    given = config.teaching.checkpoint
+    if given is not None:
+        found = teacher.load(config, images, device, Path(given).expanduser(), None)
+    else:
+        recipe = config.as_teacher()
+        folder = folder_of(recipe)
+        trained = run(recipe, folder, title="teacher")
+        found = teacher.load(config, images, device, folder / "student.safetensors", trained)
+    known = "  ".join(
+        f"{split} {console.percent(found.metrics[f'{split}_accuracy'])}"
+        for split in ("val", "test")
+        if f"{split}_accuracy" in found.metrics
+    )
+    log.info("teacher %s: %s", model_name(config.teacher), known or "not measured yet (data.val_size=0)")
+    standard = record.finished(folder_of(config.as_standard()))
+    for split in ("val", "test"):
+        name = f"{split}_accuracy"
+        if standard and name in standard["metrics"] and name in found.metrics:
+            if standard["metrics"][name] >= found.metrics[name]:
+                log.warning(
+                    "this student trained without a teacher already reaches %s on %s: the teacher has nothing to add",
+                    console.percent(standard["metrics"][name]), split,
+                )  # fmt: skip
+            break
+    return found
+
+
+def _about(config: Config, tutor: Teacher | None, taught: Any, images: Data) -> dict[str, Any] | None:
+    """What the result says of its teacher."""
+    if tutor is None:
+        return None
+    measured = {f"test_{k}": v for k, v in evaluate.metrics(taught, images.test.targets).items()}
+    size = evaluate.size(tutor.net, images.size)
+    return {"name": model_name(config.teacher), "source": tutor.source, "metrics": tutor.metrics | measured, **size}
+
+
+def summary(config: Config, result: dict[str, Any], folder: Path) -> list[str]:
+    """The last lines of a run: teacher, student, how much of the gap was closed, where the files are."""
+    accuracy = result["metrics"]["test_accuracy"]
+    lines = []
+    if result["teacher"]:
+        top = result["teacher"]["metrics"]["test_accuracy"]
+        lines.append(
+            f"teacher  {result['teacher']['name']:<10} test {console.percent(top)}  {result['teacher']['params']:,} parameters"
+        )
+    lines.append(
+        f"student  {result['student']:<10} test {console.percent(accuracy)}  {result['size']['params']:,} parameters"
+        f"  (method={result['method']}, seed={result['seed']}, {result['epochs']} epochs)"
+    )
+    standard = record.finished(folder_of(config.as_standard()))
+    if result["teacher"] and standard:
+        base = standard["metrics"]["test_accuracy"]
+        gap = f", {100 * (accuracy - base) / (top - base):.0f} % of its gap to the teacher closed" if top > base else ""
+        lines.append(f"against  standard   test {console.percent(base)}  {100 * (accuracy - base):+.2f} points{gap}")
+    elif result["teacher"]:
+        lines.append("against  standard   not run yet: the same command with method=standard gives the baseline")
+    return [*lines, f"files    {folder}"]
+
+

@@ -1,0 +1,73 @@
+"""The teacher: the student of an ordinary `standard` run, or the user's own weights; in either case frozen."""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from kd import models, store
+from kd.config import Config
+from kd.data import Data
+from kd.device import Device
+from kd.evaluate import infer, metrics
+from kd.models.base import Net
+from kd.settings import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Teacher(NamedTuple):
+    """A frozen network in eval mode, and what it says of the validation images."""
+
+    net: Net
+    source: str  # the directory of its run, or the file of its weights
+    metrics: dict[str, float]  # test_* as recorded when it was trained, val_* as measured now
+    val_logits: Tensor | None  # [n, classes]
+
+
+def load(config: Config, data: Data, device: Device, source: Path, trained: dict[str, Any] | None) -> Teacher:
+    """The teacher whose weights are at `source`; `trained` is the result of the run that made it, if there is one.
+
+    **Raises:** UserError when it no longer scores what it scored when it was trained.
+    """
+    net = models.build(config.teacher, len(data.classes), data.size)
+    store.fill(net, source)
+    freeze(net, device)
+    found = dict(trained["metrics"]) if trained else {}
+    val_logits = None
+    if data.val is not None:
+        val_logits = infer(net, data.val, device)
+        now = metrics(val_logits, data.val.targets)
+        if trained and abs(now["accuracy"] - found["val_accuracy"]) > 0.005:
+            raise UserError(
+                f"teacher: {source} scores {now['accuracy']:.4f} on the validation images, not the "
+                f"{found['val_accuracy']:.4f} it had when it was trained; its weights or the data changed"
+            )
+        found |= {f"val_{name}": value for name, value in now.items()}
+    return Teacher(net, str(source), found, val_logits)
+
+
+def freeze(net: Net, device: Device) -> None:
+    """Eval mode, no gradients, on the device."""
+    device.place(net).eval().requires_grad_(False)
+
+
+class Guard:
+    """Holds a teacher to its promise: eval mode, no gradient, not one buffer or weight moved."""
+
+    def __init__(self, net: Net):
+        self.net, self.before = net, self._sums()
+
+    def check(self) -> None:
+        """**Raises:** RuntimeError when the teacher changed since the guard was set."""
+        if any(m.training for m in self.net.modules()):
+            raise RuntimeError("the teacher was left in train mode")
+        if any(p.requires_grad or p.grad is not None for p in self.net.parameters()):
+            raise RuntimeError("the teacher received gradients")
+        if self._sums() != self.before:
+            raise RuntimeError("the teacher's weights or buffers changed during distillation")
+
+    def _sums(self) -> list[tuple[float, float]]:
+        parts = [t.detach().double() for t in self.net.state_dict().values()]
+        return [(t.sum().item(), t.square().sum().item()) for t in parts]

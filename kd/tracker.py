@@ -1,0 +1,158 @@
+"""Weights & Biases, as a mirror: the truth is in the run's own files, and nothing here may stop a training."""
+
+import contextlib
+import logging
+import netrc
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from torch import Tensor
+
+from kd.config import Config
+from kd.data import Data
+from kd.evaluate import confusion
+
+log = logging.getLogger(__name__)
+
+
+class Mirror:
+    """Sends what it is told to one W&B run. After the first error it says so, once, and falls silent."""
+
+    def __init__(self, run: Any = None):
+        self.run = run
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """One row of history: `epoch` is the step; val_* become val/*, all else train/*."""
+        named = {}
+        for name, value in row.items():
+            named[name if name == "epoch" else f"val/{name[4:]}" if name.startswith("val_") else f"train/{name}"] = value
+        self._try(lambda run: run.log(named, step=row["epoch"]))
+
+    def finish(self, result: Mapping[str, Any], data: Data, logits: Tensor) -> None:
+        """The summary, the confusion matrix of the test images, and 32 of them with what the student said."""
+        self._try(lambda run: run.summary.update(_summary(result)))
+        self._try(lambda run: run.log({"test/confusion": _confusion(data, logits), "test/samples": _samples(data, logits)}))
+
+    def _try(self, act: Callable[[Any], Any]) -> None:
+        if self.run is None:
+            return
+        try:
+            act(self.run)
+        except Exception as error:
+            log.warning("W&B: %s; logging to it stops, the training goes on", _first_line(error))
+            self.run = None
+
+
+@contextlib.contextmanager
+def open(config: Config, folder: Path, job_type: str) -> Iterator[Mirror]:
+    """A mirror for one run; when the block ends the W&B run is finished, as failed if an error leaves the block."""
+    settings = config.root.tracker
+    mode = settings.mode if settings.mode != "auto" else os.environ.get("WANDB_MODE") or _auto()
+    if mode not in ("online", "offline"):
+        yield Mirror()
+        return
+    run = _start(config, folder, job_type, mode)
+    mirror, code = Mirror(run), 1
+    try:
+        yield mirror
+        code = 0
+    finally:
+        if run is not None:
+            with contextlib.suppress(Exception):
+                run.finish(exit_code=code)
+            _say_where(run, mode)
+
+
+def _start(config: Config, folder: Path, job_type: str, mode: str) -> Any:
+    """wandb.init that cannot ask, cannot hang and cannot fail: online falls back to offline, offline to nothing."""
+    import wandb
+
+    settings = config.root.tracker
+    try:
+        return wandb.init(
+            mode=mode,
+            project=settings.project,
+            entity=settings.entity,
+            group=settings.group,
+            job_type=job_type,
+            tags=[*settings.tags, config.method.name],
+            notes=settings.notes,
+            name=config.label(),
+            dir=str(folder),
+            config={**config.plain(), "run_id": config.identity()},
+            settings=wandb.Settings(
+                init_timeout=settings.timeout,
+                finish_timeout=4 * settings.timeout,
+                reinit="create_new",  # the default returns the run that a crashed job left open
+                console="off",
+                silent=True,
+                disable_git=True,
+                disable_code=True,
+            ),
+        )
+    except Exception as error:
+        after = "; it is kept offline" if mode == "online" else "; this run is not mirrored"
+        log.warning("W&B (%s): %s%s", mode, _first_line(error), after)
+        return _start(config, folder, job_type, "offline") if mode == "online" else None
+
+
+def _auto() -> str:
+    """Online when a key is configured, offline otherwise; the user is never asked."""
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    base = os.environ.get("WANDB_BASE_URL")
+    hosts = {urlparse(base).hostname} if base else {"api.wandb.ai", "api.forge.coreweave.com"}
+    path = os.environ.get("NETRC") or next((p for n in (".netrc", "_netrc") if (p := Path.home() / n).exists()), None)
+    with contextlib.suppress(OSError, netrc.NetrcParseError, TypeError):
+        if path and hosts & set(netrc.netrc(str(path)).hosts):
+            return "online"
+    return "offline"
+
+
+def _say_where(run: Any, mode: str) -> None:
+    with contextlib.suppress(Exception):
+        if run.url and not run.offline:
+            log.info("W&B      %s", run.url)
+        else:
+            place = Path(run.dir).parent
+            log.info("W&B      offline: look with `wandb leet %s`, upload with `wandb sync %s`", place, place)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name.replace("_", "/", 1): value for name, value in result["metrics"].items()}
+    found |= {f"size/{name}": value for name, value in result["size"].items()}
+    if result["teacher"]:
+        found |= {f"teacher/{name}": value for name, value in result["teacher"]["metrics"].items()}
+    return {**found, "train_seconds": result["time"]["train_seconds"], "student": result["student"]}
+
+
+def _confusion(data: Data, logits: Tensor) -> Any:
+    import wandb
+
+    counts = confusion(logits, data.test.targets, len(data.classes))
+    rows = [[t, p, counts[i][j]] for i, t in enumerate(data.classes) for j, p in enumerate(data.classes)]
+    table = wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=rows)
+    fields = {name: name for name in table.columns}
+    return wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "Test images"})
+
+
+def _samples(data: Data, logits: Tensor, count: int = 32) -> list[Any]:
+    import wandb
+
+    step = max(1, len(data.test) // count)
+    found = []
+    for place in range(0, step * min(count, len(data.test)), step):
+        row = int(data.test.index[place])
+        said, true = (data.classes[int(i)] for i in (logits[place].argmax(), data.test.labels[row]))
+        mark = "" if said == true else "  ✗"
+        found.append(wandb.Image(data.test.images[row].cpu().numpy(), caption=f"{true} → {said}{mark}"))
+    return found
+
+

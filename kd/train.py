@@ -1,0 +1,69 @@
+"""The hot loop. It knows no configuration file, no directory, no tracker: it yields a row an epoch."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from kd.data.loader import Split, batches
+from kd.device import Device
+from kd.methods.base import Method
+from kd.models.base import Net, Out
+from kd.optim import Optimizer, Schedule
+from kd.seeds import stream
+from kd.views import Augment
+
+
+class Diverged(Exception):
+    """A loss term became NaN or infinite; the text names the term and the epoch."""
+
+
+def train(
+    student: Net,
+    teacher: Net | None,
+    method: Method,
+    data: Split,
+    augment: Augment,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    device: Device,
+) -> Iterator[dict[str, float]]:
+    """Train `student` (and the method's own parts) in place; yield {"epoch", "lr", "loss", each term} an epoch.
+
+    Terms are means over the epoch's batches, before weighting. After the last epoch the student is the result.
+    """
+    optimizers = optimizer.build([*student.parameters(), *method.parameters()])
+    groups = [(group, group["lr"]) for o in optimizers for group in o.param_groups]
+    per_epoch = data.batches(batch_size)
+    for epoch in range(epochs):
+        student.train(), method.train()
+        torch.manual_seed(stream(seed, f"dropout/{epoch}"))
+        totals: dict[str, torch.Tensor] = {}
+        for step, batch in enumerate(batches(data, batch_size, seed, epoch, augment), start=epoch * per_epoch):
+            for group, lr in groups:
+                group["lr"] = lr * schedule.factor(step, epochs * per_epoch)
+            with torch.no_grad(), device.autocast():
+                t = None if teacher is None else _float(teacher.tapped(batch.x, method.teacher_taps))
+            with device.autocast():
+                s = _float(student.tapped(batch.x, method.student_taps))
+            terms = method(batch, s, t)
+            loss = sum((weight * value for weight, value in terms.values()), torch.zeros((), device=batch.y.device))
+            loss.backward()
+            for o in optimizers:
+                o.step()
+                o.zero_grad(set_to_none=True)
+            for name, value in {"loss": loss, **{n: v for n, (_, v) in terms.items()}}.items():
+                totals[name] = totals.get(name, 0) + value.detach()  # stays on the device: no wait inside the loop
+        means = {name: total.item() / per_epoch for name, total in totals.items()}
+        for name in reversed(means):
+            if not math.isfinite(means[name]):
+                raise Diverged(f"epoch {epoch + 1}: the loss term {name!r} is {means[name]}; try a smaller optimizer.lr")
+        yield {"epoch": epoch + 1, "lr": groups[0][0]["lr"], **means}
+
+
+def _float(out: Out) -> Out:
+    """Loss math is float32 whatever the precision of the networks."""
+    return Out(out.logits.float(), {name: tap.float() for name, tap in out.taps.items()})
