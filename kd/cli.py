@@ -74,7 +74,7 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
         chain.append(error)
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     for one in chain:
-        if type(one).__name__ in ("SweepFailed", "Diverged"):
+        if type(one).__name__ in ("SweepFailedError", "DivergedError"):
             return 1, str(one)
         if isinstance(one, UserError):
             return 2, str(one)

@@ -122,11 +122,11 @@ class Config:
 
     def as_standard(self) -> "Config":
         """The same student, trained the same way, without a teacher."""
-        method = methods.find("standard").Config(name="standard")
+        method = methods.find("standard").Config.model_validate({"name": "standard"})
         return replace(self, method=method, root=self.root.model_copy(update={"rerun": False}))
 
     def as_teacher(self) -> "Config":
-        """The run that trains the teacher: an ordinary `standard` run of the teacher's model by the teacher's recipe."""
+        """The run that trains the teacher: a `standard` run of the teacher's model by the teacher's recipe."""
         recipe = self.teaching.model_dump(include={"batch_size", "seed"})
         recipe |= {"optimizer": self.teaching.optimizer, "schedule": self.teaching.schedule}
         plain = self.as_standard()

@@ -26,7 +26,7 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
 
 
-_OWN = ("epoch", "lr", "loss", "val_accuracy", "val_nll", "seconds")
+_OWN = ("epoch", "lr", "loss", "seconds", "images_per_second")
 
 
 def watch(title: str, rows: Iterable[dict[str, Any]], epochs: int) -> Iterator[dict[str, Any]]:

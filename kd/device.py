@@ -2,12 +2,14 @@
 
 import contextlib
 import ctypes
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from kd.settings import UserError
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Device(NamedTuple):
@@ -21,9 +23,10 @@ class Device(NamedTuple):
             return contextlib.nullcontext()
         return torch.autocast(self.torch.type, self.dtype)
 
-    def place(self, module: nn.Module) -> nn.Module:
+    def place(self, module: Module) -> Module:
         """`module` itself, moved here, its convolution weights in channels_last order."""
-        return module.to(self.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module.to(self.torch).to(memory_format=torch.channels_last)
+        return module
 
 
 def resolve(device: str, precision: str) -> Device:
@@ -35,10 +38,10 @@ def resolve(device: str, precision: str) -> Device:
     if device == "auto":
         device = "cuda" if cuda else "mps" if mps else "cpu"
     kind, _, number = device.partition(":")
-    count = {"cuda": torch.cuda.device_count() if cuda else 0, "mps": int(mps), "cpu": 1}[kind]
-    if int(number or 0) >= count:
-        have = ["cpu", *(["mps"] if mps else []), *(f"cuda:{i}" for i in range(torch.cuda.device_count() if cuda else 0))]
-        raise UserError(f"device: {device} is not on this machine; it has {', '.join(have)}; device=auto chooses")
+    present = {"cuda": torch.cuda.device_count() if cuda else 0, "mps": int(mps), "cpu": 1}
+    if int(number or 0) >= present[kind]:
+        have = ", ".join(f"{name}:{i}" if name == "cuda" else name for name, n in present.items() for i in range(n))
+        raise UserError(f"device: {device} is not on this machine; it has {have}; device=auto chooses")
     if precision == "auto":
         precision = "bf16" if _bf16_pays(kind) else "fp32"
     return Device(torch.device(device), torch.bfloat16 if precision == "bf16" else torch.float32)

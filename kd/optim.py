@@ -23,7 +23,7 @@ class SGD(Settings):
     weight_decay: Decay
 
     @model_validator(mode="after")
-    def _nesterov_needs_momentum(self):
+    def _nesterov_needs_momentum(self) -> "SGD":
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov=true needs momentum > 0")
         return self

@@ -1,8 +1,8 @@
 """A run's directory. Everything is written aside and then renamed, and `result.json` comes last.
 
-    config.yaml        the configuration, resolved           history.csv           an epoch a row
-    result.json        metrics, sizes, times, environment    student.safetensors   the trained student
-    status.json        running, done, failed or diverged     kd.log, .hydra/       what was said, what Hydra composed
+config.yaml        the configuration, resolved           history.csv           an epoch a row
+result.json        metrics, sizes, times, environment    student.safetensors   the trained student
+status.json        running, done, failed or diverged     kd.log, .hydra/       what was said, what Hydra composed
 """
 
 import csv
@@ -83,9 +83,11 @@ def set_aside(folder: Path) -> None:
     kept = folder / "superseded"
     target = kept / str(1 + sum(1 for _ in kept.iterdir()) if kept.exists() else 1)
     target.mkdir(parents=True)
-    for name in ("result.json", "status.json", "history.csv", "config.yaml", "student.safetensors", "method.safetensors"):
+    for name in ("result.json", "status.json", "history.csv", "config.yaml"):
         if (folder / name).exists():
             os.replace(folder / name, target / name)
+    for weights in folder.glob("*.safetensors"):
+        os.replace(weights, target / weights.name)
 
 
 def environment(device: str, precision: str) -> dict[str, Any]:

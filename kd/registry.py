@@ -26,9 +26,8 @@ def module(package: str, name: Any, key: str) -> ModuleType:
 
 def defined(module: ModuleType, base: type) -> Any:
     """The one public subclass of `base` that `module` itself defines."""
-    found = [
-        v for v in vars(module).values() if isinstance(v, type) and issubclass(v, base) and v.__module__ == module.__name__
-    ]
+    own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__]
+    found = [v for v in own if issubclass(v, base)]
     if len(found) != 1:
         raise TypeError(f"{module.__name__} must define exactly one {base.__name__}; it has {len(found)}")
     return found[0]

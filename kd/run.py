@@ -16,7 +16,7 @@ from kd.device import Device, resolve
 from kd.methods import Spec
 from kd.seeds import seeded
 from kd.teacher import Guard, Teacher
-from kd.train import Diverged, train
+from kd.train import DivergedError, train
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 def run(config: Config, folder: Path | None = None, title: str = "student") -> dict[str, Any]:
     """Train, evaluate and record what `config` says, unless that was done before; return the content of result.json.
 
-    **Raises:** UserError for what a user can mend; Diverged when the loss is not finite.
+    **Raises:** UserError for what a user can mend; DivergedError when the loss is not finite.
     """
     folder = folder or folder_of(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,8 @@ def run(config: Config, folder: Path | None = None, title: str = "student") -> d
             images = data.load(config.data, config.described, _path(config.root.paths.cache), device.torch)
             return _distill(config, kept, images, device, title)
         except (Exception, KeyboardInterrupt) as error:
-            kept.status("diverged" if isinstance(error, Diverged) else "failed", f"{type(error).__name__}: {error}")
+            state = "diverged" if isinstance(error, DivergedError) else "failed"
+            kept.status(state, f"{type(error).__name__}: {error}")
             raise
 
 
@@ -61,15 +62,16 @@ def _distill(config: Config, kept: record.Record, images: Data, device: Device, 
 
     with seeded(seed, "student"):
         student = device.place(models.build(config.student, len(images.classes), images.size))
-    shapes = [{} if net is None else net.shapes(images.size) for net in (student, tutor and tutor.net)]
-    spec = Spec(*shapes, len(images.classes), images.samples, tutor.net if tutor else None)
+    taught_by = tutor.net if tutor else None
+    shapes = taught_by.shapes(images.size) if taught_by else {}
+    spec = Spec(student.shapes(images.size), shapes, len(images.classes), images.samples, taught_by)
     with seeded(seed, "method"):
         method = device.place(config.method_class(config.method, spec))
 
     def rows() -> Iterator[dict[str, Any]]:
         begun = time.time()
         for row in train(
-            student, tutor.net if tutor else None, method, images.train, config.data.augment, config.root.optimizer,
+            student, taught_by, method, images.train, config.data.augment, config.root.optimizer,
             config.root.schedule, config.epochs, config.root.batch_size, seed, device,
         ):  # fmt: skip
             trained = time.time() - begun
@@ -117,9 +119,7 @@ def _distill(config: Config, kept: record.Record, images: Data, device: Device, 
             "environment": record.environment(str(device.torch), str(device.dtype).removeprefix("torch.")),
             "config": config.plain(),
         }
-        card = store.card(
-            config.student.model_dump(), images.classes, images.size, images.train.mean, images.train.std
-        )
+        card = store.card(config.student.model_dump(), images.classes, images.size, images.train.mean, images.train.std)
         store.save(deployed, kept.folder / "student.safetensors", card)
         if extra := method.state_dict():
             save_file({k: v.cpu().contiguous() for k, v in extra.items()}, kept.folder / "method.safetensors")
@@ -171,10 +171,9 @@ def summary(config: Config, result: dict[str, Any], folder: Path) -> list[str]:
     accuracy = result["metrics"]["test_accuracy"]
     lines = []
     if result["teacher"]:
-        top = result["teacher"]["metrics"]["test_accuracy"]
-        lines.append(
-            f"teacher  {result['teacher']['name']:<10} test {console.percent(top)}  {result['teacher']['params']:,} parameters"
-        )
+        tutor = result["teacher"]
+        top = tutor["metrics"]["test_accuracy"]
+        lines.append(f"teacher  {tutor['name']:<10} test {console.percent(top)}  {tutor['params']:,} parameters")
     lines.append(
         f"student  {result['student']:<10} test {console.percent(accuracy)}  {result['size']['params']:,} parameters"
         f"  (method={result['method']}, seed={result['seed']}, {result['epochs']} epochs)"
@@ -187,5 +186,3 @@ def summary(config: Config, result: dict[str, Any], folder: Path) -> list[str]:
     elif result["teacher"]:
         lines.append("against  standard   not run yet: the same command with method=standard gives the baseline")
     return [*lines, f"files    {folder}"]
-
-

@@ -102,7 +102,7 @@ def load(path: str | os.PathLike[str]) -> Loaded:
     """
     file = Path(path)
     if file.is_dir():
-        file = next((file / f"{n}.safetensors" for n in ("student", "teacher") if (file / f"{n}.safetensors").exists()), file)
+        file = file / "student.safetensors"
     if not file.is_file():
         raise UserError(f"{path}: no finished run here (no student.safetensors)")
     found, _ = read_card(file)

@@ -1,4 +1,4 @@
-"""Many jobs, one after the other: all are checked before the first starts, none stops the others, a table at the end."""
+"""Many jobs in turn: all are checked before the first starts, none stops the others, a table ends them."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from kd.settings import UserError
 log = logging.getLogger(__name__)
 
 
-class SweepFailed(Exception):
+class SweepFailedError(Exception):
     """Some jobs of a sweep failed; the table says which."""
 
 
@@ -30,11 +30,14 @@ def check_all(composed: Sequence[Mapping[str, Any]], overrides: Sequence[Sequenc
 
 
 def run_all(
-    folder: Path, overrides: Sequence[Sequence[str]], folders: Sequence[Path], start: Callable[[int], BaseException | None]
+    folder: Path,
+    overrides: Sequence[Sequence[str]],
+    folders: Sequence[Path],
+    start: Callable[[int], BaseException | None],
 ) -> None:
     """Run every job by `start(number)`, keep jobs.json up to date, write and say the comparison.
 
-    **Raises:** SweepFailed at the end when a job failed.
+    **Raises:** SweepFailedError at the end when a job failed.
     """
     jobs: list[dict[str, Any]] = [
         {"overrides": list(words), "folder": str(path), "status": "planned", "reason": ""}
@@ -55,4 +58,4 @@ def run_all(
     failed = [n for n, job in enumerate(jobs, 1) if job["status"] != "done"]
     log.info("%d planned, %d done, %d failed; tables in %s", len(jobs), len(jobs) - len(failed), len(failed), folder)
     if failed:
-        raise SweepFailed(f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(map(str, failed))}")
+        raise SweepFailedError(f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(map(str, failed))}")

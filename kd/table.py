@@ -1,7 +1,7 @@
 """Tables of finished runs, from their files alone: no torch, no training."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from scipy import stats
 
 from kd.record import read_json, write_text
 
+MEANS = ["val_accuracy", "test_nll", "test_ece", "test_agreement", "params", "train_seconds"]
 BUDGET = ["student", "epochs", "samples"]
 
 
@@ -51,8 +52,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         n, spread = len(group), accuracy.std()
         half = stats.t.ppf(0.975, n - 1) * spread / math.sqrt(n) if n > 1 else math.nan
         row = {"setting": name, "n": n, "test_accuracy": accuracy.mean(), "std": spread, "ci95": half}
-        means = [c for c in ("val_accuracy", "test_nll", "test_ece", "test_agreement", "params", "train_seconds") if c in group]
-        row |= {c: group[c].mean() for c in means} | {c: group[c].iloc[0] for c in BUDGET}
+        row |= {c: group[c].mean() for c in MEANS if c in group} | {c: group[c].iloc[0] for c in BUDGET}
         row["teacher_test_accuracy"] = group["teacher_test_accuracy"].max()
         rows.append(row)
     return pd.DataFrame(rows)
@@ -66,6 +66,12 @@ def text(table: pd.DataFrame) -> str:
     plain = table[table["setting"].str.split().str[0] == "standard"]
     base = plain["test_accuracy"].iloc[0] if len(plain) == 1 else None
     lines = [["", "n", "test accuracy", "vs standard", "gap closed", "val", "NLL", "ECE", "agreement", "epochs"]]
+    shown = {
+        "val_accuracy": (100, ".2f"),
+        "test_nll": (1, ".3f"),
+        "test_ece": (1, ".3f"),
+        "test_agreement": (100, ".1f"),
+    }
     for _, row in table.iterrows():
         gain = None if base is None else row["test_accuracy"] - base
         gap = None if gain is None or pd.isna(best) or best <= base else gain / (best - base)
@@ -73,25 +79,29 @@ def text(table: pd.DataFrame) -> str:
         lines.append([
             row["setting"], str(row["n"]), f"{100 * row['test_accuracy']:.2f} %{spread}",
             "-" if not gain else f"{100 * gain:+.2f}", "-" if not gain or gap is None else f"{100 * gap:.0f} %",
-            _number(row, "val_accuracy", 100, ".2f"), _number(row, "test_nll", 1, ".3f"), _number(row, "test_ece", 1, ".3f"),
-            _number(row, "test_agreement", 100, ".1f"), str(row["epochs"]),
+            *(_number(row, name, *form) for name, form in shown.items()), str(row["epochs"]),
         ])  # fmt: skip
     if not pd.isna(best):
         lines.append(["teacher", "", f"{100 * best:.2f} %", *[""] * 7])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    shown = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
+    aligned = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
     if table["n"].nunique() > 1:
-        shown.append("note: the rows have different numbers of seeds")
+        aligned.append("note: the rows have different numbers of seeds")
     if len(table[BUDGET].drop_duplicates()) > 1:
-        shown.append("note: the rows differ in student, epochs or training images; they share no budget")
-    return "\n".join(line.rstrip() for line in shown)
+        aligned.append("note: the rows differ in student, epochs or training images; they share no budget")
+    return "\n".join(line.rstrip() for line in aligned)
 
 
 def _number(row: pd.Series, name: str, scale: float, form: str) -> str:
     return "-" if name not in row or pd.isna(row[name]) else format(scale * row[name], form)
 
 
-def write(folder: Path, jobs: list[Mapping[str, Any]]) -> str:
+def write(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> str:
     """Write runs.csv and summary.csv into a sweep's directory; return the comparison as text."""
     table = runs(jobs)
     folded = summary(table)

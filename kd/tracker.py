@@ -6,7 +6,7 @@ import netrc
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 from torch import Tensor
@@ -26,15 +26,14 @@ class Mirror:
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """One row of history: `epoch` is the step; val_* become val/*, all else train/*."""
-        named = {}
-        for name, value in row.items():
-            named[name if name == "epoch" else f"val/{name[4:]}" if name.startswith("val_") else f"train/{name}"] = value
-        self._try(lambda run: run.log(named, step=row["epoch"]))
+        named = {f"val/{n[4:]}" if n.startswith("val_") else f"train/{n}": v for n, v in row.items() if n != "epoch"}
+        self._try(lambda run: run.log({"epoch": row["epoch"], **named}, step=row["epoch"]))
 
     def finish(self, result: Mapping[str, Any], data: Data, logits: Tensor) -> None:
         """The summary, the confusion matrix of the test images, and 32 of them with what the student said."""
         self._try(lambda run: run.summary.update(_summary(result)))
-        self._try(lambda run: run.log({"test/confusion": _confusion(data, logits), "test/samples": _samples(data, logits)}))
+        self._try(lambda run: run.log({"test/confusion": _confusion(data, logits)}))
+        self._try(lambda run: run.log({"test/samples": _samples(data, logits)}))
 
     def _try(self, act: Callable[[Any], Any]) -> None:
         if self.run is None:
@@ -50,11 +49,11 @@ class Mirror:
 def open(config: Config, folder: Path, job_type: str) -> Iterator[Mirror]:
     """A mirror for one run; when the block ends the W&B run is finished, as failed if an error leaves the block."""
     settings = config.root.tracker
-    mode = settings.mode if settings.mode != "auto" else os.environ.get("WANDB_MODE") or _auto()
+    mode: str = settings.mode if settings.mode != "auto" else os.environ.get("WANDB_MODE") or _auto()
     if mode not in ("online", "offline"):
         yield Mirror()
         return
-    run = _start(config, folder, job_type, mode)
+    run = _start(config, folder, job_type, "online" if mode == "online" else "offline")
     mirror, code = Mirror(run), 1
     try:
         yield mirror
@@ -66,7 +65,7 @@ def open(config: Config, folder: Path, job_type: str) -> Iterator[Mirror]:
             _say_where(run, mode)
 
 
-def _start(config: Config, folder: Path, job_type: str, mode: str) -> Any:
+def _start(config: Config, folder: Path, job_type: str, mode: Literal["online", "offline"]) -> Any:
     """wandb.init that cannot ask, cannot hang and cannot fail: online falls back to offline, offline to nothing."""
     import wandb
 
@@ -99,7 +98,7 @@ def _start(config: Config, folder: Path, job_type: str, mode: str) -> Any:
         return _start(config, folder, job_type, "offline") if mode == "online" else None
 
 
-def _auto() -> str:
+def _auto() -> Literal["online", "offline"]:
     """Online when a key is configured, offline otherwise; the user is never asked."""
     if os.environ.get("WANDB_API_KEY"):
         return "online"
@@ -114,7 +113,7 @@ def _auto() -> str:
 
 def _say_where(run: Any, mode: str) -> None:
     with contextlib.suppress(Exception):
-        if run.url and not run.offline:
+        if not run.offline:
             log.info("W&B      %s", run.url)
         else:
             place = Path(run.dir).parent
@@ -137,9 +136,9 @@ def _confusion(data: Data, logits: Tensor) -> Any:
     import wandb
 
     counts = confusion(logits, data.test.targets, len(data.classes))
-    rows = [[t, p, counts[i][j]] for i, t in enumerate(data.classes) for j, p in enumerate(data.classes)]
+    rows: Any = [[t, p, counts[i][j]] for i, t in enumerate(data.classes) for j, p in enumerate(data.classes)]
     table = wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=rows)
-    fields = {name: name for name in table.columns}
+    fields = {str(name): str(name) for name in table.columns}
     return wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "Test images"})
 
 
@@ -154,5 +153,3 @@ def _samples(data: Data, logits: Tensor, count: int = 32) -> list[Any]:
         mark = "" if said == true else "  ✗"
         found.append(wandb.Image(data.test.images[row].cpu().numpy(), caption=f"{true} → {said}{mark}"))
     return found
-
-

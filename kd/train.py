@@ -14,7 +14,7 @@ from kd.seeds import stream
 from kd.views import Augment
 
 
-class Diverged(Exception):
+class DivergedError(Exception):
     """A loss term became NaN or infinite; the text names the term and the epoch."""
 
 
@@ -60,7 +60,8 @@ def train(
         means = {name: total.item() / per_epoch for name, total in totals.items()}
         for name in reversed(means):
             if not math.isfinite(means[name]):
-                raise Diverged(f"epoch {epoch + 1}: the loss term {name!r} is {means[name]}; try a smaller optimizer.lr")
+                what = f"the loss term {name!r} is {means[name]}"
+                raise DivergedError(f"epoch {epoch + 1}: {what}; try a smaller optimizer.lr")
         yield {"epoch": epoch + 1, "lr": groups[0][0]["lr"], **means}
 
 

@@ -11,9 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from kd.seeds import stream
 from kd.settings import Settings
-
-_MASK = (1 << 64) - 1
 
 
 class Augment(Settings):
@@ -30,7 +29,7 @@ class Augment(Settings):
 
 
 def _signed(x: int) -> int:
-    x &= _MASK
+    x &= (1 << 64) - 1
     return x - (1 << 64) if x >> 63 else x
 
 
@@ -50,8 +49,6 @@ def draw(seed: int, name: str, epoch: int, index: Tensor) -> Tensor:
 
     **Arguments:** `index` int64 of any shape; the result has its shape and device.
     """
-    from kd.seeds import stream
-
     key = stream(seed, name) + (epoch + 1) * 0x9E3779B97F4A7C15
     return _mix(_mix(index * _signed(0xD1342543DE82EF95) + _signed(key)) + _signed(key))
 

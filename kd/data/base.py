@@ -67,11 +67,11 @@ def assemble(config: DataSettings, described: Description, arrays: Arrays, devic
     if mean is None or std is None:
         found = moments(arrays.train_images)
         mean, std = mean or found[0], std or found[1]
-    stats = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32).clamp(min=1e-3)
+    mean_std = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32).clamp(min=1e-3)
     images, labels = arrays.train_images.to(device), arrays.train_labels.to(device)
 
     def whole(images: Tensor, labels: Tensor) -> Split:
-        return Split(images, labels, torch.arange(len(images)), *stats).to(device)
+        return Split(images, labels, torch.arange(len(images)), *mean_std).to(device)
 
     val: Split | None = None
     rows = torch.arange(len(arrays.train_images))
@@ -79,8 +79,8 @@ def assemble(config: DataSettings, described: Description, arrays: Arrays, devic
         val = whole(arrays.val_images, arrays.val_labels)
     elif described.val:
         rows, held_out = hold_out(arrays.train_labels, described.val, config.split_seed)
-        val = Split(images, labels, held_out, *stats).to(device)
-    train = Split(images, labels, rows, *stats).to(device)
+        val = Split(images, labels, held_out, *mean_std).to(device)
+    train = Split(images, labels, rows, *mean_std).to(device)
     return Data(described.classes, described.size, train, val, whole(arrays.test_images, arrays.test_labels))
 
 

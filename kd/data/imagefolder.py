@@ -88,8 +88,8 @@ def _scan(folder: Path) -> dict[str, list[tuple[Path, int]]]:
 def _decode(path: Path, size: int) -> np.ndarray:
     """uint8 [size, size, 3]: the shorter side brought to `size`, the middle cut out."""
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image).convert("RGB")
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
             if image.size != (size, size):
                 image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
             return np.asarray(image)

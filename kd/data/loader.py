@@ -1,7 +1,7 @@
 """Batches of a data set that lives on the device, each sample carrying its index and its view."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from kd.methods.base import Batch
 from kd.views import Augment
 
 
-class Split(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Split:
     """Some samples of an image set. `images` and `labels` are whole files; `index` names the rows that belong."""
 
     images: Tensor  # uint8 [N, H, W, 3]
@@ -33,7 +34,8 @@ class Split(NamedTuple):
         return max(1, len(self.index) // batch_size)
 
     def to(self, device: torch.device) -> "Split":
-        return Split(*(part.to(device) for part in self))
+        parts = self.images, self.labels, self.index, self.mean, self.std
+        return Split(*(part.to(device) for part in parts))
 
 
 def batches(data: Split, batch_size: int, seed: int, epoch: int, augment: Augment) -> Iterator[Batch]:

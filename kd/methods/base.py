@@ -1,6 +1,7 @@
 """What every distillation method is: the taps it reads, the parts it trains, and the loss terms it returns."""
 
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -10,7 +11,8 @@ from kd.models.base import Net, Out
 from kd.settings import Settings
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Batch:
     """What a training step sees, and all that a method may depend on."""
 
     x: Tensor  # [B, 3, H, W] float32, normalised: the very pixels that teacher and student see
@@ -20,7 +22,8 @@ class Batch(NamedTuple):
     epoch: float  # epochs done, with a fraction: for weights that change over training
 
 
-class Spec(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Spec:
     """What a method is built for."""
 
     student: dict[str, tuple[int, ...]]  # tap -> shape without the batch axis, in the order of the network
@@ -46,10 +49,10 @@ class Method(nn.Module):
     teacher_taps: tuple[str, ...] = ()
 
     @classmethod
-    def check(cls, config, spec: Spec) -> None:
+    def check(cls, config: Any, spec: Spec) -> None:
         """Raise ValueError("key: what is wrong and what is allowed") if this method cannot work on this pair."""
 
-    def __init__(self, config, spec: Spec):
+    def __init__(self, config: Any, spec: Spec):
         super().__init__()
         self.config = config
 
@@ -73,7 +76,7 @@ class FeatureWeights(Weights):
     beta: float = Field(ge=0, le=1)
 
     @model_validator(mode="after")
-    def _at_most_one(self):
+    def _at_most_one(self) -> "FeatureWeights":
         if self.alpha + self.beta > 1 + 1e-9:
             raise ValueError(f"alpha + beta must be <= 1, got {self.alpha} + {self.beta}")
         return self
@@ -92,5 +95,3 @@ def soft_kl(student: Tensor, teacher: Tensor, T: float) -> Tensor:
 def hard(batch: Batch, student: Out) -> Tensor:
     """Cross-entropy with the labels: a scalar, in nats."""
     return F.cross_entropy(student.logits, batch.y)
-
-

@@ -10,7 +10,7 @@ from kd.methods.base import Batch, FeatureWeights, Method, Spec, Terms, hard, so
 from kd.models.base import Out
 
 
-class Config(FeatureWeights):
+class FeatureConfig(FeatureWeights):
     name: Literal["feature"]
     pairs: dict[str, str] = Field(min_length=1)
 
@@ -23,10 +23,10 @@ class Feature(Method):
     the larger is average-pooled to the smaller's size; a linear layer for vectors [D].
     """
 
-    Config = Config
+    Config = FeatureConfig
 
     @classmethod
-    def check(cls, config: Config, spec: Spec) -> None:
+    def check(cls, config: FeatureConfig, spec: Spec) -> None:
         for student, teacher in config.pairs.items():
             for side, tap, shapes in (("student", student, spec.student), ("teacher", teacher, spec.teacher)):
                 if tap not in shapes:
@@ -37,12 +37,10 @@ class Feature(Method):
                     f"{list(spec.student[student])}, the teacher's {teacher} is {list(spec.teacher[teacher])}"
                 )
 
-    def __init__(self, config: Config, spec: Spec):
+    def __init__(self, config: FeatureConfig, spec: Spec):
         super().__init__(config, spec)
         self.student_taps, self.teacher_taps = tuple(config.pairs), tuple(config.pairs.values())
-        self.regressors = nn.ModuleList(
-            _regressor(spec.student[s], spec.teacher[t]) for s, t in config.pairs.items()
-        )
+        self.regressors = nn.ModuleList(_regressor(spec.student[s], spec.teacher[t]) for s, t in config.pairs.items())
 
     def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
         assert teacher is not None

@@ -6,14 +6,14 @@ from kd.methods.base import Batch, Method, Terms, Weights, hard, soft_kl
 from kd.models.base import Out
 
 
-class Config(Weights):
+class LogitsConfig(Weights):
     name: Literal["logits"]
 
 
 class Logits(Method):
     """loss = alpha * CE(student, labels) + (1 - alpha) * T^2 * KL(teacher_T || student_T)."""
 
-    Config = Config
+    Config = LogitsConfig
 
     def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
         assert teacher is not None

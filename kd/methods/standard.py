@@ -7,14 +7,14 @@ from kd.models.base import Out
 from kd.settings import Settings
 
 
-class Config(Settings):
+class StandardConfig(Settings):
     name: Literal["standard"]
 
 
 class Standard(Method):
     """loss = CE(student, labels)."""
 
-    Config = Config
+    Config = StandardConfig
     needs_teacher = False
 
     def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:

@@ -13,7 +13,7 @@ from kd.models.base import Net
 from kd.settings import Settings
 
 
-class Config(Settings):
+class CNNConfig(Settings):
     name: Literal["cnn"]
     scale: int = Field(ge=1, le=1024)
     activation: Literal["relu", "elu", "gelu", "silu"]
@@ -24,9 +24,9 @@ class CNN(Net):
     """Taps on 32 x 32 images: conv1, conv2 [s, 32, 32], pool1 [s, 16, 16], conv3, conv4 [2s, 16, 16],
     pool2 [2s, 8, 8], hidden [32s]."""
 
-    Config = Config
+    Config = CNNConfig
 
-    def __init__(self, config: Config, classes: int, size: int):
+    def __init__(self, config: CNNConfig, classes: int, size: int):
         activation = {"relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU}[config.activation]
         s = config.scale
 
