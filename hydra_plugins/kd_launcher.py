@@ -30,7 +30,7 @@ class LocalLauncher(Launcher):
         from kd.sweep import check_all, run_all
 
         setup_globals()
-        configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         loader = self.hydra_context.config_loader
         configs = []
@@ -51,6 +51,7 @@ class LocalLauncher(Launcher):
                 hydra_context=self.hydra_context, task_function=self.task_function, config=configs[number],
                 job_dir_key="hydra.run.dir", job_subdir_key=None,
             )  # fmt: skip
+            configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
             returned.append(job)
             return None if job.status is JobStatus.COMPLETED else job._return_value
 

@@ -1,6 +1,8 @@
 """The entry point, and the only place that knows Hydra: composes the configuration and hands it on as plain data."""
 
+import errno
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,7 @@ def task(composed: DictConfig) -> None:
 
 def main() -> None:
     """`python -m kd` and `kd`. Exit code 0: done; 1: a job failed; 2: a mistake that the user can mend, in one line."""
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: not word.startswith("-") and "=" in word)  # flags may come last
     full = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, instead of printing and exiting
     try:
@@ -70,9 +73,10 @@ def main() -> None:
 def _explain(error: BaseException) -> tuple[int, str | None]:
     """(exit code, one line), or (1, None) for an error that is not the user's."""
     chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
     for one in chain:
         if type(one).__name__ in ("SweepFailedError", "DivergedError"):
             return 1, str(one)
@@ -80,12 +84,22 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
             return 2, str(one)
     for one in chain:
         if isinstance(one, HydraException | OmegaConfBaseException) and str(one):
-            return 2, " ".join(str(one).split())
-        if isinstance(one, PermissionError | NotADirectoryError | FileExistsError) and one.filename:
+            return 2, _reword(str(one))
+        if isinstance(one, OSError) and one.filename and one.errno in _UNWRITABLE:
             return 2, f"cannot write to {one.filename} ({one.strerror}); choose another folder with paths.runs=PATH"
-        if isinstance(one, OSError) and one.errno == 30:
-            return 2, f"{one.filename} is on a read-only file system; choose another folder with paths.runs=PATH"
     return 1, None
+
+
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC, errno.EDQUOT}
+
+
+def _reword(text: str) -> str:
+    """Hydra's own errors, as one line, without its advice to force an unknown key in with `+`."""
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return f"{found[1]}: there is no such key here; `--cfg job` shows those there are"
+    if found := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{found[1]}: this key is missing; set it with {found[1]}=..."
+    return " ".join(text.split("Config search path")[0].split())
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ class Guard:
     """Holds a teacher to its promise: eval mode, no gradient, not one buffer or weight moved."""
 
     def __init__(self, net: Net):
-        self.net, self.before = net, self._sums()
+        self.net = net
+        self.before = self._sums()
 
     def check(self) -> None:
         """**Raises:** RuntimeError when the teacher changed since the guard was set."""

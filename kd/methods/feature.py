@@ -1,6 +1,6 @@
 """FitNets: hints for thin deep nets (Romero et al. 2015, arXiv 1412.6550), in the combined, one-stage form."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -10,15 +10,18 @@ from kd.methods.base import Batch, FeatureWeights, Method, Spec, Terms, hard, so
 from kd.models.base import Out
 
 
+Pair = Annotated[list[str], Field(min_length=2, max_length=2)]  # [student tap, teacher tap]
+
+
 class FeatureConfig(FeatureWeights):
     name: Literal["feature"]
-    pairs: dict[str, str] = Field(min_length=1)
+    pairs: list[Pair] = Field(min_length=1)
 
 
 class Feature(Method):
     """loss = alpha * CE + beta * feature + (1 - alpha - beta) * T^2 * KL(teacher_T || student_T).
 
-    `feature` is the mean over the `pairs` (student tap -> teacher tap) of the mean squared error between the
+    `feature` is the mean over the `pairs` ([student tap, teacher tap]) of the mean squared error between the
     teacher's tap and the student's through a learned regressor: a 1 x 1 convolution for maps [C, H, W], of which
     the larger is average-pooled to the smaller's size; a linear layer for vectors [D].
     """
@@ -27,7 +30,7 @@ class Feature(Method):
 
     @classmethod
     def check(cls, config: FeatureConfig, spec: Spec) -> None:
-        for student, teacher in config.pairs.items():
+        for student, teacher in config.pairs:
             for side, tap, shapes in (("student", student, spec.student), ("teacher", teacher, spec.teacher)):
                 if tap not in shapes:
                     raise ValueError(f"pairs: the {side} has no tap {tap!r}; it has {', '.join(shapes)}")
@@ -39,15 +42,15 @@ class Feature(Method):
 
     def __init__(self, config: FeatureConfig, spec: Spec):
         super().__init__(config, spec)
-        self.student_taps, self.teacher_taps = tuple(config.pairs), tuple(config.pairs.values())
-        self.regressors = nn.ModuleList(_regressor(spec.student[s], spec.teacher[t]) for s, t in config.pairs.items())
+        self.student_taps, self.teacher_taps = zip(*config.pairs, strict=True)
+        self.regressors = nn.ModuleList(_regressor(spec.student[s], spec.teacher[t]) for s, t in config.pairs)
 
     def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
         assert teacher is not None
         alpha, beta = self.config.alpha, self.config.beta
         errors = [
             _error(regress, student.taps[s], teacher.taps[t])
-            for regress, (s, t) in zip(self.regressors, self.config.pairs.items(), strict=True)
+            for regress, (s, t) in zip(self.regressors, self.config.pairs, strict=True)
         ]
         return {
             "hard": (alpha, hard(batch, student)),

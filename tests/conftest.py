@@ -1,0 +1,89 @@
+"""What the tests share: a way to compose a configuration, a way to type a command, and a tiny data set."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["WANDB_MODE"] = "disabled"  # tests of the tracker say otherwise
+os.environ.pop("WANDB_API_KEY", None)
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from kd import cli
+from kd.config import Config, check
+
+SMALL = ["data=digits", "teacher.scale=2", "student.scale=1", "teacher.epochs=1", "student.epochs=1", "device=cpu"]
+
+
+class Said(NamedTuple):
+    """What a command said, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    torch.set_num_threads(1)
+    os.environ["KD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> Callable[..., Config]:
+    """composed("method=logits", ...): the checked configuration of a small run on digits, kept in tmp_path."""
+
+    def compose_(*overrides: str, small: bool = True) -> Config:
+        words = [*(SMALL if small else []), f"paths.runs={tmp_path / 'runs'}", *overrides]
+        with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+            return check(cli.plain(compose("config", words)))
+
+    return compose_
+
+
+@pytest.fixture
+def kd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Callable[..., Said]:
+    """kd("method=logits", ...): what `python -m kd` with these words says, run in an empty directory."""
+    place = tmp_path / "cwd"
+    place.mkdir()
+    monkeypatch.chdir(place)
+
+    def run(*words: str) -> Said:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["kd", *words])
+        try:
+            cli.main()
+            code: int | str | None = 0
+        except SystemExit as stop:
+            code = stop.code
+        said = capfd.readouterr()
+        return Said(code if isinstance(code, int) else 0 if code is None else 1, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An image folder of two classes, 12 training and 4 test images each, of odd sizes."""
+    root = tmp_path / "images"
+    for split, count in (("train", 12), ("test", 4)):
+        for number, name in enumerate(("dark", "light é")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                shade = 40 + 150 * number + i
+                Image.new("RGB", (20 + i, 18), (shade, shade, 90)).save(root / split / name / f"{i:02d}.png")
+    return root
+
+
+def shared_cifar() -> Path:
+    """The CIFAR-10 image folder that the project's developers have beside the repository; the test skips without."""
+    root = Path(__file__).parents[2] / "shared" / "data" / "cifar10-images"
+    if not (root / "train").is_dir():
+        pytest.skip(f"no CIFAR-10 image folder at {root}")
+    return root
