@@ -9,6 +9,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import env_override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -55,9 +56,9 @@ def main() -> None:
     """`python -m kd` and `kd`. Exit code 0: done; 1: a job failed; 2: a mistake that the user can mend, in one line."""
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: not word.startswith("-") and "=" in word)  # flags may come last
     full = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, instead of printing and exiting
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+        with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra hands its errors on, instead of printing and exiting
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
     except KeyboardInterrupt:
         sys.exit("kd: interrupted")
     except Exception as error:
@@ -83,6 +84,8 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
         if isinstance(one, UserError):
             return 2, str(one)
     for one in chain:
+        if str(one).startswith("Only one of --run"):  # Hydra's flags
+            return 2, str(one)
         if isinstance(one, HydraException | OmegaConfBaseException) and str(one):
             return 2, _reword(str(one))
         if isinstance(one, OSError) and one.filename and one.errno in _UNWRITABLE:
@@ -97,7 +100,7 @@ def _reword(text: str) -> str:
     """Hydra's own errors, as one line, without its advice to force an unknown key in with `+`."""
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: there is no such key here; `--cfg job` shows those there are"
-    if found := re.search(r"Missing mandatory value: (\S+)", text):
+    if "Missing mandatory value" in text and (found := re.search(r"full_key: (\S+)", text)):
         return f"{found[1]}: this key is missing; set it with {found[1]}=..."
     return " ".join(text.split("Config search path")[0].split())
 

@@ -7,17 +7,18 @@ Hydra. Everything that can be refused without decoding an image is refused here,
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from kd import data, methods, models, store
 from kd.data import Description
-from kd.optim import Optimizer, Schedule
+from kd.optim import VARIANTS, Optimizer, Schedule
 from kd.settings import Settings, UserError
 
 RECIPE = 1  # raise it when the same configuration would train to other numbers: it renames every run and teacher
@@ -70,12 +71,19 @@ class Root(Settings):
     schedule: Schedule
     batch_size: Annotated[int, Field(ge=2)]
     seed: Annotated[int, Field(ge=0)]
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+    device: str
     precision: Literal["auto", "fp32", "bf16"]
     threads: Count | None
     tracker: Tracker
     paths: Paths
     rerun: bool
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+            raise ValueError(f"{device!r} is not known; allowed: auto, cpu, mps, cuda, cuda:0, cuda:1, ...")
+        return device
 
 
 @dataclass(frozen=True)
@@ -211,38 +219,26 @@ def typed(settings: type[Settings], node: Mapping[str, Any], where: str, also: l
 
 def _line(settings: type[Settings], error: ValidationError, where: str, also: list[str]) -> str:
     first = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")[0]
-    location = [str(part) for part in first["loc"]]
-    node = where.rsplit(".", 1)[-1] or (location[0] if location else "")
-    if len(location) > 1 and location[-2] in _TAGS:  # pydantic puts a chosen variant's tag into the path
-        location.pop(-2)
+    kind, said, tags = first["type"], first["input"], first["loc"]
+    inner, location = settings, []
+    for name in map(str, tags):
+        if name in VARIANTS:  # pydantic puts the tag of the chosen variant into the path
+            inner = VARIANTS[name]
+            continue
+        location.append(name)
+        found = inner.model_fields[name].annotation if name in inner.model_fields else None
+        inner = found if isinstance(found, type) and issubclass(found, Settings) else inner
     path = ".".join([where, *location]).strip(".")
-    kind, said = first["type"], first["input"]
     if kind == "missing":
         return f"{path}: this key is missing"
     if kind == "extra_forbidden":
-        inner = _inner(settings, location[:-1])
-        allowed = [*(inner.model_fields if inner else []), *also]
+        allowed = [*inner.model_fields, *also]
         near = difflib.get_close_matches(location[-1], allowed, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{path}: there is no such key{hint} Allowed: {', '.join(allowed)}"
     if kind == "value_error":
-        return f"{path or node}: {first['msg'].removeprefix('Value error, ')}"
+        return f"{path}: {first['msg'].removeprefix('Value error, ')}"
     if kind == "union_tag_invalid":
-        return f"{path}.name: {said.get('name')!r} is not known; allowed: {first['ctx']['expected_tags']}"
-    message = first["msg"].removeprefix("Input ")
-    if kind == "finite_number":
-        message = "should be a finite number"
+        return f"{path}.name: {said.get('name')!r} is not known; allowed: {', '.join(VARIANTS)}"
+    message = "should be a finite number" if kind == "finite_number" else first["msg"].removeprefix("Input ")
     return f"{path}: {message}, got {said!r}"
-
-
-_TAGS = {"sgd", "adam", "adamw", "muon"}
-
-
-def _inner(settings: type[Settings], location: list[str]) -> type[Settings] | None:
-    """The settings class at a path of field names, where the path passes plain nested settings only."""
-    for name in location:
-        found = settings.model_fields[name].annotation if name in settings.model_fields else None
-        if not (isinstance(found, type) and issubclass(found, Settings)):
-            return None
-        settings = found
-    return settings

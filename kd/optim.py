@@ -69,6 +69,7 @@ class Muon(Settings):
 
 
 Optimizer = Annotated[SGD | Adam | Muon, Field(discriminator="name")]
+VARIANTS: dict[str, type[Settings]] = {"adam": Adam, "adamw": Adam, "muon": Muon, "sgd": SGD}
 
 
 def _fused(parameters: Iterable[nn.Parameter]) -> bool:

@@ -2,7 +2,8 @@
 
 config.yaml        the configuration, resolved           history.csv           an epoch a row
 result.json        metrics, sizes, times, environment    student.safetensors   the trained student
-status.json        running, done, failed or diverged     kd.log, .hydra/       what was said, what Hydra composed
+status.json        running, done, failed or diverged     error.txt             the traceback of a failed run
+kd.log, .hydra/    what was said, what Hydra composed
 """
 
 import csv
@@ -13,6 +14,7 @@ import platform
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,11 @@ class Record:
             {"state": state, "reason": reason, "pid": os.getpid(), "host": platform.node(), "time": time.time()},
         )
 
+    def failed(self, state: str, error: BaseException) -> None:
+        """Keep why a run ended: one line in status.json, the whole traceback in error.txt."""
+        write_text(self.folder / "error.txt", "".join(traceback.format_exception(error)))
+        self.status(state, f"{type(error).__name__}: {error}")
+
     def epoch(self, row: Mapping[str, Any]) -> None:
         self.rows.append(dict(row))
         write_text(self.folder / "history.csv", _csv(self.rows))
@@ -83,7 +90,7 @@ def set_aside(folder: Path) -> None:
     kept = folder / "superseded"
     target = kept / str(1 + sum(1 for _ in kept.iterdir()) if kept.exists() else 1)
     target.mkdir(parents=True)
-    for name in ("result.json", "status.json", "history.csv", "config.yaml"):
+    for name in ("result.json", "status.json", "history.csv", "config.yaml", "error.txt"):
         if (folder / name).exists():
             os.replace(folder / name, target / name)
     for weights in folder.glob("*.safetensors"):

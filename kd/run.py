@@ -42,8 +42,7 @@ def run(config: Config, folder: Path | None = None, title: str = "student") -> d
             images = data.load(config.data, config.described, _path(config.root.paths.cache), device.torch)
             return _distill(config, kept, images, device, title)
         except (Exception, KeyboardInterrupt) as error:
-            state = "diverged" if isinstance(error, DivergedError) else "failed"
-            kept.status(state, f"{type(error).__name__}: {error}")
+            kept.failed("diverged" if isinstance(error, DivergedError) else "failed", error)
             raise
 
 

@@ -52,7 +52,7 @@ def run_all(
         if error is not None:
             job["status"] = status.get("state") if status.get("state") == "diverged" else "failed"
             job["reason"] = (str(error) or type(error).__name__).splitlines()[0]
-            log.error("job %d failed: %s", number + 1, job["reason"])
+            log.error("job %d %s: %s (%s)", number + 1, job["status"], job["reason"], folders[number] / "error.txt")
         write_json(folder / "jobs.json", jobs)
     log.info("\n%s\n", table.write(folder, jobs))
     failed = [n for n, job in enumerate(jobs, 1) if job["status"] != "done"]

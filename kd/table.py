@@ -19,7 +19,8 @@ def runs(jobs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
     **Arguments:** jobs as {"overrides": [...], "folder": path, "status": str, "reason": str}.
     """
-    rows = []
+    jobs, rows = list(jobs), []
+    shared = set.intersection(*(set(job["overrides"]) for job in jobs)) if jobs else set()
     for job in jobs:
         result = read_json(Path(job["folder"]) / "result.json") if job["status"] == "done" else None
         row = {"status": job["status"], "reason": job["reason"], "overrides": " ".join(job["overrides"])}
@@ -29,7 +30,7 @@ def runs(jobs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             row |= {"samples": result["samples"]["train"], **result["metrics"], **result["size"]}
             row |= {"train_seconds": result["time"]["train_seconds"], "teacher": teacher.get("name")}
             row |= {"teacher_test_accuracy": teacher.get("metrics", {}).get("test_accuracy")}
-            row["setting"] = setting(job["overrides"], result)
+            row["setting"] = setting((o for o in job["overrides"] if o not in shared), result)
         rows.append({**row, "folder": str(job["folder"])})
     return pd.DataFrame(rows)
 
@@ -79,7 +80,7 @@ def text(table: pd.DataFrame) -> str:
         lines.append([
             row["setting"], str(row["n"]), f"{100 * row['test_accuracy']:.2f} %{spread}",
             "-" if not gain else f"{100 * gain:+.2f}", "-" if not gain or gap is None else f"{100 * gap:.0f} %",
-            *(_number(row, name, *form) for name, form in shown.items()), str(row["epochs"]),
+            *(_number(row, name, *form) for name, form in shown.items()), f"{row['epochs']:.0f}",
         ])  # fmt: skip
     if not pd.isna(best):
         lines.append(["teacher", "", f"{100 * best:.2f} %", *[""] * 7])
