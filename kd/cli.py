@@ -54,7 +54,9 @@ def task(composed: DictConfig) -> None:
 
 def main() -> None:
     """`python -m kd` and `kd`. Exit code 0: done; 1: a job failed; 2: a mistake that the user can mend, in one line."""
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: not word.startswith("-") and "=" in word)  # flags may come last
+    sys.argv[1:] = sorted(
+        sys.argv[1:], key=lambda word: not word.startswith("-") and "=" in word
+    )  # flags may come last
     full = os.environ.get("HYDRA_FULL_ERROR")
     try:
         with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra hands its errors on, instead of printing and exiting

@@ -19,11 +19,20 @@ DIGITS = ["data=digits", "student.epochs=1", "teacher.epochs=1", "student.scale=
 
 BAD = {  # what is typed: what the one line must say
     "unknown key": ("method.temprature=3", "method.temprature: there is no such key"),
-    "unknown key, forced in": ("+method.temprature=3", "method.temprature: there is no such key Allowed: alpha, T, name"),
-    "near miss, forced in": ("+optimizer.momentun=0.9", "optimizer.momentun: there is no such key; did you mean momentum?"),
+    "unknown key, forced in": (
+        "+method.temprature=3",
+        "method.temprature: there is no such key Allowed: alpha, T, name",
+    ),
+    "near miss, forced in": (
+        "+optimizer.momentun=0.9",
+        "optimizer.momentun: there is no such key; did you mean momentum?",
+    ),
     "near miss at the top": ("+sed=1", "sed: there is no such key; did you mean seed?"),
     "near miss in the student": ("+student.epoch=1", "student.epoch: there is no such key; did you mean epochs?"),
-    "unknown choice": ("method=logit", "Could not find 'method/logit' Available options in 'method': feature logits standard"),
+    "unknown choice": (
+        "method=logit",
+        "Could not find 'method/logit' Available options in 'method': feature logits standard",
+    ),
     "unknown name": ("method.name=nope", "method.name: 'nope' is not known; allowed: feature, logits, standard"),
     "unknown model name": ("student.name=nope", "student.name: 'nope' is not known; allowed: cnn"),
     "word for a number": ("method.T=hot", "method.T: should be a valid number, got 'hot'"),
@@ -32,7 +41,10 @@ BAD = {  # what is typed: what the one line must say
     "temperature zero": ("method.T=0", "method.T: should be greater than 0, got 0"),
     "alpha above one": ("method.alpha=1.5", "method.alpha: should be less than or equal to 1, got 1.5"),
     "alpha below zero": ("method.alpha=-0.1", "method.alpha: should be greater than or equal to 0, got -0.1"),
-    "alpha and beta": ("method=feature method.alpha=0.6 method.beta=0.6", "method: alpha + beta must be <= 1, got 0.6 + 0.6"),
+    "alpha and beta": (
+        "method=feature method.alpha=0.6 method.beta=0.6",
+        "method: alpha + beta must be <= 1, got 0.6 + 0.6",
+    ),
     "half an epoch": ("student.epochs=2.5", "student.epochs: should be a valid integer, got 2.5"),
     "no epoch": ("student.epochs=0", "student.epochs: should be greater than 0, got 0"),
     "truth for a number": ("optimizer.lr=true", "optimizer.lr: should be a valid number, got True"),
@@ -42,17 +54,29 @@ BAD = {  # what is typed: what the one line must say
     "teacher's learning rate": ("teacher.optimizer.lr=-1", "teacher.optimizer.lr: should be greater than 0, got -1"),
     "unknown optimizer": ("optimizer=lion", "Could not find 'optimizer/lion' Available options in 'optimizer': adam"),
     "nesterov alone": ("optimizer.momentum=0", "optimizer: nesterov=true needs momentum > 0"),
-    "padding": ("data.augment.padding=wrap", "data.augment.padding: should be 'zeros', 'reflect' or 'edge', got 'wrap'"),
-    "validation takes all": ("data.val_size=1437", "data.val_size: 1437 leaves nothing to train on; allowed: 0 to 1436"),
+    "padding": (
+        "data.augment.padding=wrap",
+        "data.augment.padding: should be 'zeros', 'reflect' or 'edge', got 'wrap'",
+    ),
+    "validation takes all": (
+        "data.val_size=1437",
+        "data.val_size: 1437 leaves nothing to train on; allowed: 0 to 1436",
+    ),
     "tap": (
         "method=feature method.pairs=[[nose,pool2]]",
         "method.pairs: the student has no tap 'nose'; it has conv1, conv2, pool1, conv3, conv4, pool2, hidden, head",
     ),
-    "map and vector": ("method=feature method.pairs=[[pool2,hidden]]", "method.pairs: pool2 -> hidden pairs a map with a"),
+    "map and vector": (
+        "method=feature method.pairs=[[pool2,hidden]]",
+        "method.pairs: pool2 -> hidden pairs a map with a",
+    ),
     "tracker": ("tracker.mode=maybe", "tracker.mode: should be 'auto', 'online', 'offline' or 'disabled', got 'maybe'"),
     "device": ("device=tpu", "device: 'tpu' is not known; allowed: auto, cpu, mps, cuda"),
     "missing root": ("data=imagefolder", "data.root: this key is missing; set it with data.root=..."),
-    "missing folder": ("data=imagefolder data.root=nowhere", "data.root: no folder nowhere; it must hold train/<class>/*"),
+    "missing folder": (
+        "data=imagefolder data.root=nowhere",
+        "data.root: no folder nowhere; it must hold train/<class>/*",
+    ),
     "no checkpoint": ("teacher.checkpoint=none.safetensors", "teacher.checkpoint: no file none.safetensors"),
     "grammar": ("method.T=[1", "no viable alternative at input '[1'"),
     "flag": ("--cfg job --info all", "Only one of"),
@@ -142,7 +166,10 @@ def saved(path: Path, classes: int = 10, size: int = 32, scale: int = 2) -> Path
     ("make", "expected"),
     [
         (lambda p: saved(p, classes=7), "knows 7 classes, the data has 10; teacher and student must share them"),
-        (lambda p: saved(p, size=16), "takes images of 16 pixels, the data has 32; teacher and student must see the same"),
+        (
+            lambda p: saved(p, size=16),
+            "takes images of 16 pixels, the data has 32; teacher and student must see the same",
+        ),
         (lambda p: saved(p, scale=3), "does not fit the teacher model: "),
         (lambda p: p.write_bytes(saved(p).read_bytes()[:-100]), "is not a whole safetensors file"),
         (lambda p: p.write_bytes(b""), "is not a whole safetensors file"),
@@ -179,7 +206,9 @@ def test_every_yaml_composes_and_builds(choice: str, composed: Callable, folder:
         "experiment": [f"+{choice}"],
     }.get(group, [choice])
     config = composed(*words, small=group not in ("data", "experiment"))
-    nets = [models.build(m, len(config.described.classes), config.described.size) for m in (config.student, config.teacher)]
+    nets = [
+        models.build(m, len(config.described.classes), config.described.size) for m in (config.student, config.teacher)
+    ]
     shapes = [net.shapes(config.described.size) for net in nets]
     method = config.method_class(config.method, Spec(*shapes, len(config.described.classes), config.described.train))
     for recipe in (config.root, config.teaching):

@@ -27,7 +27,9 @@ TABLE = {  # data set: (classes, size, training images)
 
 
 def folder_config(root: Path, **keys: object) -> imagefolder.Config:
-    return imagefolder.Config(**{"name": "imagefolder", "root": str(root), "size": 16, "val_size": None, **KEYS, **keys})
+    return imagefolder.Config(
+        **{"name": "imagefolder", "root": str(root), "size": 16, "val_size": None, **KEYS, **keys}
+    )
 
 
 def test_every_data_set_has_a_row_here() -> None:

@@ -10,10 +10,30 @@ import pytest
 import kd
 
 HERE = Path(kd.__file__).parent
-ORDER = (
-    "settings registry seeds views optim device models methods data evaluate store config train teacher record console "
-    "tracker run table sweep cli __main__"
-).split()
+ORDER = [
+    "settings",
+    "registry",
+    "seeds",
+    "views",
+    "optim",
+    "device",
+    "models",
+    "methods",
+    "data",
+    "evaluate",
+    "store",
+    "config",
+    "train",
+    "teacher",
+    "record",
+    "console",
+    "tracker",
+    "run",
+    "table",
+    "sweep",
+    "cli",
+    "__main__",
+]
 ONLY_IN = {"hydra": {"cli"}, "omegaconf": {"cli"}, "wandb": {"tracker"}}
 FILES = sorted(HERE.rglob("*.py"))
 

@@ -157,7 +157,9 @@ def test_the_gradient_is_the_losses(name: str) -> None:
 @pytest.mark.parametrize("name", TABLE)
 def test_only_declared_taps_are_read(name: str) -> None:
     method, s, t = build(name), outputs(1, STUDENT), outputs(2, TEACHER)
-    lean = [Out(o.logits, {k: o.taps[k] for k in taps}) for o, taps in ((s, method.student_taps), (t, method.teacher_taps))]
+    lean = [
+        Out(o.logits, {k: o.taps[k] for k in taps}) for o, taps in ((s, method.student_taps), (t, method.teacher_taps))
+    ]
     assert loss(method(batch(), *lean)) == loss(method(batch(), s, t))
 
 
@@ -172,7 +174,10 @@ def test_terms_vanish_when_the_student_is_the_teacher(name: str) -> None:
 @pytest.mark.parametrize("name", TABLE)
 def test_extreme_logits_stay_finite(name: str) -> None:
     method = build(name).float()
-    s, t = (Out(1e4 * o.logits.float(), {k: v.float() for k, v in o.taps.items()}) for o in (outputs(1, STUDENT), outputs(2, TEACHER)))
+    s, t = (
+        Out(1e4 * o.logits.float(), {k: v.float() for k, v in o.taps.items()})
+        for o in (outputs(1, STUDENT), outputs(2, TEACHER))
+    )
     s.logits.requires_grad_()
     total = loss(method(batch(), s, t))
     total.backward()

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from kd.methods.base import Batch, FeatureWeights, Method, Spec, Terms, hard, soft_kl
 from kd.models.base import Out
 
-
 Pair = Annotated[list[str], Field(min_length=2, max_length=2)]  # [student tap, teacher tap]
 
 

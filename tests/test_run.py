@@ -1,0 +1,291 @@
+"""Whole runs, as they are typed: what they leave behind, that they repeat bit for bit, that they are not done twice."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+import kd as package
+from kd import evaluate, table, tracker
+from kd.record import Record, finished, read_json, set_aside
+from kd.settings import UserError
+
+SMALL = ["data=digits", "student.epochs=2", "teacher.epochs=1", "student.scale=2", "teacher.scale=2", "device=cpu"]
+SMALL += ["threads=1"]
+
+
+def result(runs: str, method: str) -> dict:
+    (folder,) = Path(runs).glob(f"{method}-cnn-2-s[01]-*")
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.parametrize("method", ["standard", "feature"])
+def test_the_same_command_gives_the_same_bits_and_another_seed_does_not(method: str, kd: Callable) -> None:
+    for runs in ("a", "b"):
+        assert kd(*SMALL, f"method={method}", f"paths.runs={runs}").code == 0
+    assert kd(*SMALL, f"method={method}", "paths.runs=c", "seed=1").code == 0
+    a, b, c = (result(runs, method) for runs in "abc")
+    assert a["metrics"] == b["metrics"]
+    assert a["id"] == b["id"] != c["id"]
+    assert a["metrics"] != c["metrics"]
+    weights = [next(Path(runs).glob(f"{method}-cnn-2-s0-*/student.safetensors")).read_bytes() for runs in "ab"]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_leaves_what_it_promises(kd: Callable) -> None:
+    said = kd(*SMALL, "method=feature")
+    assert said.code == 0
+    (folder,) = Path("runs").glob("feature-*")
+    names = {"result.json", "history.csv", "student.safetensors", "method.safetensors", "config.yaml", "kd.log"}
+    assert names <= {p.name for p in folder.iterdir()}
+    assert (folder / ".hydra" / "config.yaml").exists()
+    assert not list(Path().rglob("*.part"))
+    found = result("runs", "feature")
+    expected = {"test_accuracy", "test_nll", "test_ece", "test_agreement", "test_teacher_kl", "val_accuracy"}
+    assert expected <= set(found["metrics"])
+    assert found["size"] == {"params": 17_428, "macs": 164_480, "method_params": 20}
+    assert found["samples"] == {"train": 1237, "val": 200, "test": 360}
+    assert found["environment"]["torch"] == torch.__version__
+    assert found["config"]["method"]["T"] == 4.0
+    history = pd.read_csv(folder / "history.csv")
+    assert history["epoch"].tolist() == [1, 2]
+    assert {"loss", "hard", "feature", "soft", "val_accuracy", "val_teacher_kl", "lr", "seconds"} <= set(
+        history.columns
+    )
+    assert read_json(folder / "status.json")["state"] == "done"
+    for line in (
+        "teacher  cnn-2",
+        "student  cnn-2",
+        "against  standard   not run yet",
+        f"files    {folder.absolute()}",
+    ):
+        assert line in said.out
+    assert "epoch 2/2" in (folder / "kd.log").read_text()
+
+
+def test_load_gives_the_student_that_was_measured(kd: Callable) -> None:
+    assert kd(*SMALL, "method=standard").code == 0
+    (folder,) = Path("runs").glob("standard-*")
+    student = package.load(folder)
+    assert not student.training
+    from kd import data
+    from kd.data.digits import Config
+
+    config = Config(**result("runs", "standard")["config"]["data"])
+    test = data.find("digits").read(config)
+    with torch.no_grad():
+        logits = student(student.preprocess(test.test_images))
+    accuracy = (logits.argmax(1) == test.test_labels).double().mean().item()
+    assert accuracy == result("runs", "standard")["metrics"]["test_accuracy"]
+    assert student.classes == tuple("0123456789")
+    with pytest.raises(UserError, match="no finished run here"):
+        package.load("nowhere")
+
+
+def test_a_command_repeated_is_not_trained_again_unless_asked(kd: Callable) -> None:
+    words = [*SMALL, "method=logits"]
+    assert "teacher  epoch 1/1" in kd(*words).out
+    first = result("runs", "logits")
+    again = kd(*words)
+    assert again.code == 0
+    assert "student: found in" in again.out
+    assert "epoch" not in again.out.replace("epochs)", "")
+    assert result("runs", "logits") == first
+    other = kd(*words, "method.T=2", "seed=1")
+    assert "teacher: found in" in other.out
+    assert "student  epoch" in other.out
+    rerun = kd(*words, "rerun=true")
+    assert "student  epoch 2/2" in rerun.out
+    assert "teacher: found in" in rerun.out
+    (kept,) = Path("runs").glob("logits-cnn-2-s0-*/superseded/1/result.json")
+    assert json.loads(kept.read_text()) == first
+
+
+def test_the_gap_is_told_once_the_baseline_is_there(kd: Callable) -> None:
+    assert kd(*SMALL, "method=standard").code == 0
+    said = kd(*SMALL, "method=logits")
+    assert "against  standard   test" in said.out
+    assert "points" in said.out
+
+
+def test_weights_of_ones_own_can_teach(kd: Callable) -> None:
+    assert kd(*SMALL, "method=standard").code == 0
+    (weights,) = Path("runs").glob("standard-*/student.safetensors")
+    weights.rename("mine.safetensors")
+    words = [*SMALL, "method=logits", "teacher.checkpoint=mine.safetensors", "teacher.dropout=0.2"]
+    said = kd(*words)
+    assert said.code == 0
+    assert "teacher  epoch" not in said.out
+    assert result("runs", "logits")["teacher"]["source"] == "mine.safetensors"
+
+
+def test_a_teacher_with_nothing_to_teach_is_told(kd: Callable) -> None:
+    words = [*SMALL, "teacher.epochs=1", "teacher.optimizer.lr=1e-9", "student.epochs=3"]
+    assert kd(*words, "method=standard").code == 0
+    assert "the teacher has nothing to add" in kd(*words, "method=logits").out
+
+
+def test_a_teacher_whose_weights_changed_is_refused(kd: Callable) -> None:
+    assert kd(*SMALL, "method=logits").code == 0
+    (weights,) = Path("runs").glob("standard-cnn-2-s1000-*/student.safetensors")
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(weights, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(weights)
+    tensors["stages.head.1.weight"] = tensors["stages.head.1.weight"].flip(0).contiguous()
+    save_file(tensors, weights, metadata)
+    said = kd(*SMALL, "method=logits", "seed=1")
+    assert said.code == 2
+    assert "it had when it was trained; its weights or the data changed" in said.err
+
+
+def test_a_sweep_ends_in_a_table_whatever_happens_to_its_jobs(kd: Callable) -> None:
+    said = kd("-m", *SMALL, "method=standard", "optimizer.lr=0.05,1e30", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert said.code == 1
+    assert "4 planned, 2 done, 2 failed" in said.out
+    assert said.err == "kd: 2 of 4 jobs failed: 3, 4\n"
+    runs = pd.read_csv("sweep/runs.csv")
+    assert runs["status"].tolist() == ["done", "done", "diverged", "diverged"]
+    assert runs["reason"].tolist()[2].startswith("epoch 1: the loss term 'hard' is")
+    summary = pd.read_csv("sweep/summary.csv")
+    assert summary["setting"].tolist() == ["standard optimizer.lr=0.05"]
+    assert summary["n"].tolist() == [2]
+    again = kd("-m", *SMALL, "method=standard", "optimizer.lr=0.05,1e30", "seed=0,1", "hydra.sweep.dir=again")
+    assert again.out.count("found in") == 2
+
+
+def test_without_validation_images(kd: Callable) -> None:
+    assert kd(*SMALL, "method=logits", "data.val_size=0").code == 0
+    found = result("runs", "logits")
+    assert not [name for name in found["metrics"] if name.startswith("val_")]
+    assert found["samples"] == {"train": 1437, "val": 0, "test": 360}
+
+
+# ---- Weights & Biases
+
+
+def test_an_offline_mirror_says_where_to_look(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("HOME", str(Path().absolute()))  # no key
+    said = kd(*SMALL, "method=standard")
+    assert said.code == 0
+    assert "offline: look with `wandb leet " in said.out
+    assert "upload with `wandb sync " in said.out
+    (mirrored,) = Path("runs").glob("standard-*/wandb/offline-run-*/run-*.wandb")
+    assert mirrored.stat().st_size > 2000
+
+
+def test_a_server_that_is_not_there_stops_nothing(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    said = kd(*SMALL, "method=standard", "tracker.mode=auto", "tracker.timeout=1")
+    assert said.code == 0
+    assert "it is kept offline" in said.out
+    assert result("runs", "standard")["metrics"]["test_accuracy"] > 0
+
+
+def test_errors_of_the_tracker_are_told_once_and_stop_nothing(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        offline, dir = True, "x"
+        summary: dict = {}  # noqa: RUF012
+
+        def log(self, *_: object, **__: object) -> None:
+            raise ValueError("no more disk")
+
+        def finish(self, **_: object) -> None:
+            raise ValueError("still none")
+
+    monkeypatch.setattr(tracker, "_start", lambda *_: Broken())
+    said = kd(*SMALL, "method=standard", "tracker.mode=offline")
+    assert said.code == 0
+    assert said.out.count("W&B: no more disk; logging to it stops, the training goes on") == 1
+
+
+def test_the_mode_is_offline_unless_a_key_is_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tracker._auto() == "offline"
+    (tmp_path / ".netrc").write_text("machine elsewhere.org login user password x\n")
+    assert tracker._auto() == "offline"
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password x\n")
+    assert tracker._auto() == "online"
+    monkeypatch.setenv("HOME", str(tmp_path / "other"))
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    assert tracker._auto() == "online"
+
+
+# ---- what is measured, and how it is folded
+
+
+def test_metrics_against_plain_loops() -> None:
+    g = np.random.default_rng(0)
+    z, zt, y = g.normal(size=(200, 4)) * 2, g.normal(size=(200, 4)), g.integers(0, 4, 200)
+    p, pt = (np.exp(a) / np.exp(a).sum(1, keepdims=True) for a in (z, zt))
+    said = p.argmax(1)
+    ece = 0.0
+    for low in range(15):
+        members = [i for i in range(200) if low / 15 < p[i].max() <= (low + 1) / 15]
+        if members:
+            ece += abs(np.mean(p[members].max(1)) - np.mean(said[members] == y[members])) * len(members) / 200
+    expected = {
+        "accuracy": np.mean(said == y),
+        "nll": -np.mean(np.log(p[np.arange(200), y])),
+        "ece": ece,
+        "agreement": np.mean(said == pt.argmax(1)),
+        "teacher_kl": np.mean((pt * np.log(pt / p)).sum(1)),
+    }
+    found = evaluate.metrics(*(torch.from_numpy(a) for a in (z, y, zt)))
+    assert found == pytest.approx(expected, rel=1e-9)
+    counts = evaluate.confusion(torch.from_numpy(z), torch.from_numpy(y), 4)
+    assert counts == [[int(np.sum((y == i) & (said == j))) for j in range(4)] for i in range(4)]
+
+
+def test_seeds_are_folded_as_scipy_folds_them(tmp_path: Path) -> None:
+    accuracies = {"standard": [0.7, 0.72, 0.71], "logits": [0.75]}
+    jobs = []
+    for method, values in accuracies.items():
+        for seed, accuracy in enumerate(values):
+            folder = tmp_path / f"{method}{seed}"
+            folder.mkdir()
+            record = {
+                "id": "x", "method": method, "student": "cnn-2", "seed": seed, "epochs": 2,
+                "metrics": {"test_accuracy": accuracy}, "teacher": {"name": "t", "metrics": {"test_accuracy": 0.8}},
+                "size": {"params": 1}, "time": {"train_seconds": 1.0}, "samples": {"train": 5},
+            }  # fmt: skip
+            (folder / "result.json").write_text(json.dumps(record))
+            words = [f"method={method}", f"seed={seed}", "data=digits"]
+            jobs.append({"overrides": words, "folder": str(folder), "status": "done", "reason": ""})
+    folded = table.summary(table.runs(jobs)).set_index("setting")
+    low, high = stats.t.interval(0.95, 2, np.mean(accuracies["standard"]), stats.sem(accuracies["standard"]))
+    assert folded.loc["standard", "ci95"] == pytest.approx((high - low) / 2)
+    assert folded.loc["standard", "n"] == 3
+    assert math.isnan(folded.loc["logits", "ci95"]), "an interval from one seed"
+    text = table.write(tmp_path, jobs)
+    assert "71.00 % ± 2.48" in text
+    assert "+4.00" in text
+    assert "44 %" in text
+    assert "the rows have different numbers of seeds" in text
+
+
+def test_files_are_whole_or_absent(tmp_path: Path) -> None:
+    record = Record(tmp_path / "run", {"a": 1})
+    assert finished(record.folder) is None
+    (record.folder / "result.json").write_text('{"metrics": {"te')
+    assert finished(record.folder) is None
+    record.finish({"metrics": {}})
+    assert finished(record.folder) == {"metrics": {}}
+    for n in (1, 2):
+        set_aside(record.folder)
+        assert finished(record.folder) is None
+        record.finish({"metrics": {"n": n}})
+    assert sorted(p.name for p in (record.folder / "superseded").iterdir()) == ["1", "2"]

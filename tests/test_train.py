@@ -1,0 +1,271 @@
+"""The promises about training: alignment, equal starts, a frozen teacher, trained parts, finite losses."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kd import data, methods, models, views
+from kd import run as run_module
+from kd.config import Config
+from kd.data import Data, loader
+from kd.device import Device
+from kd.methods import Batch, Method, Spec, Terms
+from kd.models import Net, Out
+from kd.seeds import seeded, stream
+from kd.teacher import Guard, freeze
+from kd.train import DivergedError, train
+
+CPU = Device(torch.device("cpu"), torch.float32)
+
+
+def images(config: Config, tmp_path: Path) -> Data:
+    return data.load(config.data, config.described, tmp_path / "cache", CPU.torch)
+
+
+def network(config: Any, seed: int = 5) -> Net:
+    with seeded(seed, "student"):
+        return models.build(config, 10, 32)
+
+
+def trained_teacher(config: Config) -> Net:
+    """A teacher whose batch norms have seen something, so that train and eval mode differ."""
+    net = network(config.teacher)
+    with torch.no_grad():
+        net(2 + 3 * torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    freeze(net, CPU)
+    return net
+
+
+@dataclass
+class Seen:
+    """What a method was given in each step."""
+
+    batches: list[Batch] = field(default_factory=list)
+    student_saw: list[Tensor] = field(default_factory=list)
+    teacher_said: list[Tensor] = field(default_factory=list)
+
+
+def one_epoch(config: Config, found: Data, teacher: Net | None, student: Net, method: Method, epochs: int = 1) -> list:
+    rows = train(
+        student, teacher, method, found.train, config.data.augment, config.root.optimizer, config.root.schedule,
+        epochs, 128, config.root.seed, CPU,
+    )  # fmt: skip
+    return list(rows)
+
+
+def watched(config: Config, found: Data, teacher: Net) -> Seen:
+    """Distil for an epoch and keep what was seen."""
+    seen = Seen()
+    kind = methods.find("logits")
+
+    class Watching(kind):
+        def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+            seen.batches.append(batch)
+            seen.teacher_said.append(teacher.logits.clone())
+            return super().forward(batch, student, teacher)
+
+    student = network(config.student)
+    method = Watching(config.method, Spec(student.shapes(32), {}, 10, found.samples))
+    tapped = student.tapped
+    student.tapped = lambda x, taps=(): (seen.student_saw.append(x), tapped(x, taps))[1]
+    one_epoch(config, found, teacher, student, method)
+    return seen
+
+
+def aligned(config: Config, found: Data, teacher: Net, seen: Seen) -> None:
+    """Assert that each teacher output is what a copy of the teacher, in eval mode, says of exactly the view of exactly
+    the image that (seed, epoch, index) names, found by slow, separate means; and that the student saw just that."""
+    frozen = copy.deepcopy(teacher).eval()
+    pixels = found.train.images.numpy()
+    mean, std = found.train.mean.numpy(), found.train.std.numpy()
+    for batch, student_saw, said in zip(seen.batches, seen.student_saw, seen.teacher_said, strict=True):
+        chosen = views.choose(config.root.seed, 0, batch.index, config.data.augment)
+        rows = []
+        for index, view in zip(batch.index.tolist(), chosen.tolist(), strict=True):
+            dy, dx = divmod(view, 9)  # digits are not mirrored
+            padded = np.pad(pixels[index], ((4, 4), (4, 4), (0, 0)))[dy : dy + 32, dx : dx + 32]
+            rows.append(((padded / 255.0 - mean) / std).transpose(2, 0, 1))
+        x = torch.tensor(np.stack(rows), dtype=torch.float32)
+        torch.testing.assert_close(student_saw, x, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            torch.testing.assert_close(said, frozen(x), rtol=1e-3, atol=1e-4)
+        assert torch.equal(batch.y, found.train.labels[batch.index])
+
+
+def test_teacher_outputs_belong_to_the_pixels_that_the_student_sees(composed: Callable, tmp_path: Path) -> None:
+    config = composed("method=logits")
+    found, teacher = images(config, tmp_path), trained_teacher(config)
+    aligned(config, found, teacher, watched(config, found, teacher))
+
+
+@pytest.mark.parametrize("harm", ["shuffled", "another augmentation", "train mode", "another epoch's order"])
+def test_the_alignment_test_can_fail(harm: str, composed: Callable, tmp_path: Path) -> None:
+    """The same check must refuse a teacher that is fed, or answers, wrongly."""
+    config = composed("method=logits")
+    found, teacher = images(config, tmp_path), trained_teacher(config)
+    honest = copy.deepcopy(teacher)
+    first: list[Tensor] = []
+
+    def tapped(x: Tensor, taps: Any = ()) -> Out:
+        if harm == "shuffled":
+            return Out(honest.tapped(x).logits.roll(1, 0), {})
+        if harm == "another augmentation":
+            return honest.tapped(x.roll(1, 3))
+        if harm == "train mode":
+            return honest.train().tapped(x)
+        first.append(honest.tapped(x).logits)
+        return Out(first[0], {})  # outputs cached by position, of other images
+
+    teacher.tapped = tapped
+    with pytest.raises(AssertionError):
+        aligned(config, found, honest, watched(config, found, teacher))
+
+
+class StopError(Exception):
+    """Raised to end a run once it has begun to train."""
+
+
+def beginnings(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Tensor], Batch]:
+    """The student's weights before the first step, and the first batch, of the run that `config` describes."""
+    kept: list[Any] = []
+
+    def stop_at_first_batch(student: Net, teacher: Any, method: Any, split: Any, augment: Any, *rest: Any) -> Iterator:
+        kept.append({k: v.clone() for k, v in student.state_dict().items()})
+        kept.append(next(loader.batches(split, rest[3], rest[4], 0, augment)))
+        raise StopError
+        yield
+
+    if config.needs_teacher:
+        run_module.run(config.as_teacher())
+    monkeypatch.setattr(run_module, "train", stop_at_first_batch)
+    with pytest.raises(StopError):
+        run_module.run(config)
+    monkeypatch.undo()
+    return kept[0], kept[1]
+
+
+def test_methods_under_one_seed_start_equal_and_see_equal_batches(
+    composed: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And seed 0 is a seed like any other: the same again, and unlike seed 1."""
+    found = {
+        (method, seed): beginnings(composed(f"method={method}", f"seed={seed}"), monkeypatch)
+        for method in ("standard", "logits", "feature")
+        for seed in (0, 1)
+    }
+    for (_, seed), (weights, batch) in found.items():
+        same_weights, same_batch = found["standard", seed]
+        assert all(torch.equal(weights[k], same_weights[k]) for k in weights)
+        assert torch.equal(batch.index, same_batch.index)
+        assert torch.equal(batch.x, same_batch.x)
+    (zero, first), (one, other) = found["standard", 0], found["standard", 1]
+    assert not torch.equal(zero["stages.head.1.weight"], one["stages.head.1.weight"])
+    assert not torch.equal(first.index, other.index)
+    torch.manual_seed(12345)  # what was drawn before must not matter
+    again, batch = beginnings(composed("method=standard", "seed=0", "rerun=true"), monkeypatch)
+    assert all(torch.equal(again[k], zero[k]) for k in zero)
+    assert torch.equal(batch.x, first.x)
+
+
+def test_streams_have_names() -> None:
+    assert len({stream(s, n) for s in (0, 1, 2) for n in ("student", "method", "order")}) == 9
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    with seeded(0, "student"):
+        torch.rand(5)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def distilled(config: Config, tmp_path: Path, teacher: Net | None, epochs: int = 1) -> tuple[Net, Method, list]:
+    found = images(config, tmp_path)
+    student = network(config.student)
+    shapes = student.shapes(32), teacher.shapes(32) if teacher else {}
+    with seeded(0, "method"):
+        method = config.method_class(config.method, Spec(*shapes, 10, found.samples))
+    return student, method, one_epoch(config, found, teacher, student, method, epochs)
+
+
+@pytest.mark.parametrize("name", ["logits", "feature"])
+def test_the_teacher_stays_what_it_was(name: str, composed: Callable, tmp_path: Path) -> None:
+    config = composed(f"method={name}")
+    teacher = trained_teacher(config)
+    before, guard = copy.deepcopy(teacher.state_dict()), Guard(teacher)
+    distilled(config, tmp_path, teacher)
+    guard.check()
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda t: t.train(), "left in train mode"),
+        (lambda t: t.requires_grad_(True), "received gradients"),
+        (lambda t: t.stages["conv1"][1].running_mean.add_(1e-3), "weights or buffers changed"),
+        (lambda t: t.stages["head"][1].weight.data.mul_(1.001), "weights or buffers changed"),
+    ],
+    ids=["mode", "gradients", "buffer", "weight"],
+)
+def test_the_guard_sees_a_changed_teacher(harm: Callable, message: str, composed: Callable) -> None:
+    teacher = trained_teacher(composed("method=logits"))
+    guard = Guard(teacher)
+    harm(teacher)
+    with pytest.raises(RuntimeError, match=message):
+        guard.check()
+
+
+def test_a_methods_own_parts_are_trained_and_are_not_the_students(composed: Callable, tmp_path: Path) -> None:
+    config = composed("method=feature")
+    teacher = trained_teacher(config)
+    with seeded(0, "method"):
+        fresh = config.method_class(config.method, Spec(network(config.student).shapes(32), teacher.shapes(32), 10, 9))
+    student, method, _ = distilled(config, tmp_path, teacher)
+    for key, value in method.state_dict().items():
+        assert not torch.equal(value, fresh.state_dict()[key]), f"{key} was not trained"
+    assert list(student.state_dict()) == list(network(config.student).state_dict())
+
+
+def test_the_student_trains_in_train_mode_in_every_epoch(composed: Callable, tmp_path: Path) -> None:
+    config = composed("method=standard")
+    found, student = images(config, tmp_path), network(config.student)
+    modes = []
+    method = config.method_class(config.method, Spec(student.shapes(32), {}, 10, found.samples))
+    student.stages["head"].register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    for _ in train(
+        student,
+        None,
+        method,
+        found.train,
+        config.data.augment,
+        config.root.optimizer,
+        config.root.schedule,
+        2,
+        256,
+        0,
+        CPU,
+    ):
+        student.eval()  # as validation does
+    assert modes
+    assert all(modes)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_term(composed: Callable, tmp_path: Path) -> None:
+    config = composed("method=standard", "optimizer.lr=1e30")
+    with pytest.raises(DivergedError, match=r"epoch 1: the loss term 'hard' is (nan|inf)"):
+        distilled(config, tmp_path, None, epochs=2)
+
+
+def test_rows_hold_every_term_and_their_weighted_sum(composed: Callable, tmp_path: Path) -> None:
+    config = composed("method=feature", "method.alpha=0.2", "method.beta=0.3")
+    rows = distilled(config, tmp_path, trained_teacher(config), epochs=2)[2]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    for row in rows:
+        assert row["loss"] == pytest.approx(0.2 * row["hard"] + 0.3 * row["feature"] + 0.5 * row["soft"], rel=1e-5)
