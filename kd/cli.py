@@ -62,7 +62,11 @@ def main() -> None:
         with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra hands its errors on, instead of printing and exiting
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
     except KeyboardInterrupt:
-        sys.exit("kd: interrupted")
+        print("kd: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `kd --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except Exception as error:
         if full and full != "0":
             raise
