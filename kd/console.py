@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rich import get_console
@@ -24,6 +25,11 @@ def percent(x: float | None) -> str:
 def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+
+
+def place(path: Path) -> Path:
+    """A path as short as it can be typed from here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 _OWN = ("epoch", "lr", "loss", "seconds", "images_per_second")

@@ -31,7 +31,7 @@ def run(config: Config, folder: Path | None = None, title: str = "student") -> d
     with FileLock(folder.with_name(f".{folder.name}.lock")):  # who wants the same run waits, and then finds it
         found = record.finished(folder)
         if found is not None and not config.root.rerun:
-            log.info("%s: found in %s (rerun=true trains it again)", title, folder)
+            log.info("%s: found in %s (rerun=true trains it again)", title, console.place(folder))
             return found
         if found is not None:
             record.set_aside(folder)
@@ -184,4 +184,4 @@ def summary(config: Config, result: dict[str, Any], folder: Path) -> list[str]:
         lines.append(f"against  standard   test {console.percent(base)}  {100 * (accuracy - base):+.2f} points{gap}")
     elif result["teacher"]:
         lines.append("against  standard   not run yet: the same command with method=standard gives the baseline")
-    return [*lines, f"files    {folder}"]
+    return [*lines, f"files    {console.place(folder)}"]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd import table
+from kd import console, table
 from kd.config import check
 from kd.record import read_json, write_json
 from kd.run import folder_of
@@ -56,6 +56,12 @@ def run_all(
         write_json(folder / "jobs.json", jobs)
     log.info("\n%s\n", table.write(folder, jobs))
     failed = [n for n, job in enumerate(jobs, 1) if job["status"] != "done"]
-    log.info("%d planned, %d done, %d failed; tables in %s", len(jobs), len(jobs) - len(failed), len(failed), folder)
+    log.info(
+        "%d planned, %d done, %d failed; tables in %s",
+        len(jobs),
+        len(jobs) - len(failed),
+        len(failed),
+        console.place(folder),
+    )
     if failed:
         raise SweepFailedError(f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(map(str, failed))}")

@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 
 from torch import Tensor
 
+from kd import console
 from kd.config import Config
 from kd.data import Data
 from kd.evaluate import confusion
@@ -116,8 +117,8 @@ def _say_where(run: Any, mode: str) -> None:
         if not run.offline:
             log.info("W&B      %s", run.url)
         else:
-            place = Path(run.dir).parent
-            log.info("W&B      offline: look with `wandb leet %s`, upload with `wandb sync %s`", place, place)
+            place = console.place(Path(run.dir).parent)
+            log.info("W&B      offline; to see it: wandb leet %s; to upload it: wandb sync %s", place, place)
 
 
 def _first_line(error: Exception) -> str:
