@@ -7,9 +7,10 @@ from typing import Any
 
 from kd import console, table
 from kd.config import check
-from kd.record import read_json, write_json
+from kd.record import write_json
 from kd.run import folder_of
 from kd.settings import UserError
+from kd.train import DivergedError
 
 log = logging.getLogger(__name__)
 
@@ -47,21 +48,14 @@ def run_all(
     for number, job in enumerate(jobs):
         log.info("job %d of %d: %s", number + 1, len(jobs), " ".join(job["overrides"]))
         error = start(number)
-        status = read_json(folders[number] / "status.json") or {}
-        job["status"] = "done" if error is None else status.get("state", "failed")
+        job["status"] = "done" if error is None else "diverged" if isinstance(error, DivergedError) else "failed"
         if error is not None:
-            job["status"] = status.get("state") if status.get("state") == "diverged" else "failed"
             job["reason"] = (str(error) or type(error).__name__).splitlines()[0]
             log.error("job %d %s: %s (%s)", number + 1, job["status"], job["reason"], folders[number] / "error.txt")
         write_json(folder / "jobs.json", jobs)
     log.info("\n%s\n", table.write(folder, jobs))
     failed = [n for n, job in enumerate(jobs, 1) if job["status"] != "done"]
-    log.info(
-        "%d planned, %d done, %d failed; tables in %s",
-        len(jobs),
-        len(jobs) - len(failed),
-        len(failed),
-        console.place(folder),
-    )
+    done = len(jobs) - len(failed)
+    log.info("%d planned, %d done, %d failed; tables in %s", len(jobs), done, len(failed), console.place(folder))
     if failed:
         raise SweepFailedError(f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(map(str, failed))}")
