@@ -70,5 +70,5 @@ class Guard:
             raise RuntimeError("the teacher's weights or buffers changed during distillation")
 
     def _sums(self) -> list[tuple[float, float]]:
-        parts = [t.detach().double() for t in self.net.state_dict().values()]
+        parts = [t.detach().cpu().double() for t in self.net.state_dict().values()]
         return [(t.sum().item(), t.square().sum().item()) for t in parts]
