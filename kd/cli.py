@@ -1,8 +1,11 @@
 """The entry point, and the only place that knows Hydra: composes the configuration and hands it on as plain data."""
 
+import contextlib
 import errno
+import itertools
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,17 +43,45 @@ def run_dir(*, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("kd.run_dir", run_dir, replace=True)
 
 
-def task(composed: DictConfig) -> None:
-    """One job of Hydra's."""
-    from kd import device
-    from kd.config import check
-    from kd.run import log, run, summary
+def sweep_dir(mode: Any, wanted: str) -> str:
+    """The resolver behind hydra.sweep.dir: `wanted`, or, where another sweep has that, the next free name after it.
 
+    The directory is made here, at once: two sweeps that start in the same second do not share one.
+    """
+    if mode != RunMode.MULTIRUN:
+        return wanted
+    for number in itertools.count(1):
+        place = wanted if number == 1 else f"{wanted}-{number}"
+        with contextlib.suppress(FileExistsError):
+            Path(place).mkdir(parents=True)
+            return place
+    raise AssertionError
+
+
+OmegaConf.register_new_resolver("kd.sweep_dir", sweep_dir, replace=True, use_cache=True)  # jobs inherit the cache
+
+
+def task(composed: DictConfig, tell: Any = None) -> None:
+    """One job of Hydra's, by whatever launcher; its files go to the run's own directory."""
+    from kd import device, tracker
+    from kd.config import check
+    from kd.run import folder_of, log, run, summary
+
+    job = HydraConfig.get()
+    if job.mode == RunMode.MULTIRUN and composed.tracker.group is None:
+        composed.tracker.group = tracker.group(Path(job.sweep.dir).absolute())
     config = check(plain(composed))
     device.settle(config.root.threads)
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    for line in summary(config, run(config, folder), folder):
+    for line in summary(config, run(config, tell=tell), folder_of(config)):
         log.info(line)
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM: as Ctrl-C, with another exit code."""
+
+
+def _terminate(*_: Any) -> None:
+    raise TerminatedError
 
 
 def main() -> None:
@@ -58,12 +90,14 @@ def main() -> None:
         sys.argv[1:], key=lambda word: not word.startswith("-") and "=" in word
     )  # flags may come last
     full = os.environ.get("HYDRA_FULL_ERROR")
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra hands its errors on, instead of printing and exiting
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
-    except KeyboardInterrupt:
-        print("kd: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        ended = isinstance(interrupt, TerminatedError)
+        print(f"kd: {'terminated' if ended else 'interrupted'}", file=sys.stderr)
+        sys.exit(143 if ended else 130)
     except BrokenPipeError:  # `kd --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -75,6 +109,8 @@ def main() -> None:
             raise
         print(f"kd: {line}", file=sys.stderr)
         sys.exit(code)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _explain(error: BaseException) -> tuple[int, str | None]:

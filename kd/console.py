@@ -1,10 +1,13 @@
 """What a person sees in the terminal: a line an epoch and, on a terminal, a bar with the time that is left."""
 
+import io
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import rich
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -15,7 +18,38 @@ class Handler(logging.Handler):
     """Log records as plain lines that do not break a progress bar; never wrapped, never coloured."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        get_console().print(self.format(record), soft_wrap=True, markup=False, highlight=False)
+        say(self.format(record))
+
+
+def say(text: str) -> None:
+    get_console().print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+class _Lines(io.TextIOBase):
+    """A file that hands on whole lines."""
+
+    def __init__(self, hand_on: Callable[[str], Any]):
+        self.hand_on, self.rest = hand_on, ""
+
+    def write(self, text: str) -> int:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            self.hand_on(line)
+        return len(text)
+
+
+def send_to(hand_on: Callable[[str], Any]) -> None:
+    """From now on this process says its lines to `hand_on` instead of the terminal, and draws no bar."""
+    rich.reconfigure(file=_Lines(hand_on))
+
+
+@contextmanager
+def bar(total: int) -> Iterator[Callable[[], None]]:
+    """On a terminal, a bar over `total` jobs; call what it gives when one has ended."""
+    columns = TextColumn("jobs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=get_console(), transient=True, disable=not get_console().is_terminal) as drawn:
+        task = drawn.add_task("jobs", total=total)
+        yield lambda: drawn.advance(task)
 
 
 def percent(x: float | None) -> str:
@@ -32,7 +66,7 @@ def place(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-_OWN = ("epoch", "lr", "loss", "seconds", "images_per_second")
+_OWN = ("epoch", "lr", "accuracy", "loss", "seconds", "images_per_second")
 
 
 def watch(title: str, rows: Iterable[dict[str, Any]], epochs: int) -> Iterator[dict[str, Any]]:

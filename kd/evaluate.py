@@ -34,7 +34,7 @@ def metrics(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> di
     found = {
         "accuracy": right.double().mean().item(),
         "nll": F.nll_loss(log_p, labels).item(),
-        "ece": _ece(confidence, right.double()),
+        "ece": _ece(*_bins(confidence, right)),
     }
     if teacher is not None:
         log_t = F.log_softmax(teacher.double(), dim=1)
@@ -43,10 +43,26 @@ def metrics(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> di
     return found
 
 
-def _ece(confidence: Tensor, right: Tensor, bins: int = 15) -> float:
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bins (a, b]
-    gap = torch.zeros(bins, dtype=torch.float64).index_add(0, place, confidence - right)
-    return gap.abs().sum().item() / len(right)
+BINS = 15
+
+
+def _bins(confidence: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(images, sum of confidences, right answers) of each bin (a, b] of confidence: float64 [BINS]."""
+    place = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    zero = torch.zeros(BINS, dtype=torch.float64)
+    return tuple(zero.index_add(0, place, x.double()) for x in (torch.ones_like(confidence), confidence, right))  # type: ignore[return-value]
+
+
+def _ece(images: Tensor, confidence: Tensor, right: Tensor) -> float:
+    return ((confidence - right).abs().sum() / images.sum()).item()
+
+
+def reliability(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:
+    """What a reliability diagram shows: for each of 15 equal bins of confidence the number of images, the sum of
+    their confidences, and how many were right."""
+    confidence, predicted = F.softmax(logits.double(), dim=1).max(dim=1)
+    found = _bins(confidence, predicted == labels.cpu())
+    return dict(zip(("images", "confidence", "right"), (part.tolist() for part in found), strict=True))
 
 
 def confusion(logits: Tensor, labels: Tensor, classes: int) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 config.yaml        the configuration, resolved           history.csv           an epoch a row
 result.json        metrics, sizes, times, environment    student.safetensors   the trained student
-status.json        running, done, failed or diverged     error.txt             the traceback of a failed run
+status.json        how far it is: see `Status`           error.txt             the traceback of a failed run
 kd.log, .hydra/    what was said, what Hydra composed
 """
 
@@ -13,11 +13,13 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -41,6 +43,55 @@ def read_json(path: Path) -> Any:
         return None
 
 
+BEAT, SILENCE = 5.0, 60.0  # seconds between two heartbeats; after how many without one a run counts as dead
+
+
+class Status(NamedTuple):
+    """planned, running, done, failed, diverged (a loss was not finite), pruned (a search stopped it) or killed (its
+    process is gone, or was interrupted); and why."""
+
+    state: str
+    reason: str = ""
+
+
+def status(folder: Path) -> Status:
+    """How far the run in `folder` is, also when the process that ran it could not say so."""
+    if finished(folder):
+        return Status("done")
+    said = read_json(folder / "status.json")
+    if not isinstance(said, dict) or said.get("state") == "done":  # done, and no result: it was taken away
+        return Status("planned")
+    state, reason = str(said.get("state")), str(said.get("reason", ""))
+    if state == "running":
+        silent = time.time() - (folder / "status.json").stat().st_mtime
+        here = said.get("host") == platform.node()
+        if silent > SILENCE or (here and born(said.get("pid")) != said.get("born")):
+            return Status("killed", f"its process ({said.get('pid')} on {said.get('host')}) is gone")
+    return Status(state, reason)
+
+
+def mark(folder: Path, state: str, reason: str = "") -> None:
+    """Say in status.json how a run is doing."""
+    here = {"host": platform.node(), "pid": os.getpid(), "born": born(os.getpid()), "time": time.time()}
+    write_json(folder / "status.json", {"state": state, "reason": reason, **here})
+
+
+def born(pid: Any) -> float | None:
+    """When a living process of this machine started, in ticks since the machine did (0 where that cannot be known);
+    None when there is no such process. A pid alone may have been given to another since."""
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        pass
+    except (OSError, TypeError, ValueError):
+        return None
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in "ZX" else float(fields[18])
+    except (OSError, IndexError):
+        return 0.0
+
+
 class Record:
     """Writes the files of one run into `folder`."""
 
@@ -51,16 +102,27 @@ class Record:
         (folder / "error.txt").unlink(missing_ok=True)  # of an earlier try
         write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
-    def status(self, state: str, reason: str = "") -> None:
-        write_json(
-            self.folder / "status.json",
-            {"state": state, "reason": reason, "pid": os.getpid(), "host": platform.node(), "time": time.time()},
-        )
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Inside, status.json says `running` and its time of change is a heartbeat."""
+        mark(self.folder, "running")
+        over = threading.Event()
 
-    def failed(self, state: str, error: BaseException) -> None:
+        def beat() -> None:
+            while not over.wait(BEAT):
+                with suppress(OSError):
+                    os.utime(self.folder / "status.json")
+
+        threading.Thread(target=beat, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    def ended(self, state: str, error: BaseException) -> None:
         """Keep why a run ended: one line in status.json, the whole traceback in error.txt."""
         write_text(self.folder / "error.txt", "".join(traceback.format_exception(error)))
-        self.status(state, f"{type(error).__name__}: {error}")
+        mark(self.folder, state, (str(error) or type(error).__name__).splitlines()[0])
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         self.rows.append(dict(row))
@@ -68,7 +130,7 @@ class Record:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         write_json(self.folder / "result.json", result)
-        self.status("done")
+        mark(self.folder, "done")
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:

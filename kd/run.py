@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 
 from kd import console, data, evaluate, models, record, store, teacher, tracker
@@ -21,14 +22,19 @@ from kd.train import DivergedError, train
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, folder: Path | None = None, title: str = "student") -> dict[str, Any]:
+class PrunedError(Exception):
+    """Whoever watches the run found that it is not worth going on."""
+
+
+def run(config: Config, title: str = "student", tell: Callable[..., bool] | None = None) -> dict[str, Any]:
     """Train, evaluate and record what `config` says, unless that was done before; return the content of result.json.
 
-    **Raises:** UserError for what a user can mend; DivergedError when the loss is not finite.
+    `tell("epoch", row)` is called after each epoch of the student; its answer True ends the run.
+    **Raises:** UserError for what a user can mend; DivergedError when the loss is not finite; PrunedError.
     """
-    folder = folder or folder_of(config)
+    folder = folder_of(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):  # who wants the same run waits, and then finds it
+    with _alone(folder, title):
         found = record.finished(folder)
         if found is not None and not config.root.rerun:
             log.info("%s: found in %s (rerun=true trains it again)", title, console.place(folder))
@@ -37,13 +43,29 @@ def run(config: Config, folder: Path | None = None, title: str = "student") -> d
             record.set_aside(folder)
         device = resolve(config.root.device, config.root.precision)
         kept = record.Record(folder, config.plain())
-        kept.status("running")
         try:
-            images = data.load(config.data, config.described, _path(config.root.paths.cache), device.torch)
-            return _distill(config, kept, images, device, title)
+            with kept.running():
+                images = data.load(config.data, config.described, _path(config.root.paths.cache), device.torch)
+                return _distill(config, kept, images, device, title, tell)
         except (Exception, KeyboardInterrupt) as error:
-            kept.failed("diverged" if isinstance(error, DivergedError) else "failed", error)
+            states = {DivergedError: "diverged", PrunedError: "pruned", KeyboardInterrupt: "killed"}
+            kept.ended(next((name for kind, name in states.items() if isinstance(error, kind)), "failed"), error)
             raise
+
+
+@contextmanager
+def _alone(folder: Path, title: str) -> Iterator[None]:
+    """One process has a run; who wants the same waits, and then finds it. The lock ends with its process."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: waiting for the process that trains it", title)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def folder_of(config: Config) -> Path:
@@ -55,7 +77,9 @@ def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
-def _distill(config: Config, kept: record.Record, images: Data, device: Device, title: str) -> dict[str, Any]:
+def _distill(
+    config: Config, kept: record.Record, images: Data, device: Device, title: str, tell: Callable[..., bool] | None
+) -> dict[str, Any]:
     seed = config.root.seed
     tutor = _teacher(config, images, device) if config.needs_teacher else None
 
@@ -91,6 +115,8 @@ def _distill(config: Config, kept: record.Record, images: Data, device: Device, 
         for row in console.watch(title, rows(), config.epochs):
             kept.epoch(row)
             mirror.epoch(row)
+            if tell and tell("epoch", row):
+                raise PrunedError(f"stopped after epoch {row['epoch']}: other trials do better")
         if guard:
             guard.check()
         seconds = time.time() - started
@@ -108,6 +134,7 @@ def _distill(config: Config, kept: record.Record, images: Data, device: Device, 
             "epochs": config.epochs,
             "metrics": {f"test_{k}": v for k, v in test.items()} | {k: last[k] for k in last if k.startswith("val_")},
             "teacher": _about(config, tutor, taught, images),
+            "reliability": evaluate.reliability(logits, images.test.targets),
             "size": evaluate.size(deployed, images.size) | {"method_params": evaluate.count(method.parameters())},
             "time": {
                 "train_seconds": seconds,
@@ -135,7 +162,7 @@ def _teacher(config: Config, images: Data, device: Device) -> Teacher:
     else:
         recipe = config.as_teacher()
         folder = folder_of(recipe)
-        trained = run(recipe, folder, title="teacher")
+        trained = run(recipe, title="teacher")
         found = teacher.load(config, images, device, folder / "student.safetensors", trained)
     known = "  ".join(
         f"{split} {console.percent(found.metrics[f'{split}_accuracy'])}"

@@ -1,61 +1,175 @@
-"""Many jobs in turn: all are checked before the first starts, none stops the others, a table ends them."""
+"""Many jobs: all are checked before the first starts, none stops the others, and a report from files ends them."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from kd import console, table
+from kd import console, pool, record, report, tracker
 from kd.config import check
-from kd.record import write_json
-from kd.run import folder_of
+from kd.pool import Outcome
+from kd.run import PrunedError, folder_of
 from kd.settings import UserError
+from kd.table import PLAN, read_plan
 from kd.train import DivergedError
 
 log = logging.getLogger(__name__)
 
+Job = dict[str, Any]
+
 
 class SweepFailedError(Exception):
-    """Some jobs of a sweep failed; the table says which."""
+    """Some jobs of a sweep failed; the report says which."""
 
 
-def check_all(composed: Sequence[Mapping[str, Any]], overrides: Sequence[Sequence[str]]) -> list[Path]:
-    """The directory of each job. **Raises:** UserError naming the first job that cannot be run."""
-    folders = []
-    for number, (one, words) in enumerate(zip(composed, overrides, strict=True)):
+def plan(folder: Path, jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> list[Job]:
+    """Check every job (what was typed, its configuration) and write them down in the sweep's directory, after those
+    that are there already. **Raises:** UserError naming the first job that cannot be run; then nothing is written."""
+    before = read_plan(folder)
+    added = []
+    for number, (words, composed) in enumerate(jobs, len(before)):
         try:
-            folders.append(folder_of(check(one)))
+            config = check(composed)
         except UserError as error:
             raise UserError(f"{error} (job {number}: {' '.join(words)}; no job was started)") from error
-    return folders
+        added.append({
+            "number": number, "overrides": list(words), "id": config.identity(), "folder": str(folder_of(config)),
+            "taught": config.needs_teacher, "baseline": str(folder_of(config.as_standard())), "config": config.plain(),
+        })  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_json(folder / PLAN, [*before, *added])
+    return added
 
 
-def run_all(
-    folder: Path,
-    overrides: Sequence[Sequence[str]],
-    folders: Sequence[Path],
-    start: Callable[[int], BaseException | None],
-) -> None:
-    """Run every job by `start(number)`, keep jobs.json up to date, write and say the comparison.
+@contextmanager
+def concluding(folder: Path) -> Iterator[Path]:
+    """Whatever happens inside, the planned jobs end in a report in `folder`, which is given on.
 
-    **Raises:** SweepFailedError at the end when a job failed.
+    **Raises:** SweepFailedError when a job is not done (a pruned one is); what was raised before anything was planned.
     """
-    jobs: list[dict[str, Any]] = [
-        {"overrides": list(words), "folder": str(path), "status": "planned", "reason": ""}
-        for words, path in zip(overrides, folders, strict=True)
-    ]
-    write_json(folder / "jobs.json", jobs)
-    for number, job in enumerate(jobs):
-        log.info("job %d of %d: %s", number + 1, len(jobs), " ".join(job["overrides"]))
-        error = start(number)
-        job["status"] = "done" if error is None else "diverged" if isinstance(error, DivergedError) else "failed"
-        if error is not None:
-            job["reason"] = (str(error) or type(error).__name__).splitlines()[0]
-            log.error("job %d %s: %s (%s)", number + 1, job["status"], job["reason"], folders[number] / "error.txt")
-        write_json(folder / "jobs.json", jobs)
-    log.info("\n%s\n", table.write(folder, jobs))
-    failed = [n for n, job in enumerate(jobs, 1) if job["status"] != "done"]
-    done = len(jobs) - len(failed)
-    log.info("%d planned, %d done, %d failed; tables in %s", len(jobs), done, len(failed), console.place(folder))
-    if failed:
-        raise SweepFailedError(f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(map(str, failed))}")
+    try:
+        yield folder
+    except BaseException as error:
+        if not (folder / PLAN).exists():
+            _unmake(folder)
+            raise
+        if isinstance(error, UserError):
+            raise
+        if not isinstance(error, Exception):  # interrupted: quickly, what there is
+            log.info("interrupted; the same command again goes on")
+            _conclude(folder, figures=False)
+            raise
+        log.error("the launcher failed: %s", (str(error) or type(error).__name__).splitlines()[0])
+    _conclude(folder)
+
+
+def _unmake(folder: Path) -> None:
+    """A sweep that never began leaves no directory."""
+    with suppress(OSError):
+        (folder / "multirun.yaml").unlink(missing_ok=True)
+        for empty in (folder, folder.parent, folder.parent.parent):
+            empty.rmdir()
+
+
+def _conclude(folder: Path, figures: bool = True) -> None:
+    jobs = read_plan(folder)
+    found = report.write([folder], folder, figures)
+    log.info("\n%s\n", found.text)
+    states = [record.status(Path(job["folder"])) for job in jobs]
+    failed = [str(n) for n, found in enumerate(states, 1) if found.state not in ("done", "pruned")]
+    log.info("%d planned, %d done, %d failed", len(jobs), len(jobs) - len(failed), len(failed))
+    log.info("report   %s", console.place(found.page or folder))
+    if figures and jobs:
+        frames = {name: getattr(found.tables, name) for name in ("runs", "summary")}
+        pictures = [folder / "figures" / f"{name}.png" for name in found.figures]
+        tracker.sweep(check(jobs[0]["config"]).root.tracker, folder, frames, pictures, found.text)
+    if failed and figures:
+        raise SweepFailedError(f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}")
+
+
+# ---- on this machine
+
+
+def run_local(
+    source: Callable[[], tuple[Job, Any] | None],
+    total: int,
+    work: pool.Work,
+    environments: Sequence[Mapping[str, str]],
+    max_failures: int,
+    over: Callable[[Job, Outcome], None] = lambda job, outcome: None,
+    heard: Callable[[Job, dict[str, Any]], bool] = lambda job, row: False,
+) -> None:
+    """Do the jobs of `source` that are not done, in worker processes.
+
+    **Arguments:** `source()` gives a planned job and what `work` is to be given for it; `total`: how many there will
+    be; `over(job, outcome)`; `heard(job, row)`: after each epoch, whether the job shall stop.
+    """
+    jobs: dict[int, Job] = {}
+
+    def unfinished() -> tuple[int, Any] | None:
+        while (found := source()) is not None:
+            job, work_ = found
+            jobs[job["number"]] = job
+            if not record.finished(Path(job["folder"])) or job["config"]["rerun"]:
+                return job["number"], work_
+            log.info("%s: found in %s", name(job), console.place(Path(job["folder"])))
+            over(job, Outcome("done"))
+            advance()
+        return None
+
+    def name(job: Job) -> str:
+        return f"job {job['number'] + 1} of {total}"
+
+    def listen(number: int, message: tuple[Any, ...]) -> bool:
+        kind, content = message
+        if kind == "said":
+            console.say(content if len(environments) == 1 else f"[{number + 1}] {content}")
+        elif kind == "started":
+            log.info("%s: %s", name(jobs[number]), " ".join(jobs[number]["overrides"]))
+        return kind == "epoch" and heard(jobs[number], content)
+
+    def ended(number: int, outcome: Outcome) -> None:
+        path = Path(jobs[number]["folder"])
+        if outcome.state != "done":
+            log.error("%s %s: %s (%s)", name(jobs[number]), *outcome, console.place(path))
+            if record.status(path) != outcome:  # it could not say so itself
+                path.mkdir(parents=True, exist_ok=True)
+                record.mark(path, *outcome)
+        over(jobs[number], outcome)
+        advance()
+
+    with console.bar(total) as advance:
+        pool.run(unfinished, work, environments, ended, listen, max_failures)
+
+
+def attempt(do: Callable[[], Any], tell: pool.Tell) -> Outcome:
+    """In a worker: do one job, its lines told to the parent, and say how it ended."""
+    console.send_to(lambda line: tell("said", line))
+    tell("started", None)
+    try:
+        do()
+        return Outcome("done")
+    except Exception as error:
+        state = {DivergedError: "diverged", PrunedError: "pruned"}.get(type(error), "failed")
+        return Outcome(state, (str(error) or type(error).__name__).splitlines()[0])
+
+
+def slots(asked: int | None, jobs: int, device: str) -> list[dict[str, str]]:
+    """What each worker's environment adds: a GPU of its own, or its share of the CPU's cores.
+
+    **Arguments:** `asked`: how many workers; None: one for each GPU, one where there are none.
+    """
+    import torch
+
+    gpus: list[str] = []
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    count = max(1, min(asked or len(gpus) or 1, jobs))
+    if gpus:
+        return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
+    if count == 1:
+        return [{}]
+    return [{"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count))} for _ in range(count)]

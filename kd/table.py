@@ -1,111 +1,269 @@
-"""Tables of finished runs, from their files alone: no torch, no training."""
+"""Tables of runs, made from their files alone: no torch, no training, and any state of a sweep will do."""
 
+import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
-from scipy import stats
+import yaml
 
-from kd.record import read_json, write_text
+from kd.record import finished, read_json, status
 
-MEANS = ["val_accuracy", "test_nll", "test_ece", "test_agreement", "params", "train_seconds"]
-BUDGET = ["student", "epochs", "samples"]
+PLAN = "jobs.json"  # in a sweep's directory: the jobs that were planned
+
+COLUMNS = {  # of the tables below; those of `summary` that fold seeds are means
+    "id": "names the configuration, seed included; equal ids are the same run",
+    "setting": "the method, and the keys that set this configuration apart from its neighbours; not the seed",
+    "method": "the distillation method",
+    "student": "the student's architecture and its numbers",
+    "seed": "of everything random in the student's run",
+    "status": "planned, running, done, failed, diverged, pruned or killed",
+    "reason": "why a run is not done",
+    "overrides": "what was typed for this run",
+    "epochs": "epochs of the student's training",
+    "samples": "training images",
+    "batch_size": "images a step",
+    "budget": "epochs x training images: what compared rows must share",
+    "shares_budget": "whether that is so for this row and the one it is compared with",
+    "n": "seeds that are done",
+    "planned": "seeds that were planned; n < planned: the mean rests on fewer",
+    "test_accuracy": "part of the test images that are right, 0 to 1, after the last epoch",
+    "test_accuracy_std": "its standard deviation over seeds (n - 1)",
+    "test_accuracy_ci95": "half the width of the 95 % confidence interval of its mean (Student's t); none for n = 1",
+    "test_nll": "negative log-likelihood of the test labels, nats",
+    "test_ece": "expected calibration error on test images, 15 equal bins, 0 to 1",
+    "test_agreement": "part of the test images on which student and teacher say the same class",
+    "test_teacher_kl": "KL(teacher || student) on test images, nats",
+    "val_accuracy": "as test_accuracy, of the images held out of training: for every choice. Likewise val_*",
+    "params": "parameters of what is shipped",
+    "macs": "its multiply-accumulates for one image",
+    "method_params": "parameters that only the method needed",
+    "train_seconds": "wall time of the student's training",
+    "images_per_second": "training images a second",
+    "teacher": "the teacher's architecture",
+    "teacher_params": "its parameters",
+    "teacher_macs": "its multiply-accumulates for one image",
+    "teacher_test_accuracy": "its accuracy on the same test images",
+    "chosen": "the best setting of its method by val_accuracy, for this student and data",
+    "pairs": "seeds that the row and its baseline (`standard`, same student and data) share",
+    "difference": "test accuracy minus the baseline's, paired by seed, mean",
+    "difference_ci95": "half the width of its 95 % confidence interval (paired Student's t)",
+    "p": "of the two-sided paired t-test that the difference is 0",
+    "p_holm": "p after Holm's correction over the chosen rows, which are the ones that claims are made of",
+    "verdict": "the comparison in words, at the 5 % level of p_holm",
+    "epoch": "epochs done",
+    "folder": "where the run's files are",
+}
+
+IGNORED = ("seed", "device", "threads", "rerun", "paths.", "tracker.", "data.root")  # keys that set no run apart
+CONTEXT = ("student.", "data.")  # keys that say what is trained on what: compared within, never chosen
+FOLDED = ("test_nll", "test_ece", "test_agreement", "test_teacher_kl", "val_accuracy", "val_nll", "val_ece",
+          "train_seconds", "images_per_second", "teacher_test_accuracy")  # fmt: skip
 
 
-def runs(jobs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """A row a job: what was asked for, its status, and its metrics (accuracies and the like as parts of 1).
+class Tables(NamedTuple):
+    """`runs` a row a run, `history` a row an epoch, `summary` a row a configuration with its seeds folded; `swept`:
+    the configuration keys that differ, which are columns too; `reliability` by run id."""
 
-    **Arguments:** jobs as {"overrides": [...], "folder": path, "status": str, "reason": str}.
-    """
-    jobs, rows = list(jobs), []
-    shared = set.intersection(*(set(job["overrides"]) for job in jobs)) if jobs else set()
-    for job in jobs:
-        result = read_json(Path(job["folder"]) / "result.json") if job["status"] == "done" else None
-        row = {"status": job["status"], "reason": job["reason"], "overrides": " ".join(job["overrides"])}
-        if result:
-            teacher = result["teacher"] or {}
-            row |= {k: result[k] for k in ("id", "method", "student", "seed", "epochs")}
-            row |= {"samples": result["samples"]["train"], **result["metrics"], **result["size"]}
-            row |= {"train_seconds": result["time"]["train_seconds"], "teacher": teacher.get("name")}
-            row |= {"teacher_test_accuracy": teacher.get("metrics", {}).get("test_accuracy")}
-            row["setting"] = setting((o for o in job["overrides"] if o not in shared), result)
-        rows.append({**row, "folder": str(job["folder"])})
-    return pd.DataFrame(rows)
+    runs: pd.DataFrame
+    history: pd.DataFrame
+    summary: pd.DataFrame
+    swept: list[str]
+    reliability: dict[str, dict[str, list[float]]]
 
 
-def setting(overrides: Iterable[str], result: Mapping[str, Any]) -> str:
-    """What sets a job's configuration apart from its neighbours', its seed aside."""
-    said = [o.lstrip("+") for o in overrides if not o.lstrip("+").startswith(("seed=", "method=", "hydra"))]
-    return " ".join([result["method"], *said])
+def read_plan(folder: Path) -> list[dict[str, Any]]:
+    """The planned jobs of a sweep, or none."""
+    found = read_json(folder / PLAN)
+    return found if isinstance(found, list) else []
 
 
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per configuration, seeds folded: n, mean, standard deviation and 95 % CI (Student's t) of the test
-    accuracy, and the means of the other metrics. No interval from one seed."""
-    done = table[table["status"] == "done"]
-    if done.empty:
-        return pd.DataFrame()
-    rows = []
-    for name, group in done.groupby("setting", sort=False):
-        accuracy = group["test_accuracy"]
-        n, spread = len(group), accuracy.std()
-        half = stats.t.ppf(0.975, n - 1) * spread / math.sqrt(n) if n > 1 else math.nan
-        row = {"setting": name, "n": n, "test_accuracy": accuracy.mean(), "std": spread, "ci95": half}
-        row |= {c: group[c].mean() for c in MEANS if c in group} | {c: group[c].iloc[0] for c in BUDGET}
-        row["teacher_test_accuracy"] = group["teacher_test_accuracy"].max()
+def find(places: Iterable[Path]) -> list[dict[str, Any]]:
+    """The jobs of sweeps' directories, and the runs that lie in any other directory; each run once. And the finished
+    `standard` runs that are the jobs' baselines, though they were not part of the sweep."""
+    found: dict[str, dict[str, Any]] = {}
+    for place in places:
+        jobs = read_plan(place) or [_lone(f.parent) for f in sorted(place.glob("**/config.yaml")) if _is_run(f.parent)]
+        for job in jobs:
+            found.setdefault(str(job.get("folder")), job)
+    for path in dict.fromkeys(job["baseline"] for job in list(found.values()) if job.get("baseline")):
+        if path not in found and finished(Path(path)):
+            found[path] = _lone(Path(path))
+    return [job for job in found.values() if isinstance(job.get("config"), dict)]
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "status.json").exists() and "superseded" not in folder.parts
+
+
+def _lone(folder: Path) -> dict[str, Any]:
+    """A run as if it had been planned, from its own files."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        config = None
+    taught = not isinstance(config, dict) or config.get("method", {}).get("name") != "standard"
+    return {"overrides": [], "folder": str(folder), "taught": taught, "config": config}
+
+
+def gather(places: Iterable[Path]) -> Tables:
+    """All tables of the sweeps and runs in `places`, as far as they are."""
+    jobs = find(places)
+    settings, swept = label(jobs)
+    rows, epochs = [], []
+    reliability: dict[str, dict[str, list[float]]] = {}
+    for job, setting in zip(jobs, settings, strict=True):
+        folder = Path(job["folder"])
+        flat = flatten(job["config"])
+        result = read_json(folder / "result.json")
+        row = _row(job, result if isinstance(result, dict) and "metrics" in result else None)
+        row |= {"setting": setting, **{key: flat.get(key) for key in swept if _applies(job, key)}}
         rows.append(row)
-    return pd.DataFrame(rows)
+        if row["status"] == "done" and isinstance(result, dict) and isinstance(result.get("reliability"), dict):
+            reliability[setting] = _add(reliability.get(setting), result["reliability"])
+        same = {key: row[key] for key in ("id", "setting", "method", "seed")}
+        epochs += [{**same, **epoch} for epoch in _history(folder / "history.csv")]
+    runs = _typed(pd.DataFrame(rows, columns=None if rows else ["setting", "method", "seed", "status", "reason"]))
+    history = _typed(pd.DataFrame(epochs, columns=None if epochs else ["id", "setting", "method", "seed", "epoch"]))
+    return Tables(runs, history, summarise(runs, swept), swept, reliability)
 
 
-def text(table: pd.DataFrame) -> str:
-    """The comparison that ends a sweep, as lines for a terminal."""
-    if table.empty:
-        return "no job finished"
-    best = table["teacher_test_accuracy"].max()
-    plain = table[table["setting"].str.split().str[0] == "standard"]
-    base = plain["test_accuracy"].iloc[0] if len(plain) == 1 else None
-    lines = [["", "n", "test accuracy", "vs standard", "gap closed", "val", "NLL", "ECE", "agreement", "epochs"]]
-    shown = {
-        "val_accuracy": (100, ".2f"),
-        "test_nll": (1, ".3f"),
-        "test_ece": (1, ".3f"),
-        "test_agreement": (100, ".1f"),
-    }
-    for _, row in table.iterrows():
-        gain = None if base is None else row["test_accuracy"] - base
-        gap = None if gain is None or pd.isna(best) or best <= base else gain / (best - base)
-        spread = "" if pd.isna(row["ci95"]) else f" ± {100 * row['ci95']:.2f}"
-        lines.append([
-            row["setting"], str(row["n"]), f"{100 * row['test_accuracy']:.2f} %{spread}",
-            "-" if not gain else f"{100 * gain:+.2f}", "-" if not gain or gap is None else f"{100 * gap:.0f} %",
-            *(_number(row, name, *form) for name, form in shown.items()), f"{row['epochs']:.0f}",
-        ])  # fmt: skip
-    if not pd.isna(best):
-        lines.append(["teacher", "", f"{100 * best:.2f} %", *[""] * 7])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    aligned = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
+def _row(job: Mapping[str, Any], result: Mapping[str, Any] | None) -> dict[str, Any]:
+    config, state = job["config"], status(Path(job["folder"]))
+    row: dict[str, Any] = {
+        "id": job.get("id"), "setting": "", "method": config["method"]["name"], "student": None,
+        "seed": config["seed"], "status": state.state, "reason": state.reason,
+        "overrides": " ".join(job["overrides"]), "epochs": config["student"]["epochs"],
+        "batch_size": config["batch_size"],
+    }  # fmt: skip
+    if result:
+        teacher = result.get("teacher") or {}
+        row |= {"id": result["id"], "student": result["student"], "samples": result["samples"]["train"]}
+        row |= {**result["metrics"], **result["size"]}
+        row |= {key: result["time"].get(key) for key in ("train_seconds", "images_per_second")}
+        row |= {"teacher": teacher.get("name"), "teacher_params": teacher.get("params")}
+        row |= {"teacher_macs": teacher.get("macs")}
+        row |= {"teacher_test_accuracy": teacher.get("metrics", {}).get("test_accuracy")}
+        row["budget"] = f"{row['epochs']} x {row['samples']:,}"
+    return {**row, "folder": job["folder"]}
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    """The rows of a history file, numbers as numbers; none when it is absent; whole rows only."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, csv.Error):
+        return []
+
+
+def _add(a: dict[str, list[float]] | None, b: dict[str, list[float]]) -> dict[str, list[float]]:
+    return b if a is None else {key: [x + y for x, y in zip(a[key], b[key], strict=True)] for key in a}
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    for name in ("seed", "epochs", "samples", "batch_size", "epoch", "params", "macs", "method_params",
+                 "teacher_params", "teacher_macs"):  # fmt: skip
+        if name in frame:
+            frame[name] = pd.to_numeric(frame[name]).astype("Int64")
+    return frame
+
+
+# ---- what sets runs apart
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists become their text."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value) if isinstance(value, list) else value
+    return flat
+
+
+def _applies(job: Mapping[str, Any], key: str) -> bool:
+    return bool(job["taught"]) or not key.startswith("teacher.")
+
+
+def label(jobs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """(each job's setting in words, the dotted keys that are swept).
+
+    A key belongs to a setting when it differs between runs of the same choice: `method.T` between two runs of
+    `logits`, but not between `logits` and `feature`, where the choice itself says it.
+    """
+    flats = [
+        {k: v for k, v in flatten(job["config"]).items() if _applies(job, k) and not k.startswith(IGNORED)}
+        for job in jobs
     ]
-    if table["n"].nunique() > 1:
-        aligned.append("note: the rows have different numbers of seeds")
-    if len(table[BUDGET].drop_duplicates()) > 1:
-        aligned.append("note: the rows differ in student, epochs or training images; they share no budget")
-    return "\n".join(line.rstrip() for line in aligned)
+    seen: dict[tuple[Any, ...], set[str]] = {}
+    for flat in flats:
+        for key, value in flat.items():
+            seen.setdefault((key, *_choices(flat, key)), set()).add(repr(value))
+    keys = list(dict.fromkeys(key for flat in flats for key in flat if key != "method.name"))
+    differs = {place for place, values in seen.items() if len(values) > 1}
+    swept = [key for key in keys if any(place[0] == key for place in differs)]
+    own = [[key for key in swept if key in flat and (key, *_choices(flat, key)) in differs] for flat in flats]
+
+    def words(say: Callable[[Any], str]) -> list[str]:
+        said = [[f"{k.removeprefix('method.').removesuffix('.name')}={say(flat[k])}" for k in keys]
+                for flat, keys in zip(flats, own, strict=True)]  # fmt: skip
+        return [" ".join([flat["method.name"], *w]) for flat, w in zip(flats, said, strict=True)]
+
+    brief, exact = words(lambda v: format(v, ".4g") if isinstance(v, float) else str(v)), words(str)
+    return (brief if len(set(brief)) == len(set(exact)) else exact), swept
 
 
-def _number(row: pd.Series, name: str, scale: float, form: str) -> str:
-    return "-" if name not in row or pd.isna(row[name]) else format(scale * row[name], form)
+def _choices(flat: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    """The names of the groups that a key stands in: (adam,) for optimizer.lr under optimizer.name=adam."""
+    parts = key.split(".")[:-1]
+    groups = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return tuple(flat.get(f"{group}.name") for group in groups if f"{group}.name" != key)
 
 
-def write(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> str:
-    """Write runs.csv and summary.csv into a sweep's directory; return the comparison as text."""
-    table = runs(jobs)
-    folded = summary(table)
-    write_text(folder / "runs.csv", table.to_csv(index=False))
-    write_text(folder / "summary.csv", folded.to_csv(index=False))
-    return text(folded)
+# ---- seeds folded
+
+
+def half_width(values: pd.Series) -> float:
+    """Half the 95 % confidence interval of a mean, by Student's t; nan for fewer than two values."""
+    from scipy import stats
+
+    n = int(values.count())
+    return float(stats.t.ppf(0.975, n - 1) * values.std() / math.sqrt(n)) if n > 1 else math.nan
+
+
+def summarise(runs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
+    """A row per setting that has a finished run, the chosen ones first: n, means, spread of the test accuracy, and
+    which setting of each method validation chooses."""
+    rows = []
+    for setting, group in runs.groupby("setting", sort=False) if len(runs) else ():
+        done = group[group["status"] == "done"].drop_duplicates("id")
+        if done.empty:
+            continue
+        first = done.iloc[0]
+        row = {"setting": setting, "method": first["method"], "student": first["student"]}
+        row |= {key: first[key] for key in swept if key in group}
+        row |= {"n": len(done), "planned": group["seed"].nunique(), "test_accuracy": done["test_accuracy"].mean()}
+        row |= {
+            "test_accuracy_std": done["test_accuracy"].std(),
+            "test_accuracy_ci95": half_width(done["test_accuracy"]),
+        }
+        row |= {name: done[name].mean() for name in FOLDED if name in done}
+        row |= {name: first[name] for name in ("params", "macs", "teacher", "teacher_params", "teacher_macs", "epochs",
+                                               "samples", "batch_size", "budget") if name in done}  # fmt: skip
+        row["context"] = str(
+            [(key, first[key]) for key in swept if key.startswith(CONTEXT) and key != "student.epochs"]
+        )
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    if not table.empty:
+        best = (
+            table.groupby(["context", "method"])["val_accuracy"].transform("max") if "val_accuracy" in table else None
+        )
+        alone = table.groupby(["context", "method"])["setting"].transform("size") == 1
+        table["chosen"] = alone if best is None else alone | (table["val_accuracy"] == best)
+        table = table.sort_values("chosen", ascending=False, kind="stable", ignore_index=True)
+    return table

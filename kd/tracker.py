@@ -4,7 +4,7 @@ import contextlib
 import logging
 import netrc
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 from torch import Tensor
 
 from kd import console
-from kd.config import Config
+from kd.config import Config, Tracker
 from kd.data import Data
 from kd.evaluate import confusion
 
@@ -28,15 +28,20 @@ class Mirror:
     def epoch(self, row: Mapping[str, Any]) -> None:
         """One row of history: `epoch` is the step; val_* become val/*, all else train/*."""
         named = {f"val/{n[4:]}" if n.startswith("val_") else f"train/{n}": v for n, v in row.items() if n != "epoch"}
-        self._try(lambda run: run.log({"epoch": row["epoch"], **named}, step=row["epoch"]))
+        self.send(lambda run: run.log({"epoch": row["epoch"], **named}, step=row["epoch"]))
 
     def finish(self, result: Mapping[str, Any], data: Data, logits: Tensor) -> None:
         """The summary, the confusion matrix of the test images, and 32 of them with what the student said."""
-        self._try(lambda run: run.summary.update(_summary(result)))
-        self._try(lambda run: run.log({"test/confusion": _confusion(data, logits)}))
-        self._try(lambda run: run.log({"test/samples": _samples(data, logits)}))
+        self.send(lambda run: run.summary.update(_summary(result)))
+        self.log(lambda: {"test/confusion": _confusion(data, logits)})
+        self.log(lambda: {"test/samples": _samples(data, logits)})
 
-    def _try(self, act: Callable[[Any], Any]) -> None:
+    def log(self, make: Callable[[], Mapping[str, Any]]) -> None:
+        """What `make()` gives, also where making it fails."""
+        self.send(lambda run: run.log(make()))
+
+    def send(self, act: Callable[[Any], Any]) -> None:
+        """`act(run)`, unless W&B is off or has failed before."""
         if self.run is None:
             return
         try:
@@ -49,54 +54,73 @@ class Mirror:
 @contextlib.contextmanager
 def open(config: Config, folder: Path, job_type: str) -> Iterator[Mirror]:
     """A mirror for one run; when the block ends the W&B run is finished, as failed if an error leaves the block."""
-    settings = config.root.tracker
+    tags = [*config.root.tracker.tags, config.method.name]
+    content = {**config.plain(), "run_id": config.identity()}
+    with _mirrored(config.root.tracker, folder, job_type, config.label(), tags, content) as run:
+        yield Mirror(run)
+
+
+def sweep(settings: Tracker, folder: Path, tables: Mapping[str, Any], figures: Sequence[Path], text: str) -> None:
+    """One run beside a sweep's own, in its group, that holds the sweep's tables, figures and verdict."""
+    settings = settings.model_copy(update={"group": settings.group or group(folder), "notes": text})
+    with _mirrored(settings, folder, "sweep-summary", "sweep-summary", settings.tags, {}) as run:
+        mirror = Mirror(run)
+        for name, table in tables.items():
+            mirror.log(lambda table=table, name=name: {name: _table(table)})  # type: ignore[misc]
+        for path in figures:
+            mirror.log(lambda path=path: {f"figures/{path.stem}": _picture(path)})  # type: ignore[misc]
+
+
+def group(folder: Path) -> str:
+    """The name under which W&B gathers the runs of the sweep in `folder`."""
+    return "-".join(folder.parts[-2:])
+
+
+@contextlib.contextmanager
+def _mirrored(
+    settings: Tracker, folder: Path, job_type: str, name: str, tags: Sequence[str], content: Mapping[str, Any]
+) -> Iterator[Any]:
+    """A W&B run, or None when there is to be none or none can be had."""
     mode: str = settings.mode if settings.mode != "auto" else os.environ.get("WANDB_MODE") or _auto()
     if mode not in ("online", "offline"):
-        yield Mirror()
+        yield None
         return
-    run = _start(config, folder, job_type, "online" if mode == "online" else "offline")
-    mirror, code = Mirror(run), 1
+    said = {"group": settings.group, "job_type": job_type, "name": name, "tags": tags, "config": content,
+            "notes": settings.notes, "project": settings.project, "entity": settings.entity}  # fmt: skip
+    run, code = _start(settings.timeout, folder, "online" if mode == "online" else "offline", said), 1
     try:
-        yield mirror
+        yield run
         code = 0
     finally:
         if run is not None:
             with contextlib.suppress(Exception):
                 run.finish(exit_code=code)
-            _say_where(run, mode)
+            _say_where(run)
 
 
-def _start(config: Config, folder: Path, job_type: str, mode: Literal["online", "offline"]) -> Any:
+def _start(timeout: int, folder: Path, mode: Literal["online", "offline"], said: Mapping[str, Any]) -> Any:
     """wandb.init that cannot ask, cannot hang and cannot fail: online falls back to offline, offline to nothing."""
     import wandb
 
-    settings = config.root.tracker
     try:
         return wandb.init(
             mode=mode,
-            project=settings.project,
-            entity=settings.entity,
-            group=settings.group,
-            job_type=job_type,
-            tags=[*settings.tags, config.method.name],
-            notes=settings.notes,
-            name=config.label(),
             dir=str(folder),
-            config={**config.plain(), "run_id": config.identity()},
             settings=wandb.Settings(
-                init_timeout=settings.timeout,
-                finish_timeout=4 * settings.timeout,
+                init_timeout=timeout,
+                finish_timeout=4 * timeout,
                 reinit="create_new",  # the default returns the run that a crashed job left open
                 console="off",
                 silent=True,
                 disable_git=True,
                 disable_code=True,
             ),
+            **said,
         )
     except Exception as error:
         after = "; it is kept offline" if mode == "online" else "; this run is not mirrored"
         log.warning("W&B (%s): %s%s", mode, _first_line(error), after)
-        return _start(config, folder, job_type, "offline") if mode == "online" else None
+        return _start(timeout, folder, "offline", said) if mode == "online" else None
 
 
 def _auto() -> Literal["online", "offline"]:
@@ -112,7 +136,7 @@ def _auto() -> Literal["online", "offline"]:
     return "offline"
 
 
-def _say_where(run: Any, mode: str) -> None:
+def _say_where(run: Any) -> None:
     with contextlib.suppress(Exception):
         if not run.offline:
             log.info("W&B      %s", run.url)
@@ -154,3 +178,15 @@ def _samples(data: Data, logits: Tensor, count: int = 32) -> list[Any]:
         mark = "" if said == true else "  ✗"
         found.append(wandb.Image(data.test.images[row].cpu().numpy(), caption=f"{true} → {said}{mark}"))
     return found
+
+
+def _table(frame: Any) -> Any:
+    import wandb
+
+    return wandb.Table(dataframe=frame.astype(object).where(frame.notna(), None))
+
+
+def _picture(path: Path) -> Any:
+    import wandb
+
+    return wandb.Image(str(path))

@@ -31,9 +31,11 @@ def train(
     seed: int,
     device: Device,
 ) -> Iterator[dict[str, float]]:
-    """Train `student` (and the method's own parts) in place; yield {"epoch", "lr", "loss", each term} an epoch.
+    """Train `student` (and the method's own parts) in place; yield a row an epoch: {"epoch", "lr", "accuracy", "loss"
+    and each term}.
 
-    Terms are means over the epoch's batches, before weighting. After the last epoch the student is the result.
+    `accuracy` (0..1) is of the training views, in train mode. Terms are means over the epoch's batches, before
+    weighting. After the last epoch the student is the result.
     """
     optimizers = optimizer.build([*student.parameters(), *method.parameters()])
     groups = [(group, group["lr"]) for o in optimizers for group in o.param_groups]
@@ -55,7 +57,8 @@ def train(
             for o in optimizers:
                 o.step()
                 o.zero_grad(set_to_none=True)
-            for name, value in {"loss": loss, **{n: v for n, (_, v) in terms.items()}}.items():
+            right = (s.logits.argmax(dim=1) == batch.y).float().mean()
+            for name, value in {"accuracy": right, "loss": loss, **{n: v for n, (_, v) in terms.items()}}.items():
                 totals[name] = totals.get(name, 0) + value.detach()  # stays on the device: no wait inside the loop
         means = {name: total.item() / per_epoch for name, total in totals.items()}
         for name in reversed(means):

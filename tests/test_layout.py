@@ -30,6 +30,11 @@ ORDER = [
     "tracker",
     "run",
     "table",
+    "compare",
+    "figures",
+    "page",
+    "report",
+    "pool",
     "sweep",
     "cli",
     "__main__",
@@ -78,7 +83,10 @@ def test_files_of_a_kind_do_not_know_each_other(kind: str) -> None:
                 assert words[2] in ("base", "cache", "loader"), f"{path.name} imports kd.{kind}.{words[2]}"
 
 
-@pytest.mark.parametrize("module", ["kd", "kd.cli", "kd.table", "kd.record", "hydra_plugins.kd_launcher"])
+@pytest.mark.parametrize(
+    "module",
+    ["kd", "kd.cli", "kd.report", "kd.page", "kd.figures", "hydra_plugins.kd_launcher", "hydra_plugins.kd_sweeper"],
+)
 def test_help_and_tables_need_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

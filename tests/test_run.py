@@ -1,7 +1,6 @@
 """Whole runs, as they are typed: what they leave behind, that they repeat bit for bit, that they are not done twice."""
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import stats
 
 import kd as package
-from kd import evaluate, table, tracker
+from kd import evaluate, tracker
 from kd.record import Record, finished, read_json, set_aside
 from kd.settings import UserError
 
@@ -248,33 +246,6 @@ def test_metrics_against_plain_loops() -> None:
     assert found == pytest.approx(expected, rel=1e-9)
     counts = evaluate.confusion(torch.from_numpy(z), torch.from_numpy(y), 4)
     assert counts == [[int(np.sum((y == i) & (said == j))) for j in range(4)] for i in range(4)]
-
-
-def test_seeds_are_folded_as_scipy_folds_them(tmp_path: Path) -> None:
-    accuracies = {"standard": [0.7, 0.72, 0.71], "logits": [0.75]}
-    jobs = []
-    for method, values in accuracies.items():
-        for seed, accuracy in enumerate(values):
-            folder = tmp_path / f"{method}{seed}"
-            folder.mkdir()
-            record = {
-                "id": "x", "method": method, "student": "cnn-2", "seed": seed, "epochs": 2,
-                "metrics": {"test_accuracy": accuracy}, "teacher": {"name": "t", "metrics": {"test_accuracy": 0.8}},
-                "size": {"params": 1}, "time": {"train_seconds": 1.0}, "samples": {"train": 5},
-            }  # fmt: skip
-            (folder / "result.json").write_text(json.dumps(record))
-            words = [f"method={method}", f"seed={seed}", "data=digits"]
-            jobs.append({"overrides": words, "folder": str(folder), "status": "done", "reason": ""})
-    folded = table.summary(table.runs(jobs)).set_index("setting")
-    low, high = stats.t.interval(0.95, 2, np.mean(accuracies["standard"]), stats.sem(accuracies["standard"]))
-    assert folded.loc["standard", "ci95"] == pytest.approx((high - low) / 2)
-    assert folded.loc["standard", "n"] == 3
-    assert math.isnan(folded.loc["logits", "ci95"]), "an interval from one seed"
-    text = table.write(tmp_path, jobs)
-    assert "71.00 % ± 2.48" in text
-    assert "+4.00" in text
-    assert "44 %" in text
-    assert "the rows have different numbers of seeds" in text
 
 
 def test_files_are_whole_or_absent(tmp_path: Path) -> None:

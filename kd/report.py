@@ -1,0 +1,227 @@
+"""A report on sweeps and runs, at any time: tables, statistics, figures and one page, from files alone.
+
+    python -m kd.report multirun/2026-11-24/10-00-00 [more directories] [--out DIR]
+
+A directory is a sweep's, a run's, or one that holds runs (`runs/`). Unfinished and broken runs are rows with a status.
+Written into the sweep's own directory or, for several, into --out (default: kd-report/):
+
+runs.csv, history.csv, summary.csv, and each as .parquet     figures/*.png, *.svg
+summary.md, summary.tex                                      index.html
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from kd.compare import LEVEL, against_standard
+from kd.record import read_json, write_text
+from kd.table import COLUMNS, Tables, find, gather
+
+MOST = 25  # lines of the comparison in a terminal
+
+
+class Report(NamedTuple):
+    """What was written: the tables, the comparison as text for a terminal, the figures' names, and the page."""
+
+    tables: Tables
+    text: str
+    figures: list[str]
+    page: Path | None
+
+
+def write(places: Sequence[Path], out: Path, figures: bool = True) -> Report:
+    """Gather `places` and write everything into `out`; without `figures` (quickly) only the tables."""
+    tables = gather(places)
+    tables = tables._replace(summary=against_standard(tables.summary, tables.runs))
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name in ("runs", "history", "summary"):
+        files += save(getattr(tables, name).drop(columns=["context", "baseline"], errors="ignore"), out / name)
+    rows = comparison(tables)
+    if rows:
+        frame = pd.DataFrame(rows[1:], columns=[name or "setting" for name in rows[0]])
+        write_text(out / "summary.md", frame.to_markdown(index=False, disable_numparse=True) + "\n")
+        write_text(out / "summary.tex", frame.style.hide(axis="index").to_latex(hrules=True).replace("%", r"\%"))
+        files += ["summary.md", "summary.tex"]
+    notes = remarks(tables)
+    said = (
+        "\n".join([*aligned([row[:-1] for row in rows]), *(f"note: {note}" for note in notes)])
+        if rows
+        else "no job finished"
+    )
+    if not figures:
+        return Report(tables, said, [], None)
+
+    from kd.figures import draw
+    from kd.page import render
+
+    studies = [study for place in places if isinstance(study := read_json(place / "study.json"), dict)]
+    drawn, left = draw(tables, out / "figures", studies[0] if studies else None)
+    title = " + ".join("/".join(place.absolute().parts[-2:]) for place in places)
+    verdict = conclude(tables)
+    write_text(out / "index.html", render(title, out, tables, verdict, notes, rows, drawn, left, files))
+    return Report(tables, f"{said}\n\n{verdict}", [figure.name for figure in drawn], out / "index.html")
+
+
+def save(frame: pd.DataFrame, path: Path) -> list[str]:
+    """`path`.csv and `path`.parquet, each whole or not at all."""
+    write_text(path.with_suffix(".csv"), frame.to_csv(index=False))
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    typed = frame.convert_dtypes()
+    for name in typed.select_dtypes(object):  # a swept key that is now a number, now a word
+        typed[name] = typed[name].map(str, na_action="ignore").astype("string")
+    typed.to_parquet(aside, index=False)
+    os.replace(aside, path.with_suffix(".parquet"))
+    return [f"{path.name}.csv", f"{path.name}.parquet"]
+
+
+# ---- in words
+
+
+def _form(scale: float, form: str) -> Callable[[Any], str]:
+    return lambda value: "" if pd.isna(value) else format(scale * value, form)
+
+
+SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "val_accuracy": ("val, %", _form(100, ".2f")),
+    "test_nll": ("NLL", _form(1, ".3f")),
+    "test_ece": ("ECE", _form(1, ".3f")),
+    "test_agreement": ("agreement, %", _form(100, ".1f")),
+    "params": ("params", _form(1, ",.0f")),
+    "budget": ("budget", str),
+}
+
+
+def comparison(tables: Tables) -> list[list[str]]:
+    """The summary as text: a head, then a row for each of its rows, then the teachers. Empty when no run is done."""
+    table = tables.summary
+    if table.empty:
+        return []
+    shown = {name: how for name, how in SHOWN.items() if name in table and table[name].notna().any()}
+    for name in ("params", "budget"):  # said where they differ
+        if table[name].nunique() < 2:
+            shown.pop(name, None)
+    head = ["", "n", "test, %", *(title for title, _ in shown.values()), "vs standard", "p (Holm)", "verdict"]
+    rows = []
+    for _, row in table.iterrows():
+        n = str(row["n"]) if row["n"] == row["planned"] else f"{row['n']} of {row['planned']}"
+        rows.append([
+            row["setting"], n, _with(row["test_accuracy"], row["test_accuracy_ci95"], ".2f"),
+            *(form(row[name]) for name, (_, form) in shown.items()),
+            _with(row["difference"], row["difference_ci95"], "+.2f"), _p(row["p_holm"]), row["verdict"],
+        ])  # fmt: skip
+    for teacher, accuracy, params in teachers(table):
+        extra = [f"{params:,.0f}" if name == "params" else "" for name in shown]
+        rows.append([f"teacher {teacher}", "", f"{100 * accuracy:.2f}", *extra, "", "", ""])
+    return [head, *rows]
+
+
+def teachers(table: pd.DataFrame) -> list[tuple[str, float, float]]:
+    """(name, test accuracy, parameters) of each teacher in a summary."""
+    known = table.dropna(subset=["teacher_test_accuracy"]).drop_duplicates(["teacher", "teacher_test_accuracy"])
+    return list(known[["teacher", "teacher_test_accuracy", "teacher_params"]].itertuples(index=False, name=None))
+
+
+def _with(value: float, half: float, form: str) -> str:
+    if pd.isna(value):
+        return ""
+    return format(100 * value, form) + ("" if pd.isna(half) else f" ± {100 * half:.2f}")
+
+
+def _p(value: float) -> str:
+    return "" if pd.isna(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines of columns: the first to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+
+
+def remarks(tables: Tables) -> list[str]:
+    """What a reader must know before believing the table."""
+    found, table, runs = [], tables.summary, tables.runs
+    open_ = runs[~runs["status"].isin(["done", "pruned"])] if len(runs) else runs
+    if len(open_):
+        states = ", ".join(f"{n} {name}" for name, n in open_["status"].value_counts().items())
+        found.append(f"{len(open_)} of {len(runs)} runs are not done ({states}); the same command again runs those")
+    if table.empty:
+        return found
+    if table["n"].nunique() > 1:
+        found.append("the rows have different numbers of seeds")
+    if not table["shares_budget"].all():
+        found.append("not all rows share one budget (epochs x training images): see the column budget")
+    if "val_accuracy" not in table or table["val_accuracy"].isna().any():
+        found.append("without validation images nothing is chosen where a method has several settings")
+    return found
+
+
+def conclude(tables: Tables) -> str:
+    """The verdict, in two sentences."""
+    table = tables.summary
+    if table.empty:
+        return "No run has finished. There is nothing to compare yet."
+    chosen = table[table["chosen"]]
+    if chosen.empty:
+        return "Nothing was chosen: there are no validation images to choose on. See the table for what was measured."
+    by = "val_accuracy" if "val_accuracy" in chosen and chosen["val_accuracy"].notna().all() else None
+    best = chosen.sort_values(by, ascending=False, kind="stable").iloc[0] if by else chosen.iloc[0]
+    spread = "" if pd.isna(best["test_accuracy_ci95"]) else f" ± {100 * best['test_accuracy_ci95']:.2f}"
+    reached = f"{100 * best['test_accuracy']:.2f} %{spread} on test ({best['n']} seed{'s' if best['n'] > 1 else ''})"
+    compared = f", {best['verdict']}" if best["method"] != "standard" and best["baseline"] else ""
+    first = (
+        f"Of {len(table)} settings validation prefers {best['setting']}: {reached}{compared}."
+        if len(table) > 1 and by
+        else f"{best['setting']} reaches {reached}{compared}."
+    )
+    others = chosen[(chosen["setting"] != best["setting"]) & (chosen["method"] != "standard")]
+    if len(others):
+        said = [f"{row['setting']} is {row['verdict']}" for _, row in others.head(2).iterrows() if row["baseline"]]
+        more = f"; {len(others) - 2} more are in the table" if len(others) > 2 else ""
+        if said:
+            return f"{first} {'; '.join(said)}{more}."
+    if best["method"] == "standard" and len(chosen) > 1 and best["n"] > 1:
+        return f"{first} No method was found better than it at the {100 * LEVEL:.0f} % level."
+    if not chosen["baseline"].any() and (chosen["method"] != "standard").any():
+        return f"{first} There is no baseline: the same command with method=standard gives one."
+    if best["n"] == 1:
+        return f"{first} One seed tells nothing about how far chance carries: add seed=0,1,2."
+    tutors = teachers(table)
+    if tutors:
+        return f"{first} Its teacher reaches {100 * tutors[0][1]:.2f} %."
+    return f"{first} Nothing else was compared."
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """`python -m kd.report`. Exit code 2 for a directory without runs."""
+    parser = argparse.ArgumentParser("kd.report", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("places", nargs="+", type=Path, metavar="DIR", help="a sweep's, a run's, or one of runs")
+    parser.add_argument("--out", type=Path, help="where to write (default: DIR, or kd-report/ for several)")
+    parser.add_argument("--columns", action="version", help="what the columns of the tables mean",
+                        version="\n".join(f"{name:22}{meaning}" for name, meaning in COLUMNS.items()))  # fmt: skip
+    asked = parser.parse_args(words)
+    out = asked.out or (asked.places[0] if len(asked.places) == 1 else Path("kd-report"))
+    try:
+        missing = [str(place) for place in asked.places if not place.is_dir()]
+        if missing:
+            sys.exit(_refuse(f"no directory {missing[0]}"))
+        if not find(asked.places):
+            sys.exit(_refuse(f"no run in {', '.join(map(str, asked.places))}"))
+        found = write(asked.places, out)
+    except OSError as error:
+        sys.exit(_refuse(f"cannot write to {error.filename or out} ({error.strerror}); choose another with --out DIR"))
+    print(f"{found.text}\n\nreport   {found.page}")
+
+
+def _refuse(line: str) -> int:
+    print(f"kd: {line}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

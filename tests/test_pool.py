@@ -1,0 +1,110 @@
+"""Worker processes: one that dies is replaced, jobs are tried again as often as asked, none is left behind."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kd import pool
+from kd.pool import Outcome, Tell
+
+
+def act(number: int, tell: Tell) -> Outcome:
+    """Jobs 10, 11, ... end differently; any other is done and says in which process."""
+    tell("pid", os.getpid())
+    if number == 10:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 11:
+        return Outcome("failed", "boom")
+    if number == 12:
+        return Outcome("diverged", "nan")
+    if number == 13:
+        time.sleep(60)
+    if number == 14:
+        for _ in range(600):
+            time.sleep(0.05)
+            if tell("epoch", {}):
+                return Outcome("pruned")
+    return Outcome("done", os.environ.get("SLOT", ""))
+
+
+class Seen:
+    """What a run of the pool said."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.outcomes: dict[int, Outcome] = {}
+        self.pids: list[int] = []
+        self.stop = stop
+
+    def ended(self, number: int, outcome: Outcome) -> None:
+        assert number not in self.outcomes, "a job ended twice"
+        self.outcomes[number] = outcome
+
+    def heard(self, number: int, message: tuple) -> bool:
+        if message[0] == "pid":
+            self.pids.append(message[1])
+        return number == self.stop
+
+
+def each(numbers: list[int]) -> Callable:
+    jobs = iter(numbers)
+    return lambda: (n, n) if (n := next(jobs, None)) is not None else None
+
+
+def run(numbers: list[int], slots: int = 1, stop: int | None = None, max_failures: int = 0) -> Seen:
+    seen = Seen(stop)
+    pool.run(each(numbers), act, [{"SLOT": f"slot {i}"} for i in range(slots)], seen.ended, seen.heard, max_failures)
+    return seen
+
+
+def gone(pids: list[int]) -> bool:
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state != "Z":
+            return False
+    return True
+
+
+def test_a_worker_does_many_jobs_and_a_dead_one_is_replaced() -> None:
+    seen = run([1, 2, 10, 3, 11, 12, 4])
+    assert {n: o.state for n, o in seen.outcomes.items()} == {
+        1: "done", 2: "done", 3: "done", 4: "done", 10: "killed", 11: "failed", 12: "diverged",
+    }  # fmt: skip
+    assert seen.outcomes[10].reason == "its process died of SIGKILL"
+    assert len(set(seen.pids)) == 2, "start-up is paid once, and once more for the dead worker"
+    assert gone(seen.pids)
+
+
+def test_each_slot_has_its_environment_and_this_process_keeps_its_own() -> None:
+    seen = run([1, 2, 3, 4, 5, 6], slots=2)
+    assert {o.reason for o in seen.outcomes.values()} <= {"slot 0", "slot 1"}
+    assert "SLOT" not in os.environ
+
+
+@pytest.mark.parametrize("failures", [0, 2])
+def test_retries_are_bounded_and_what_diverged_is_not_tried_again(failures: int) -> None:
+    seen = run([10, 11, 12], max_failures=failures)
+    assert len(seen.pids) == 2 * (1 + failures) + 1
+    assert sorted(seen.outcomes) == [10, 11, 12]
+
+
+def test_a_job_can_be_asked_to_stop() -> None:
+    assert run([14, 1], stop=14).outcomes == {14: Outcome("pruned"), 1: Outcome("done", "slot 0")}
+
+
+def test_an_interrupt_ends_the_workers_starts_no_job_and_goes_on() -> None:
+    seen = Seen()
+    threading.Timer(4.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        pool.run(each([13, 1, 2]), act, [{}], seen.ended, seen.heard)
+    assert time.monotonic() - begun < 4 + 10
+    assert seen.outcomes == {13: Outcome("killed", "interrupted")}
+    assert gone(seen.pids)

@@ -1,0 +1,259 @@
+"""Sweeps as real processes: killed, interrupted, resumed, in parallel; nothing is lost and nothing is left running."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from kd import record
+
+SMALL = ["data=digits", "student.epochs=2", "teacher.epochs=1", "student.scale=2", "teacher.scale=2", "device=cpu"]
+SMALL += ["threads=1", "tracker.mode=disabled"]
+LONG = [*SMALL, "student.epochs=100000", "method=standard"]
+
+
+class Place:
+    """A directory in which sweeps are typed."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.started = folder, list[subprocess.Popen]()
+        folder.mkdir()
+
+    def start(self, *words: str, module: str = "kd") -> subprocess.Popen:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *words], cwd=self.folder, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def type(self, *words: str) -> tuple[int, str, str]:
+        process = self.start(*words)
+        out, err = process.communicate(timeout=200)
+        return process.returncode, out, err
+
+    def runs(self) -> list[Path]:
+        return sorted(path.parent for path in self.folder.glob("runs/*/status.json"))
+
+    def wait(self, for_: Callable[[], object], seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not for_():
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.05)
+
+    def workers(self) -> list[int]:
+        """Processes that work in this directory."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if (path / "cwd").readlink() == self.folder and b"spawn_main" in (path / "cmdline").read_bytes():
+                    found.append(int(path.name))
+            except OSError:
+                continue
+        return found
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path / "place")
+    yield made
+    for process in made.started:
+        process.kill()
+        process.communicate()
+
+
+def measured(folder: Path) -> pd.DataFrame:
+    """What a sweep's summary says, times aside."""
+    (path,) = folder.glob("multirun/*/*/summary.csv")
+    return pd.read_csv(path).drop(columns=["train_seconds", "images_per_second"])
+
+
+def test_killed_in_the_middle_and_started_again_ends_in_the_same_tables(place: Place, tmp_path: Path) -> None:
+    words = ["-m", *SMALL, "method=standard,logits", "seed=0,1"]
+    whole = Place(tmp_path / "whole")
+    assert whole.type(*words)[0] == 0
+    process = place.start(*words)
+    place.wait(lambda: list(place.folder.glob("runs/*/result.json")))
+    process.kill()
+    place.wait(lambda: not place.workers(), 10)
+    done = {path: path.stat().st_mtime_ns for path in place.folder.glob("runs/*/result.json")}
+    assert len(done) < 5
+    (first,) = place.folder.glob("multirun/*/*")
+    first.rename(tmp_path / "first")
+    code, out, _ = place.type(*words)
+    assert code == 0
+    assert out.count("found in runs/standard-cnn-2-s0") == 1
+    assert {path: path.stat().st_mtime_ns for path in done} == done, "a finished run was run again"
+    pd.testing.assert_frame_equal(measured(place.folder), measured(whole.folder))
+    assert {s.state for s in map(record.status, place.runs())} == {"done"}
+
+
+def test_one_diverges_one_crashes_and_two_finish(place: Place) -> None:
+    words = ["-m", *SMALL, "method=standard", "optimizer.lr=0.05,1e30,0.01,0.02", "student.epochs=30"]
+    process = place.start(*words)
+
+    def third() -> Path | None:
+        return next((p for p in place.runs() if "0.01" in (p / "config.yaml").read_text() and running(p)), None)
+
+    def running(path: Path) -> bool:
+        return record.status(path).state == "running" and (path / "history.csv").exists()
+
+    place.wait(third)
+    os.kill(json.loads((third() / "status.json").read_text())["pid"], signal.SIGKILL)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "4 planned, 2 done, 2 failed" in out
+    assert err.splitlines()[-1] == "kd: 2 of 4 jobs failed: 2, 3"
+    (sweep,) = place.folder.glob("multirun/*/*")
+    runs = pd.read_csv(sweep / "runs.csv")
+    assert runs["status"].tolist() == ["done", "diverged", "killed", "done"]
+    assert "the loss term 'hard' is" in runs["reason"][1]
+    assert runs["reason"][2] == "its process died of SIGKILL"
+    page = (sweep / "index.html").read_text()
+    assert "its process died of SIGKILL" in page
+
+
+def test_four_jobs_at_once_train_their_teacher_once(place: Place) -> None:
+    words = ["-m", *SMALL, "method=logits", "method.T=1,2,4,8", "teacher.epochs=6", "hydra.launcher.slots=4"]
+    code, out, _ = place.type(*words)
+    assert code == 0
+    assert out.count("teacher  epoch 6/6") == 1
+    assert out.count("teacher: waiting for the process that trains it") >= 1
+    assert len(list(place.folder.glob("runs/standard-*"))) == 1
+    assert len(list(place.folder.glob("runs/logits-*/result.json"))) == 4
+
+
+def test_two_sweeps_of_one_second_have_two_directories(place: Place) -> None:
+    """Other sweeps have begun in each of the seconds in which this one can begin."""
+    now = datetime.now()
+    taken = {place.folder / "multirun" / (now + timedelta(seconds=s)).strftime("%Y-%m-%d/%H-%M-%S") for s in range(60)}
+    for path in taken:
+        path.mkdir(parents=True)
+    assert place.type("-m", *SMALL, "method=standard", "student.epochs=1")[0] == 0
+    (own,) = set(place.folder.glob("multirun/*/*")) - taken
+    assert own.name.endswith("-2")
+    assert (own / "runs.csv").exists()
+    assert not any(list(path.iterdir()) for path in taken)
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "state"),
+    [(signal.SIGINT, 130, "killed"), (signal.SIGTERM, 143, "killed"), (signal.SIGKILL, -9, "killed")],
+    ids=["Ctrl-C", "SIGTERM", "SIGKILL"],
+)
+def test_the_parent_is_stopped(sent: signal.Signals, code: int, state: str, place: Place) -> None:
+    """Within ten seconds nothing runs; the interrupted job says so; the next start runs what is left."""
+    process = place.start("-m", *LONG, "seed=0,1")
+    place.wait(lambda: list(place.folder.glob("runs/*/history.csv")))
+    begun = time.monotonic()
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    place.wait(lambda: not place.workers(), 10 - (time.monotonic() - begun))
+    (interrupted,) = place.runs()
+    assert record.status(interrupted).state == state
+    assert "Traceback" not in err
+    if sent != signal.SIGKILL:
+        (sweep,) = place.folder.glob("multirun/*/*")
+        assert pd.read_csv(sweep / "runs.csv")["status"].tolist() == ["killed", "planned"]
+    again = place.start("-m", *LONG, "seed=0,1")
+    place.wait(lambda: record.status(interrupted).state == "running")
+    again.kill()
+
+
+def test_a_single_run_is_stopped_by_sigterm(place: Place) -> None:
+    process = place.start(*LONG)
+    place.wait(lambda: list(place.folder.glob("runs/*/history.csv")))
+    process.terminate()
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (143, "kd: terminated\n")
+    assert record.status(place.runs()[0]) == ("killed", "TerminatedError")
+
+
+def test_a_sweep_with_a_mistake_leaves_nothing(place: Place) -> None:
+    code, out, err = place.type("-m", *SMALL, "method=logits", "method.T=1,0")
+    assert (code, out) == (2, "")
+    assert "method.T: should be greater than 0, got 0 (job 1: " in err
+    code, _, err = place.type("-m", *SMALL, "method=standard", "hydra.launcher.slots=0")
+    assert (code, err) == (2, "kd: hydra.launcher.slots: should be 1 or more, got 0\n")
+    assert list(place.folder.iterdir()) == []
+
+
+def test_another_launcher_ends_in_the_same_report(place: Place) -> None:
+    words = ["-m", *SMALL, "method=standard", "optimizer.lr=0.05,1e30", "hydra/launcher=submitit_local"]
+    code, out, err = place.type(*words, "hydra.launcher.timeout_min=5")
+    assert code == 1, err
+    assert "2 planned, 1 done, 1 failed" in out
+    (sweep,) = place.folder.glob("multirun/*/*")
+    assert pd.read_csv(sweep / "runs.csv")["status"].tolist() == ["done", "diverged"]
+
+
+# ---- a search
+
+
+SEARCH = ["-m", *SMALL, "hydra/sweeper=optuna", "method=logits", "method.alpha=interval(0.0,1.0)"]
+SEARCH += ["method.T=tag(log,interval(1.0,16.0))"]
+
+
+def trials(place: Place) -> list[Any]:
+    import optuna
+
+    storage = f"sqlite:///{place.folder}/runs/search.db"
+    (study,) = optuna.get_all_study_summaries(storage)
+    return optuna.load_study(study_name=study.study_name, storage=storage).get_trials()
+
+
+def test_two_processes_search_one_study_and_one_is_killed(place: Place) -> None:
+    words = [*SEARCH, "hydra.sweeper.n_trials=20"]
+    first = place.start(*words)
+    place.wait(lambda: len(list(place.folder.glob("runs/logits-*/result.json"))) >= 2)
+    second = place.start(*words)
+    place.wait(lambda: len(list(place.folder.glob("runs/logits-*/result.json"))) >= 8)
+    first.kill()
+    assert second.wait(150) == 0
+    code, _, err = place.type(*words)  # what the killed one had begun
+    assert code == 0, err
+    found = trials(place)
+    lost = [t for t in found if t.user_attrs.get("lost")]
+    counted = [t for t in found if not t.user_attrs.get("lost") and not t.user_attrs.get("surplus")]
+    assert [t.state.name for t in found].count("RUNNING") == 0
+    assert len(counted) == 20
+    assert {t.state.name for t in counted} <= {"COMPLETE", "PRUNED"}
+    assert [t.params for t in counted if "again" in t.user_attrs] == [t.params for t in lost], "none is lost"
+
+
+def test_a_search_is_checked_and_never_looks_at_the_test_images(place: Place) -> None:
+    for words, line in {
+        ("hydra.sweeper.objective=test_accuracy",): "would choose on the test images; allowed: val_accuracy",
+        ("hydra.sweeper.pruner=axe",): "hydra.sweeper.pruner: 'axe' is not known; allowed: median, hyperband, none",
+        ("method.T=interval(0,4)",): "method.T: should be greater than 0, got 0",
+    }.items():
+        code, out, err = place.type(*SEARCH, *words)
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert line in err
+    assert not (place.folder / "runs").exists()
+
+
+def test_a_hopeless_trial_is_pruned(place: Place) -> None:
+    words = ["-m", *SMALL, "hydra/sweeper=optuna", "method=standard", "student.epochs=6"]
+    words += [
+        "optimizer.lr=tag(log,interval(0.000001,0.1))",
+        "hydra.sweeper.n_trials=12",
+        "hydra.sweeper.sampler=random",
+    ]
+    code, _, err = place.type(*words)
+    assert code == 0, err
+    assert "PRUNED" in [t.state.name for t in trials(place)]
+    (sweep,) = place.folder.glob("multirun/*/*")
+    assert "pruned" in pd.read_csv(sweep / "runs.csv")["status"].tolist()
+    assert (sweep / "figures" / "search-history.png").exists()
