@@ -131,7 +131,8 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
         if isinstance(one, HydraException | OmegaConfBaseException) and str(one):
             return 2, _reword(str(one))
         if isinstance(one, OSError) and one.filename and one.errno in _UNWRITABLE:
-            return 2, f"cannot write to {one.filename} ({one.strerror}); choose another folder with paths.runs=PATH"
+            other = "paths.runs=PATH, or a sweep's with hydra.sweep.dir=PATH"
+            return 2, f"cannot write to {one.filename} ({one.strerror}); choose another folder with {other}"
     return 1, None
 
 

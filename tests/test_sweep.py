@@ -198,6 +198,40 @@ def test_another_launcher_ends_in_the_same_report(place: Place) -> None:
     assert pd.read_csv(sweep / "runs.csv")["status"].tolist() == ["done", "diverged"]
 
 
+def test_the_dashboard_gets_the_sweep_as_a_group_and_a_summary_of_it(place: Place) -> None:
+    words = [*SMALL, "tracker.mode=offline", "method=standard", "student.epochs=1", "seed=0,1"]
+    assert place.type("-m", *words)[0] == 0
+    (sweep,) = place.folder.glob("multirun/*/*")
+    found = []
+    for path in place.folder.glob("*/**/wandb/offline-run-*"):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(path)]
+        found.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert len(found) == 3
+    assert all("-".join(sweep.parts[-2:]) in text for text in found), "one group, named after the sweep"
+    (summary,) = [text for text in found if "sweep-summary" in text]
+    assert "figures/accuracy" in summary
+    assert sum("data" in json.loads(text)["config"] for text in found) == 2, "keys to filter by, not one string"
+
+
+def test_slots_share_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from kd.sweep import slots
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert slots(None, 9, "cpu") == [{}]
+    assert slots(4, 9, "cpu") == [{"OMP_NUM_THREADS": "2"}] * 4
+    assert len(slots(4, 2, "cpu")) == 2, "no more workers than jobs"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [s["CUDA_VISIBLE_DEVICES"] for s in slots(None, 9, "auto")] == ["0", "1"]
+    assert [s["CUDA_VISIBLE_DEVICES"] for s in slots(4, 9, "cuda")] == ["0", "1", "0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert [s["CUDA_VISIBLE_DEVICES"] for s in slots(3, 9, "auto")] == ["5", "7", "5"]
+    assert slots(2, 9, "cpu")[0] == {"OMP_NUM_THREADS": "4"}
+
+
 # ---- a search
 
 
