@@ -47,7 +47,7 @@ class LocalLauncher(Launcher):
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         planned = read_plan(Path(str(self.config.hydra.sweep.dir)).absolute())
         jobs = ((planned[n], (n, list(words))) for n, words in zip(numbers, job_overrides, strict=True))
-        self.stream(lambda: next(jobs, None), len(job_overrides))
+        self.stream(lambda: next(jobs, None), len(planned))
         return [JobReturn(overrides=words, status=JobStatus.COMPLETED) for words in job_overrides]
 
     def stream(self, source: Any, total: int, **hooks: Any) -> None:

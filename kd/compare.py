@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from kd.table import half_width
+from kd.table import finished_runs, half_width
 
 LEVEL = 0.05
 
@@ -67,7 +67,7 @@ def against_standard(summary: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     if summary.empty:
         return summary
     summary = summary.copy()
-    done = runs[runs["status"] == "done"].drop_duplicates("id")
+    done = finished_runs(runs)
     accuracy = {name: group.set_index("seed")["test_accuracy"] for name, group in done.groupby("setting")}
     summary["baseline"] = baselines(summary)
     found = [
@@ -78,9 +78,10 @@ def against_standard(summary: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         summary[name] = list(column)
     summary["p_holm"] = holm(summary["p"].where(summary["chosen"]))
     budget = dict(zip(summary["setting"], summary["budget"], strict=True))
-    common = summary["budget"].mode().iloc[0]
+    common = {context: group["budget"].mode().iloc[0] for context, group in summary.groupby("context")}
     summary["shares_budget"] = [
-        row["budget"] == (budget[row["baseline"]] if row["baseline"] else common) for _, row in summary.iterrows()
+        row["budget"] == (budget[row["baseline"]] if row["baseline"] else common[row["context"]])
+        for _, row in summary.iterrows()
     ]
     summary["verdict"] = [verdict(row) for _, row in summary.iterrows()]
     return summary
@@ -102,7 +103,7 @@ def verdict(row: pd.Series) -> str:
         return f"{points} {way} {row['baseline']} in one seed: too few to tell"
     if math.isnan(row["p_holm"]):
         by = f"{100 * row['difference']:+.2f} points"
-        return f"differs from {row['baseline']} by {by} in every seed: no spread to judge by"
+        return f"{by} from {row['baseline']} in every seed: no spread to judge by"
     said = f"p = {row['p_holm']:.2g}" if row["p_holm"] >= 0.001 else "p < 0.001"
     if row["p_holm"] >= LEVEL:
         return f"not distinguishable from {row['baseline']} ({said}, {row['pairs']} seeds)"

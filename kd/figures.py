@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kd.table import Tables
+from kd.table import Tables, finished_runs
 
 MARKERS = ["o", "s", "D", "^", "v", "P", "X", "*"]
 DASHES = ["-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1))]
@@ -135,6 +135,17 @@ def spread(values: Sequence[float]) -> str:
     return "log" if unevenness([math.log(x) for x in ordered]) < unevenness(ordered) else "linear"
 
 
+def _apart(values: Sequence[float]) -> list[float]:
+    """Those of some sorted values whose labels do not touch on the axis that `spread` gives them."""
+    scale: Callable[[float], float] = math.log if spread(values) == "log" else float
+    width = (scale(values[-1]) - scale(values[0])) or 1.0
+    kept: list[float] = []
+    for value in values:
+        if not kept or (scale(value) - scale(kept[-1])) / width > 0.09:
+            kept.append(value)
+    return kept
+
+
 def _canvas(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     import matplotlib.pyplot as plt
 
@@ -144,15 +155,14 @@ def _canvas(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
 def _done(tables: Tables) -> pd.DataFrame:
     if tables.summary.empty:
         raise Unfit("no run is done")
-    runs = tables.runs
-    return runs[runs["status"] == "done"].drop_duplicates("id")
+    return finished_runs(tables.runs)
 
 
 def accuracy(tables: Tables) -> tuple[Any, str]:
     """Means with 95 % intervals, each seed as a dot, the teacher as a line."""
     done, table = _done(tables), tables.summary
     if len(table) > MANY:
-        table = table[table["chosen"]].head(MANY)
+        table = (table[table["chosen"]] if table["chosen"].any() else table).head(MANY)
     figure, axes = _canvas(7.2, 1.3 + 0.42 * len(table))
     axis, colours = axes[0][0], palette(_methods(tables))
     for place, (_, row) in enumerate(table.iterrows()):
@@ -166,15 +176,15 @@ def accuracy(tables: Tables) -> tuple[Any, str]:
     axis.invert_yaxis()
     axis.set_ylim(len(table) - 0.5, -0.5)
     axis.set_xlabel("test accuracy, %")
-    teachers = table.dropna(subset=["teacher_test_accuracy"])[["teacher", "teacher_test_accuracy"]].drop_duplicates()
+    teachers = table.dropna(subset=["teacher_test_accuracy"])[["teacher", "teacher_test_accuracy"]]
+    teachers = teachers.round(6).drop_duplicates()
     for i, (_, teacher) in enumerate(teachers.head(3).iterrows()):
         axis.axvline(100 * teacher["teacher_test_accuracy"], color="0.2", ls=DASHES[1 + i], lw=1.4,
                      label=f"teacher {teacher['teacher']}")  # fmt: skip
     if len(teachers):
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
-    left = (
-        "" if len(table) == len(tables.summary) else f" Of {len(tables.summary)} settings those chosen on validation."
-    )
+    every = len(tables.summary)
+    left = "" if len(table) == every else f" {len(table)} of {every} settings, those that validation chose first."
     return figure, f"Mean over seeds with its 95 % confidence interval (none for one seed); grey dots are seeds.{left}"
 
 
@@ -276,9 +286,8 @@ def response(tables: Tables, key: str) -> tuple[Any, str]:
         axis.axhline(100 * plain["test_accuracy"].iloc[0], color="0.2", ls=":", lw=1.4, label="standard")
     values = sorted(table[key].astype(float).unique())
     axis.set_xscale(spread(values))
-    if len(values) <= 10:
-        axis.set_xticks(values, [f"{v:g}" for v in values])
-        axis.minorticks_off()
+    axis.set_xticks(places := _apart(values), [f"{v:g}" for v in places])
+    axis.minorticks_off()
     axis.set(xlabel=short(key), ylabel="test accuracy, %")
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
     least, most = table["n"].min(), table["n"].max()
@@ -376,7 +385,8 @@ def reliability(tables: Tables) -> tuple[Any, str]:
                   ls=DASHES[i % len(DASHES)], label=name)  # fmt: skip
     axis.set(xlabel="confidence", ylabel="part that is right", xlim=(0, 1.02), ylim=(0, 1.02))
     axis.set_aspect("equal")
-    axis.legend(loc="upper left", frameon=False, fontsize=9)
+    columns = 1 if max(map(len, names)) > 20 else 2
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
     return figure, "Test images of all seeds together; bins with fewer than 10 images are left out."
 
 
@@ -388,17 +398,21 @@ def search(study: Mapping[str, str], what: str) -> tuple[Any, str]:
         import optuna
         from optuna.visualization import matplotlib as plots
 
+        from kd.study import storage
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its plots call themselves experimental
             optuna.logging.set_verbosity(optuna.logging.ERROR)
-            found = optuna.load_study(study_name=study["study"], storage=_storage(study["storage"]))
+            found = optuna.load_study(study_name=study["study"], storage=storage(study["storage"]))
             done = found.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
             if len(done) < 4:
                 raise Unfit("fewer than four trials are complete")
             axis = plots.plot_optimization_history(found) if what == "history" else plots.plot_param_importances(found)
     except ImportError as error:
         raise Unfit("Optuna is not installed") from error
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
+    except Unfit:
+        raise
+    except Exception as error:  # of Optuna, of SQLAlchemy, of any database's driver
         raise Unfit(f"the study cannot be read: {str(error).splitlines()[0]}") from error
     figure: Any = axis.figure
     figure.set_size_inches(6.4, 3.8)
@@ -406,12 +420,3 @@ def search(study: Mapping[str, str], what: str) -> tuple[Any, str]:
     if what == "history":
         return figure, "The objective of each complete trial, and the best so far; measured on validation images."
     return figure, "The share of the objective's variance that each searched key explains (Optuna's fANOVA)."
-
-
-def _storage(name: str) -> Any:
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
-
-    if name.endswith(".journal"):
-        return optuna.storages.JournalStorage(JournalFileBackend(name))
-    return name

@@ -64,8 +64,8 @@ def status(folder: Path) -> Status:
     state, reason = str(said.get("state")), str(said.get("reason", ""))
     if state == "running":
         silent = time.time() - (folder / "status.json").stat().st_mtime
-        here = said.get("host") == platform.node()
-        if silent > SILENCE or (here and born(said.get("pid")) != said.get("born")):
+        here, alive = said.get("host") == platform.node(), born(said.get("pid"))
+        if silent > SILENCE or (here and (alive is None or alive != said.get("born"))):
             return Status("killed", f"its process ({said.get('pid')} on {said.get('host')}) is gone")
     return Status(state, reason)
 

@@ -3,7 +3,7 @@
     python -m kd.report multirun/2026-11-24/10-00-00 [more directories] [--out DIR]
 
 A directory is a sweep's, a run's, or one that holds runs (`runs/`). Unfinished and broken runs are rows with a status.
-Written into the sweep's own directory or, for several, into --out (default: kd-report/):
+Written into that directory or, for a run's or for several, into --out (default: kd-report/):
 
 runs.csv, history.csv, summary.csv, and each as .parquet     figures/*.png, *.svg
 summary.md, summary.tex                                      index.html
@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kd.compare import LEVEL, against_standard
+from kd.compare import against_standard
 from kd.record import read_json, write_text
-from kd.table import COLUMNS, Tables, find, gather
+from kd.table import COLUMNS, Tables, find, gather, is_run
 
 MOST = 25  # lines of the comparison in a terminal
 
@@ -46,7 +46,7 @@ def write(places: Sequence[Path], out: Path, figures: bool = True) -> Report:
     if rows:
         frame = pd.DataFrame(rows[1:], columns=[name or "setting" for name in rows[0]])
         write_text(out / "summary.md", frame.to_markdown(index=False, disable_numparse=True) + "\n")
-        write_text(out / "summary.tex", frame.style.hide(axis="index").to_latex(hrules=True).replace("%", r"\%"))
+        write_text(out / "summary.tex", latex(frame))
         files += ["summary.md", "summary.tex"]
     notes = remarks(tables)
     said = (
@@ -66,6 +66,11 @@ def write(places: Sequence[Path], out: Path, figures: bool = True) -> Report:
     verdict = conclude(tables)
     write_text(out / "index.html", render(title, out, tables, verdict, notes, rows, drawn, left, files))
     return Report(tables, f"{said}\n\n{verdict}", [figure.name for figure in drawn], out / "index.html")
+
+
+def latex(frame: pd.DataFrame) -> str:
+    escaped = frame.rename(columns=lambda name: name.replace("%", r"\%")).style.format(escape="latex")
+    return escaped.hide(axis="index").to_latex(hrules=True)
 
 
 def save(frame: pd.DataFrame, path: Path) -> list[str]:
@@ -123,8 +128,9 @@ def comparison(tables: Tables) -> list[list[str]]:
 
 def teachers(table: pd.DataFrame) -> list[tuple[str, float, float]]:
     """(name, test accuracy, parameters) of each teacher in a summary."""
-    known = table.dropna(subset=["teacher_test_accuracy"]).drop_duplicates(["teacher", "teacher_test_accuracy"])
-    return list(known[["teacher", "teacher_test_accuracy", "teacher_params"]].itertuples(index=False, name=None))
+    known = table.dropna(subset=["teacher_test_accuracy"])
+    found = known[["teacher", "teacher_test_accuracy", "teacher_params"]].round(6).drop_duplicates()
+    return list(found.itertuples(index=False, name=None))
 
 
 def _with(value: float, half: float, form: str) -> str:
@@ -181,12 +187,10 @@ def conclude(tables: Tables) -> str:
     )
     others = chosen[(chosen["setting"] != best["setting"]) & (chosen["method"] != "standard")]
     if len(others):
-        said = [f"{row['setting']} is {row['verdict']}" for _, row in others.head(2).iterrows() if row["baseline"]]
+        said = [f"{row['setting']}: {row['verdict']}" for _, row in others.head(2).iterrows() if row["baseline"]]
         more = f"; {len(others) - 2} more are in the table" if len(others) > 2 else ""
         if said:
             return f"{first} {'; '.join(said)}{more}."
-    if best["method"] == "standard" and len(chosen) > 1 and best["n"] > 1:
-        return f"{first} No method was found better than it at the {100 * LEVEL:.0f} % level."
     if not chosen["baseline"].any() and (chosen["method"] != "standard").any():
         return f"{first} There is no baseline: the same command with method=standard gives one."
     if best["n"] == 1:
@@ -199,17 +203,21 @@ def conclude(tables: Tables) -> str:
 
 def main(words: Sequence[str] | None = None) -> None:
     """`python -m kd.report`. Exit code 2 for a directory without runs."""
-    parser = argparse.ArgumentParser("kd.report", description=(__doc__ or "").split("\n")[0])
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("kd.report", description=(__doc__ or "").split("\n")[0], formatter_class=form)
     parser.add_argument("places", nargs="+", type=Path, metavar="DIR", help="a sweep's, a run's, or one of runs")
     parser.add_argument("--out", type=Path, help="where to write (default: DIR, or kd-report/ for several)")
     parser.add_argument("--columns", action="version", help="what the columns of the tables mean",
                         version="\n".join(f"{name:22}{meaning}" for name, meaning in COLUMNS.items()))  # fmt: skip
     asked = parser.parse_args(words)
-    out = asked.out or (asked.places[0] if len(asked.places) == 1 else Path("kd-report"))
+    own = len(asked.places) == 1 and not is_run(asked.places[0])  # a run's files are not the report's to replace
+    out = asked.out or (asked.places[0] if own else Path("kd-report"))
     try:
         missing = [str(place) for place in asked.places if not place.is_dir()]
         if missing:
             sys.exit(_refuse(f"no directory {missing[0]}"))
+        if is_run(out):
+            sys.exit(_refuse(f"{out} is a run's own directory; choose another with --out DIR"))
         if not find(asked.places):
             sys.exit(_refuse(f"no run in {', '.join(map(str, asked.places))}"))
         found = write(asked.places, out)

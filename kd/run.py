@@ -141,6 +141,7 @@ def _distill(
                 "epoch_seconds": [row["seconds"] for row in kept.rows],
                 "images_per_second": sum(row["images_per_second"] for row in kept.rows) / len(kept.rows),
             },
+            "content": config.described.fingerprint,
             "samples": {"train": len(images.train), "val": len(images.val or ()), "test": len(images.test)},
             "environment": record.environment(str(device.torch), str(device.dtype).removeprefix("torch.")),
             "config": config.plain(),
@@ -162,7 +163,10 @@ def _teacher(config: Config, images: Data, device: Device) -> Teacher:
     else:
         recipe = config.as_teacher()
         folder = folder_of(recipe)
-        trained = run(recipe, title="teacher")
+        try:
+            trained = run(recipe, title="teacher")
+        except DivergedError as error:
+            raise DivergedError(f"the teacher's {error}".replace("optimizer.lr", "teacher.optimizer.lr")) from error
         found = teacher.load(config, images, device, folder / "student.safetensors", trained)
     known = "  ".join(
         f"{split} {console.percent(found.metrics[f'{split}_accuracy'])}"

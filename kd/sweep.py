@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from kd.config import check
 from kd.pool import Outcome
 from kd.run import PrunedError, folder_of
 from kd.settings import UserError
-from kd.table import PLAN, read_plan
+from kd.table import PLAN, read_plan, write_plan
 from kd.train import DivergedError
 
 log = logging.getLogger(__name__)
@@ -24,22 +25,24 @@ class SweepFailedError(Exception):
     """Some jobs of a sweep failed; the report says which."""
 
 
-def plan(folder: Path, jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> list[Job]:
+def plan(
+    folder: Path, jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]], before: Sequence[Job] = ()
+) -> list[Job]:
     """Check every job (what was typed, its configuration) and write them down in the sweep's directory, after those
-    that are there already. **Raises:** UserError naming the first job that cannot be run; then nothing is written."""
-    before = read_plan(folder)
+    that came before. **Raises:** UserError naming the first job that cannot be run; then nothing is written."""
     added = []
     for number, (words, composed) in enumerate(jobs, len(before)):
         try:
             config = check(composed)
         except UserError as error:
-            raise UserError(f"{error} (job {number}: {' '.join(words)}; no job was started)") from error
+            raise UserError(f"{error} (job {number + 1}: {' '.join(words)}; no job was started)") from error
         added.append({
             "number": number, "overrides": list(words), "id": config.identity(), "folder": str(folder_of(config)),
-            "taught": config.needs_teacher, "baseline": str(folder_of(config.as_standard())), "config": config.plain(),
+            "taught": config.needs_teacher, "baseline": str(folder_of(config.as_standard())),
+            "content": config.described.fingerprint, "config": config.plain(),
         })  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    record.write_json(folder / PLAN, [*before, *added])
+    write_plan(folder, [*before, *added])
     return added
 
 
@@ -61,8 +64,12 @@ def concluding(folder: Path) -> Iterator[Path]:
             log.info("interrupted; the same command again goes on")
             _conclude(folder, figures=False)
             raise
-        log.error("the launcher failed: %s", (str(error) or type(error).__name__).splitlines()[0])
-    _conclude(folder)
+        what = (str(error) or type(error).__name__).splitlines()[0]
+        log.error("the sweep ended early: %s", what, exc_info=log.isEnabledFor(logging.DEBUG))
+        _conclude(folder)
+        raise SweepFailedError(f"the sweep ended early: {what}") from error
+    if failed := _conclude(folder):
+        raise SweepFailedError(failed)
 
 
 def _unmake(folder: Path) -> None:
@@ -73,20 +80,20 @@ def _unmake(folder: Path) -> None:
             empty.rmdir()
 
 
-def _conclude(folder: Path, figures: bool = True) -> None:
+def _conclude(folder: Path, figures: bool = True) -> str:
+    """Report on the planned jobs. **Returns:** which are not done, in words; nothing when all are done or pruned."""
     jobs = read_plan(folder)
     found = report.write([folder], folder, figures)
     log.info("\n%s\n", found.text)
-    states = [record.status(Path(job["folder"])) for job in jobs]
-    failed = [str(n) for n, found in enumerate(states, 1) if found.state not in ("done", "pruned")]
-    log.info("%d planned, %d done, %d failed", len(jobs), len(jobs) - len(failed), len(failed))
+    states = [record.status(Path(job["folder"])).state for job in jobs]
+    log.info("%d jobs: %s", len(jobs), ", ".join(f"{n} {state}" for state, n in Counter(states).items()))
     log.info("report   %s", console.place(found.page or folder))
     if figures and jobs:
         frames = {name: getattr(found.tables, name) for name in ("runs", "summary")}
         pictures = [folder / "figures" / f"{name}.png" for name in found.figures]
         tracker.sweep(check(jobs[0]["config"]).root.tracker, folder, frames, pictures, found.text)
-    if failed and figures:
-        raise SweepFailedError(f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}")
+    left = [str(n) for n, state in enumerate(states, 1) if state not in ("done", "pruned")]
+    return f"{len(left)} of {len(jobs)} jobs are not done: {', '.join(left)}" if left else ""
 
 
 # ---- on this machine
@@ -134,7 +141,8 @@ def run_local(
         path = Path(jobs[number]["folder"])
         if outcome.state != "done":
             log.error("%s %s: %s (%s)", name(jobs[number]), *outcome, console.place(path))
-            if record.status(path) != outcome:  # it could not say so itself
+            known = record.status(path)
+            if known != outcome and known.state != "running":  # it could not say so itself, nor does another run it
                 path.mkdir(parents=True, exist_ok=True)
                 record.mark(path, *outcome)
         over(jobs[number], outcome)

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from kd.record import finished, read_json, status
+from kd.record import finished, read_json, status, write_json
 
 PLAN = "jobs.json"  # in a sweep's directory: the jobs that were planned
 
@@ -46,6 +47,10 @@ COLUMNS = {  # of the tables below; those of `summary` that fold seeds are means
     "teacher_params": "its parameters",
     "teacher_macs": "its multiply-accumulates for one image",
     "teacher_test_accuracy": "its accuracy on the same test images",
+    "lr": "the learning rate of the epoch's last step",
+    "accuracy": "part of the epoch's training views that were right, in train mode",
+    "loss": "what was minimised: the weighted sum of the method's terms, each of which is a column (hard, soft, ...)",
+    "seconds": "wall time of the epoch",
     "chosen": "the best setting of its method by val_accuracy, for this student and data",
     "pairs": "seeds that the row and its baseline (`standard`, same student and data) share",
     "difference": "test accuracy minus the baseline's, paired by seed, mean",
@@ -57,7 +62,7 @@ COLUMNS = {  # of the tables below; those of `summary` that fold seeds are means
     "folder": "where the run's files are",
 }
 
-IGNORED = ("seed", "device", "threads", "rerun", "paths.", "tracker.", "data.root")  # keys that set no run apart
+IGNORED = ("seed", "device", "threads", "rerun", "paths.", "tracker.")  # keys that set no run apart
 CONTEXT = ("student.", "data.")  # keys that say what is trained on what: compared within, never chosen
 FOLDED = ("test_nll", "test_ece", "test_agreement", "test_teacher_kl", "val_accuracy", "val_nll", "val_ece",
           "train_seconds", "images_per_second", "teacher_test_accuracy")  # fmt: skip
@@ -75,9 +80,22 @@ class Tables(NamedTuple):
 
 
 def read_plan(folder: Path) -> list[dict[str, Any]]:
-    """The planned jobs of a sweep, or none."""
+    """The planned jobs of a sweep, or none. Their folders are kept relative to the sweep's, which may have moved."""
     found = read_json(folder / PLAN)
-    return found if isinstance(found, list) else []
+    jobs = [job for job in found if isinstance(job, dict)] if isinstance(found, list) else []
+    return [
+        job | {key: str((folder / job[key]).resolve()) for key in ("folder", "baseline") if key in job} for job in jobs
+    ]
+
+
+def write_plan(folder: Path, jobs: Iterable[Mapping[str, Any]]) -> None:
+    """Write down what `read_plan` reads; each run once, numbered in their order."""
+    base, once = folder.resolve(), {job["folder"]: job for job in jobs}.values()
+    kept = []
+    for number, job in enumerate(once):
+        places = {key: os.path.relpath(job[key], base) for key in ("folder", "baseline") if key in job}
+        kept.append({**job, "number": number, **places})
+    write_json(folder / PLAN, kept)
 
 
 def find(places: Iterable[Path]) -> list[dict[str, Any]]:
@@ -85,16 +103,17 @@ def find(places: Iterable[Path]) -> list[dict[str, Any]]:
     `standard` runs that are the jobs' baselines, though they were not part of the sweep."""
     found: dict[str, dict[str, Any]] = {}
     for place in places:
-        jobs = read_plan(place) or [_lone(f.parent) for f in sorted(place.glob("**/config.yaml")) if _is_run(f.parent)]
+        jobs = read_plan(place) or [_lone(f.parent) for f in sorted(place.glob("**/config.yaml")) if is_run(f.parent)]
         for job in jobs:
-            found.setdefault(str(job.get("folder")), job)
+            found.setdefault(job["folder"], job)
     for path in dict.fromkeys(job["baseline"] for job in list(found.values()) if job.get("baseline")):
         if path not in found and finished(Path(path)):
             found[path] = _lone(Path(path))
     return [job for job in found.values() if isinstance(job.get("config"), dict)]
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Whether that is one run's own directory."""
     return (folder / "status.json").exists() and "superseded" not in folder.parts
 
 
@@ -105,7 +124,9 @@ def _lone(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError):
         config = None
     taught = not isinstance(config, dict) or config.get("method", {}).get("name") != "standard"
-    return {"overrides": [], "folder": str(folder), "taught": taught, "config": config}
+    result = read_json(folder / "result.json")
+    content = result.get("content") if isinstance(result, dict) else None
+    return {"overrides": [], "folder": str(folder.resolve()), "taught": taught, "content": content, "config": config}
 
 
 def gather(places: Iterable[Path]) -> Tables:
@@ -193,14 +214,18 @@ def label(jobs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
     """(each job's setting in words, the dotted keys that are swept).
 
     A key belongs to a setting when it differs between runs of the same choice: `method.T` between two runs of
-    `logits`, but not between `logits` and `feature`, where the choice itself says it.
+    `logits`, but not between `logits` and `feature`, where the choice itself says it. Of data the content counts, and
+    not where it lies.
     """
     flats = [
         {k: v for k, v in flatten(job["config"]).items() if _applies(job, k) and not k.startswith(IGNORED)}
         for job in jobs
     ]
     seen: dict[tuple[Any, ...], set[str]] = {}
-    for flat in flats:
+    roots: dict[Any, Any] = {}  # of each content the first
+    for flat, job in zip(flats, jobs, strict=True):
+        if "data.root" in flat and job.get("content") is not None:
+            flat["data.root"] = roots.setdefault(job["content"], flat["data.root"])
         for key, value in flat.items():
             seen.setdefault((key, *_choices(flat, key)), set()).add(repr(value))
     keys = list(dict.fromkeys(key for flat in flats for key in flat if key != "method.name"))
@@ -235,12 +260,17 @@ def half_width(values: pd.Series) -> float:
     return float(stats.t.ppf(0.975, n - 1) * values.std() / math.sqrt(n)) if n > 1 else math.nan
 
 
+def finished_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that are done, one for each setting and seed (the last, where the recipe has changed since)."""
+    return runs[runs["status"] == "done"].drop_duplicates(["setting", "seed"], keep="last")
+
+
 def summarise(runs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
     """A row per setting that has a finished run, the chosen ones first: n, means, spread of the test accuracy, and
     which setting of each method validation chooses."""
     rows = []
     for setting, group in runs.groupby("setting", sort=False) if len(runs) else ():
-        done = group[group["status"] == "done"].drop_duplicates("id")
+        done = finished_runs(group)
         if done.empty:
             continue
         first = done.iloc[0]
@@ -260,10 +290,9 @@ def summarise(runs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
         rows.append(row)
     table = pd.DataFrame(rows)
     if not table.empty:
-        best = (
-            table.groupby(["context", "method"])["val_accuracy"].transform("max") if "val_accuracy" in table else None
-        )
-        alone = table.groupby(["context", "method"])["setting"].transform("size") == 1
-        table["chosen"] = alone if best is None else alone | (table["val_accuracy"] == best)
+        groups = table.groupby(["context", "method"])
+        table["chosen"] = groups["setting"].transform("size") == 1
+        if "val_accuracy" in table and table["val_accuracy"].notna().all():
+            table["chosen"] |= table.index.isin(groups["val_accuracy"].idxmax())
         table = table.sort_values("chosen", ascending=False, kind="stable", ignore_index=True)
     return table

@@ -97,7 +97,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(case: str, kd: Callable) -> None:
 def test_a_sweep_is_checked_before_its_first_job(kd: Callable) -> None:
     said = kd("-m", *DIGITS, "method=logits", "method.T=1,4,0")
     assert said.code == 2
-    assert "method.T: should be greater than 0, got 0 (job 2: " in said.err
+    assert "method.T: should be greater than 0, got 0 (job 3: " in said.err
     assert not Path("runs").exists()
 
 
@@ -278,3 +278,20 @@ def test_check_needs_no_hydra() -> None:
     with pytest.raises(UserError, match="this key is missing"):
         check({k: v for k, v in plain.items() if k != "seed"})
     assert data.describe(check(plain).data).classes[0] == "0"
+
+
+def test_an_agents_commands_are_understood(composed: Callable) -> None:
+    """W&B's agent writes a value as Python prints it."""
+    sweep = yaml.safe_load((cli.CONF.parent / "examples" / "wandb-sweep.yaml").read_text())
+    for pick in (0, -1):
+        words = []
+        for key, said in sweep["parameters"].items():
+            values = said.get("values") or [said[k] for k in ("value", "min", "max") if k in said]
+            words.append(f"{key}={values[pick]}")
+        assert composed(*words, small=False).method.name == "logits"
+
+
+def test_the_clusters_launchers_compose(kd: Callable) -> None:
+    said = kd("hydra/launcher=submitit_slurm", "--cfg", "hydra", "-p", "hydra.launcher")
+    assert said.code == 0
+    assert "timeout_min" in said.out

@@ -30,6 +30,7 @@ ORDER = [
     "tracker",
     "run",
     "table",
+    "study",
     "compare",
     "figures",
     "page",

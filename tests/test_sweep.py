@@ -112,8 +112,8 @@ def test_one_diverges_one_crashes_and_two_finish(place: Place) -> None:
     os.kill(json.loads((third() / "status.json").read_text())["pid"], signal.SIGKILL)
     out, err = process.communicate(timeout=100)
     assert process.returncode == 1
-    assert "4 planned, 2 done, 2 failed" in out
-    assert err.splitlines()[-1] == "kd: 2 of 4 jobs failed: 2, 3"
+    assert "4 jobs: 2 done, 1 diverged, 1 killed" in out
+    assert err.splitlines()[-1] == "kd: 2 of 4 jobs are not done: 2, 3"
     (sweep,) = place.folder.glob("multirun/*/*")
     runs = pd.read_csv(sweep / "runs.csv")
     assert runs["status"].tolist() == ["done", "diverged", "killed", "done"]
@@ -183,17 +183,25 @@ def test_a_single_run_is_stopped_by_sigterm(place: Place) -> None:
 def test_a_sweep_with_a_mistake_leaves_nothing(place: Place) -> None:
     code, out, err = place.type("-m", *SMALL, "method=logits", "method.T=1,0")
     assert (code, out) == (2, "")
-    assert "method.T: should be greater than 0, got 0 (job 1: " in err
+    assert "method.T: should be greater than 0, got 0 (job 2: " in err
     code, _, err = place.type("-m", *SMALL, "method=standard", "hydra.launcher.slots=0")
     assert (code, err) == (2, "kd: hydra.launcher.slots: should be 1 or more, got 0\n")
     assert list(place.folder.iterdir()) == []
+
+
+def test_a_second_sweep_in_the_same_directory_runs_its_own_jobs(place: Place) -> None:
+    words = ["-m", *SMALL, "method=standard", "student.epochs=1", "hydra.sweep.dir=out"]
+    for seeds in ("0,1", "2"):
+        assert place.type(*words, f"seed={seeds}")[0] == 0
+    assert len(list(place.folder.glob("runs/*/result.json"))) == 3
+    assert pd.read_csv(place.folder / "out" / "runs.csv")["seed"].tolist() == [2]
 
 
 def test_another_launcher_ends_in_the_same_report(place: Place) -> None:
     words = ["-m", *SMALL, "method=standard", "optimizer.lr=0.05,1e30", "hydra/launcher=submitit_local"]
     code, out, err = place.type(*words, "hydra.launcher.timeout_min=5")
     assert code == 1, err
-    assert "2 planned, 1 done, 1 failed" in out
+    assert "2 jobs: 1 done, 1 diverged" in out
     (sweep,) = place.folder.glob("multirun/*/*")
     assert pd.read_csv(sweep / "runs.csv")["status"].tolist() == ["done", "diverged"]
 
@@ -264,18 +272,25 @@ def test_two_processes_search_one_study_and_one_is_killed(place: Place) -> None:
     assert len(counted) == 20
     assert {t.state.name for t in counted} <= {"COMPLETE", "PRUNED"}
     assert [t.params for t in counted if "again" in t.user_attrs] == [t.params for t in lost], "none is lost"
+    drawn = [str(t.params) for t in counted]
+    assert len(set(drawn)) == 20, "two processes drew the same values"
+    last = max(place.folder.glob("multirun/*/*"), key=lambda path: path.stat().st_mtime)
+    assert len(pd.read_csv(last / "runs.csv")) == 20, "the report is on the study, whoever ran its trials"
 
 
 def test_a_search_is_checked_and_never_looks_at_the_test_images(place: Place) -> None:
     for words, line in {
-        ("hydra.sweeper.objective=test_accuracy",): "would choose on the test images; allowed: val_accuracy",
+        ("hydra.sweeper.objective=test_accuracy",): "'test_accuracy' is not known; allowed: val_accuracy, ",
         ("hydra.sweeper.pruner=axe",): "hydra.sweeper.pruner: 'axe' is not known; allowed: median, hyperband, none",
         ("method.T=interval(0,4)",): "method.T: should be greater than 0, got 0",
+        ("method.T=tag(log,interval(0.0,4.0))",): "method.T: interval(a,b) needs a <= b, and a > 0 for its logarithm",
+        ("data.val_size=0",): "data.val_size: a search needs validation images, got 0",
+        ("hydra.sweeper.storage=nodriver://x",): "hydra.sweeper.storage: nodriver://x cannot be opened (",
     }.items():
         code, out, err = place.type(*SEARCH, *words)
         assert (code, out, err.count("\n")) == (2, "", 1), err
         assert line in err
-    assert not (place.folder / "runs").exists()
+    assert not list(place.folder.glob("*/*"))
 
 
 def test_a_hopeless_trial_is_pruned(place: Place) -> None:
