@@ -398,12 +398,12 @@ def search(study: Mapping[str, str], what: str) -> tuple[Any, str]:
         import optuna
         from optuna.visualization import matplotlib as plots
 
-        from kd.study import storage
+        from kd.study import opened
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its plots call themselves experimental
             optuna.logging.set_verbosity(optuna.logging.ERROR)
-            found = optuna.load_study(study_name=study["study"], storage=storage(study["storage"]))
+            found = optuna.load_study(study_name=study["study"], storage=opened(study["storage"]))
             done = found.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
             if len(done) < 4:
                 raise Unfit("fewer than four trials are complete")
