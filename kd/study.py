@@ -5,7 +5,6 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ BEST = {
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("median", "hyperband", "none")
 PATIENCE = 3600.0  # seconds without an epoch after which a trial of another machine counts as lost
+UNSIGNED = 10.0  # seconds between asking for a trial and signing it after which it counts as lost
 TRIES = 3  # how often a trial may lose its process
 
 
@@ -64,15 +64,24 @@ class Study:
         """A trial that is this process's to run, or None when the study has, or will have, all."""
         from optuna.trial import TrialState
 
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        def running() -> list[Any]:
+            return list(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+
+        deadline = time.monotonic() + UNSIGNED
+        while any("owner" not in trial.user_attrs for trial in running()) and time.monotonic() < deadline:
+            time.sleep(0.1)  # another process has asked, and signs at once, if it lives
+        for trial in running():
             if orphaned(trial):
                 self._lose(trial.number)
         counted = [t for t in self.study.get_trials(deepcopy=False) if _counts(t)]
         if sum(t.state != TrialState.WAITING for t in counted) >= self.n_trials:
             return None
         trial = self.study.ask()
-        trial.set_user_attr("owner", [platform.node(), os.getpid(), born(os.getpid())])
-        trial.set_user_attr("beat", time.time())
+        try:
+            trial.set_user_attr("owner", [platform.node(), os.getpid(), born(os.getpid())])
+            trial.set_user_attr("beat", time.time())
+        except RuntimeError:  # so slow to sign that another process took it for lost
+            return self.ask()
         self.study.sampler = self._sampler(trial.number)
         numbers = sorted(t.number for t in self.study.get_trials(deepcopy=False) if _counts(t))
         if numbers.index(trial.number) < self.n_trials:
@@ -176,8 +185,8 @@ def _counts(trial: Any) -> bool:
 def orphaned(trial: Any) -> bool:
     """Whether a running trial's process is gone: surely on this machine; by its silence on another."""
     host, pid, start = trial.user_attrs.get("owner", (None, None, None))
-    if host is None:  # it died before it could sign, or has not yet; the clock of another machine may be far off
-        return trial.datetime_start is not None and (datetime.now() - trial.datetime_start).days >= 1
+    if host is None:  # it died before it could sign
+        return True
     if host == platform.node():
         return born(pid) != start
     return time.time() - trial.user_attrs.get("beat", 0.0) > PATIENCE

@@ -210,15 +210,20 @@ def test_the_dashboard_gets_the_sweep_as_a_group_and_a_summary_of_it(place: Plac
     words = [*SMALL, "tracker.mode=offline", "method=standard", "student.epochs=1", "seed=0,1"]
     assert place.type("-m", *words)[0] == 0
     (sweep,) = place.folder.glob("multirun/*/*")
-    found = []
+    runs = []
     for path in place.folder.glob("*/**/wandb/offline-run-*"):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(path)]
-        found.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert len(found) == 3
-    assert all("-".join(sweep.parts[-2:]) in text for text in found), "one group, named after the sweep"
-    (summary,) = [text for text in found if "sweep-summary" in text]
-    assert "figures/accuracy" in summary
-    assert sum("data" in json.loads(text)["config"] for text in found) == 2, "keys to filter by, not one string"
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        records = [json.loads(line) for line in said.splitlines()]
+        runs.append(next(r["run"] for r in records if r["type"] == "run") | {"said": said})
+    assert [r["run_group"] for r in runs] == ["-".join(sweep.parts[-2:])] * 3, "named after the sweep"
+    assert sorted(r["job_type"] for r in runs) == ["student", "student", "sweep-summary"]
+    for run in runs:
+        if run["job_type"] == "student":
+            assert {"method", "optimizer", "seed"} <= set(run["config"]["update"]), "keys to filter by, not one string"
+        else:
+            assert "figures/accuracy" in run["said"]
+            assert "standard reaches" in run["notes"]
 
 
 def test_slots_share_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
