@@ -191,6 +191,7 @@ def accuracy(tables: Tables) -> tuple[Any, str]:
 def curves(tables: Tables) -> tuple[Any, str]:
     """Training (dashed) and validation (solid) loss and accuracy by epoch, for each method's chosen setting."""
     import seaborn as sns
+    from matplotlib.ticker import LogLocator, NullLocator
 
     _done(tables)
     table = tables.summary[tables.summary["chosen"]].head(6)
@@ -217,6 +218,10 @@ def curves(tables: Tables) -> tuple[Any, str]:
                                  markeredgewidth=0)  # fmt: skip
         axis.set(xlabel="epoch", ylabel=title, yscale="log" if scale == 1 else "linear")
         axis.xaxis.get_major_locator().set_params(integer=True)
+        if scale == 1:
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_locator(NullLocator())
     handles = [_line(colours[n], "-", MARKERS[i], n) for i, n in enumerate(names)]
     handles += [_line("0.3", "-", None, "validation"), _line("0.3", "--", None, "training views")]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)), frameon=False)

@@ -121,8 +121,10 @@ class Study:
         self._tell(trial, value, "COMPLETE" if result else "PRUNED" if outcome.state == "pruned" else "FAIL")
 
     def jobs(self) -> list[dict[str, Any]]:
-        """The jobs of all trials, whoever ran them."""
-        return [t.user_attrs["job"] for t in self.study.get_trials(deepcopy=False) if "job" in t.user_attrs]
+        """The jobs of all trials, whoever ran them; a run that was tried again once."""
+        trials = self.study.get_trials(deepcopy=False)
+        jobs = [t.user_attrs["job"] for t in trials if "job" in t.user_attrs]
+        return list({job["folder"]: job for job in jobs}.values())
 
     def _sampler(self, number: int) -> Any:
         """Each trial draws from a stream of its own: processes and restarts repeat no other's draws."""

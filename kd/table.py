@@ -89,10 +89,9 @@ def read_plan(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_plan(folder: Path, jobs: Iterable[Mapping[str, Any]]) -> None:
-    """Write down what `read_plan` reads; each run once, numbered in their order."""
-    base, once = folder.resolve(), {job["folder"]: job for job in jobs}.values()
-    kept = []
-    for number, job in enumerate(once):
+    """Write down what `read_plan` reads, numbered in this order."""
+    base, kept = folder.resolve(), []
+    for number, job in enumerate(jobs):
         places = {key: os.path.relpath(job[key], base) for key in ("folder", "baseline") if key in job}
         kept.append({**job, "number": number, **places})
     write_json(folder / PLAN, kept)

@@ -197,6 +197,14 @@ def test_a_second_sweep_in_the_same_directory_runs_its_own_jobs(place: Place) ->
     assert pd.read_csv(place.folder / "out" / "runs.csv")["seed"].tolist() == [2]
 
 
+def test_a_run_that_is_planned_twice_is_run_once_and_counted_once(place: Place) -> None:
+    """`standard` has no teacher that could differ."""
+    code, out, err = place.type("-m", *SMALL, "method=standard", "teacher.scale=2,3", "seed=0,1")
+    assert code == 0, err
+    assert out.count("found in") == 2
+    assert measured(place.folder)["n"].tolist() == [2]
+
+
 def test_another_launcher_ends_in_the_same_report(place: Place) -> None:
     words = ["-m", *SMALL, "method=standard", "optimizer.lr=0.05,1e30", "hydra/launcher=submitit_local"]
     code, out, err = place.type(*words, "hydra.launcher.timeout_min=5")
