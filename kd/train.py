@@ -44,7 +44,8 @@ def train(
         student.train(), method.train()
         torch.manual_seed(stream(seed, f"dropout/{epoch}"))
         totals: dict[str, torch.Tensor] = {}
-        for step, batch in enumerate(batches(data, batch_size, seed, epoch, augment), start=epoch * per_epoch):
+        drawn = batches(data, batch_size, seed, epoch, augment, method.views)
+        for step, batch in enumerate(drawn, start=epoch * per_epoch):
             for group, lr in groups:
                 group["lr"] = lr * schedule.factor(step, epochs * per_epoch)
             with torch.no_grad(), device.autocast():

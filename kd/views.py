@@ -63,9 +63,9 @@ def order(seed: int, epoch: int, index: Tensor) -> Tensor:
     return torch.argsort(draw(seed, "order", epoch, index), stable=True)
 
 
-def choose(seed: int, epoch: int, index: Tensor, augment: Augment) -> Tensor:
-    """The view of each sample in this epoch: int64 in [0, augment.views), of `index`'s shape."""
-    return below(draw(seed, "views", epoch, index), augment.views)
+def choose(seed: int, epoch: int, index: Tensor, augment: Augment, nth: int = 0) -> Tensor:
+    """The `nth` view of each sample in this epoch: int64 in [0, augment.views), of `index`'s shape."""
+    return below(draw(seed, f"views/{nth}" if nth else "views", epoch, index), augment.views)
 
 
 def show(images: Tensor, rows: Tensor, view: Tensor, augment: Augment) -> Tensor:

@@ -128,6 +128,32 @@ def test_the_alignment_test_can_fail(harm: str, composed: Callable, tmp_path: Pa
         aligned(config, found, honest, watched(config, found, teacher))
 
 
+def test_a_method_may_see_several_views_of_each_sample(composed: Callable, tmp_path: Path) -> None:
+    """The first is the one that all methods see; teacher and student see the same of each."""
+    config = composed("method=logits")
+    found, teacher, seen = images(config, tmp_path), trained_teacher(config), []
+    kind = methods.find("logits")
+
+    class TwoViews(kind):
+        views = 2
+
+        def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+            seen.append((batch, teacher.logits.clone()))
+            return super().forward(batch, student, teacher)
+
+    student = network(config.student)
+    one_epoch(config, found, teacher, student, TwoViews(config.method, Spec(student.shapes(32), {}, 10, found.samples)))
+    single = loader.batches(found.train, 128, config.root.seed, 0, config.data.augment)
+    for one, (batch, said) in zip(single, seen, strict=True):
+        (x, x2), (index, index2), (view, view2) = (t.chunk(2) for t in (batch.x, batch.index, batch.view))
+        assert torch.equal(x, one.x)
+        assert torch.equal(index, index2)
+        assert torch.equal(index, one.index)
+        assert (view != view2).float().mean() > 0.9
+        assert not torch.equal(x, x2)
+        torch.testing.assert_close(said, teacher(batch.x), rtol=1e-4, atol=1e-5)
+
+
 class StopError(Exception):
     """Raised to end a run once it has begun to train."""
 

@@ -38,13 +38,19 @@ class Split:
         return Split(*(part.to(device) for part in parts))
 
 
-def batches(data: Split, batch_size: int, seed: int, epoch: int, augment: Augment) -> Iterator[Batch]:
-    """The training batches of one epoch: order and views are pure functions of (seed, epoch, sample index)."""
+def batches(
+    data: Split, batch_size: int, seed: int, epoch: int, augment: Augment, views_each: int = 1
+) -> Iterator[Batch]:
+    """The training batches of one epoch: order and views are pure functions of (seed, epoch, sample index).
+
+    With several views of each sample a batch has that many times as many rows: first all samples' first views.
+    """
     count = data.batches(batch_size)
     order = data.index[views.order(seed, epoch, data.index)]
     for step in range(count):
         index = order[step * batch_size : (step + 1) * batch_size]
-        view = views.choose(seed, epoch, index, augment)
+        view = torch.cat([views.choose(seed, epoch, index, augment, nth) for nth in range(views_each)])
+        index = index.repeat(views_each)
         pixels = views.show(data.images, index, view, augment)
         x = views.normalise(pixels, data.mean, data.std)
         yield Batch(x, data.labels[index], index, view, epoch + step / count)

@@ -45,6 +45,7 @@ class Method(nn.Module):
 
     Config: ClassVar[type[Settings]]
     needs_teacher: ClassVar[bool] = True
+    views: ClassVar[int] = 1  # of each sample in a batch, which then has views * B rows: `chunk(views)` parts them
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
 
