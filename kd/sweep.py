@@ -65,9 +65,9 @@ def concluding(folder: Path) -> Iterator[Path]:
             _conclude(folder, figures=False)
             raise
         what = (str(error) or type(error).__name__).splitlines()[0]
-        log.error("the sweep ended early: %s", what, exc_info=log.isEnabledFor(logging.DEBUG))
-        _conclude(folder)
-        raise SweepFailedError(f"the sweep ended early: {what}") from error
+        if what not in {record.status(Path(job["folder"])).reason for job in read_plan(folder)}:  # not a job's own
+            log.error("the launcher failed: %s", what, exc_info=log.isEnabledFor(logging.DEBUG))
+        raise SweepFailedError(_conclude(folder) or f"the launcher failed: {what}") from error
     if failed := _conclude(folder):
         raise SweepFailedError(failed)
 

@@ -210,6 +210,7 @@ def test_another_launcher_ends_in_the_same_report(place: Place) -> None:
     code, out, err = place.type(*words, "hydra.launcher.timeout_min=5")
     assert code == 1, err
     assert "2 jobs: 1 done, 1 diverged" in out
+    assert err.splitlines()[-1] == "kd: 1 of 2 jobs are not done: 2"
     (sweep,) = place.folder.glob("multirun/*/*")
     assert pd.read_csv(sweep / "runs.csv")["status"].tolist() == ["done", "diverged"]
 
