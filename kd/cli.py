@@ -129,7 +129,7 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
         if str(one).startswith("Only one of --run"):  # Hydra's flags
             return 2, str(one)
         if isinstance(one, HydraException | OmegaConfBaseException) and str(one):
-            return 2, _reword(str(one))
+            return 2, _reword(str(one), str(one.__cause__ or ""))
         if isinstance(one, OSError) and one.filename and one.errno in _UNWRITABLE:
             other = "paths.runs=PATH, or a sweep's with hydra.sweep.dir=PATH"
             return 2, f"cannot write to {one.filename} ({one.strerror}); choose another folder with {other}"
@@ -139,8 +139,12 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC, errno.EDQUOT}
 
 
-def _reword(text: str) -> str:
+def _reword(text: str, cause: str) -> str:
     """Hydra's own errors, as one line, without its advice to force an unknown key in with `+`."""
+    if found := re.search(r"Error merging override (\S+?)=", text):
+        return f"{found[1]}: {cause.splitlines()[0] if cause else 'is not allowed'}"
+    if "does not support sweep type" in text:
+        return "interval(a,b) is for hydra/sweeper=optuna; a grid takes values, as method.T=1,2,4"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: there is no such key here; `--cfg job` shows those there are"
     if "Missing mandatory value" in text and (found := re.search(r"full_key: (\S+)", text)):

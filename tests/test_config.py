@@ -101,6 +101,24 @@ def test_a_sweep_is_checked_before_its_first_job(kd: Callable) -> None:
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("method.T=interval(1,4)", "kd: interval(a,b) is for hydra/sweeper=optuna; a grid takes values, as "),
+        (
+            "hydra.launcher.slots=two",
+            "kd: hydra.launcher.slots: Value 'two' of type 'str' could not be converted to Int",
+        ),
+        ("hydra/launcher=nope", "kd: In 'hydra/config': Could not find 'hydra/launcher/nope' Available options in "),
+    ],
+)
+def test_a_sweeps_own_mistakes(word: str, line: str, kd: Callable) -> None:
+    said = kd("-m", *DIGITS, "method=logits", word)
+    assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert said.err.startswith(line)
+    assert not list(Path().glob("*/*"))
+
+
 def test_a_device_that_is_not_there(kd: Callable) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
