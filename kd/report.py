@@ -25,6 +25,9 @@ from kd.table import COLUMNS, Tables, find, gather, is_run
 MOST = 25  # lines of the comparison in a terminal
 
 
+MOST = 30  # settings that a terminal is shown
+
+
 class Report(NamedTuple):
     """What was written: the tables, the comparison as text for a terminal, the figures' names, and the page."""
 
@@ -49,11 +52,11 @@ def write(places: Sequence[Path], out: Path, figures: bool = True) -> Report:
         write_text(out / "summary.tex", latex(frame))
         files += ["summary.md", "summary.tex"]
     notes = remarks(tables)
-    said = (
-        "\n".join([*aligned([row[:-1] for row in rows]), *(f"note: {note}" for note in notes)])
-        if rows
-        else "no job finished"
-    )
+    cut = max(0, len(tables.summary) - MOST)  # of the settings that validation did not choose, which come last
+    shown = [*rows[: MOST + 1], *rows[MOST + 1 + cut :]] if cut else rows
+    more = [f"... {cut} more settings in {out / 'summary.csv'}"] if cut else []
+    lines = [*aligned([row[:-1] for row in shown]), *more, *(f"note: {note}" for note in notes)]
+    said = "\n".join(lines) if rows else "no job finished"
     if not figures:
         return Report(tables, said, [], None)
 

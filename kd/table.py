@@ -122,10 +122,10 @@ def _lone(folder: Path) -> dict[str, Any]:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         config = None
-    taught = not isinstance(config, dict) or config.get("method", {}).get("name") != "standard"
-    result = read_json(folder / "result.json")
-    content = result.get("content") if isinstance(result, dict) else None
-    return {"overrides": [], "folder": str(folder.resolve()), "taught": taught, "content": content, "config": config}
+    result = finished(folder) or {}
+    taught = result.get("teacher") is not None if result else True
+    where = {"folder": str(folder.resolve()), "content": result.get("content")}
+    return {"overrides": [], "taught": taught, "config": config, **where}
 
 
 def gather(places: Iterable[Path]) -> Tables:
@@ -137,11 +137,11 @@ def gather(places: Iterable[Path]) -> Tables:
     for job, setting in zip(jobs, settings, strict=True):
         folder = Path(job["folder"])
         flat = flatten(job["config"])
-        result = read_json(folder / "result.json")
-        row = _row(job, result if isinstance(result, dict) and "metrics" in result else None)
+        result = finished(folder)
+        row = _row(job, result)
         row |= {"setting": setting, **{key: flat.get(key) for key in swept if _applies(job, key)}}
         rows.append(row)
-        if row["status"] == "done" and isinstance(result, dict) and isinstance(result.get("reliability"), dict):
+        if result and isinstance(result.get("reliability"), dict):
             reliability[setting] = _add(reliability.get(setting), result["reliability"])
         same = {key: row[key] for key in ("id", "setting", "method", "seed")}
         epochs += [{**same, **epoch} for epoch in _history(folder / "history.csv")]

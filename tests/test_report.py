@@ -345,6 +345,17 @@ def test_one_setting_of_several_equal_ones_is_chosen(tmp_path: Path) -> None:
     assert tables(tmp_path).summary["chosen"].tolist() == [True, False]
 
 
+def test_a_terminal_is_shown_the_chosen_and_not_everything(tmp_path: Path) -> None:
+    configs = [config("logits", 0, method__T=float(t)) for t in range(1, 61)] + [config("standard", 0)]
+    made(tmp_path, configs, [0.5 + t / 1000 for t in range(61)])
+    said = report.write([tmp_path], tmp_path, figures=False).text
+    assert "logits T=60" in said
+    assert f"... 31 more settings in {tmp_path / 'summary.csv'}" in said
+    assert said.count("logits T=") == 29
+    assert "teacher cnn-8" in said
+    assert len(pd.read_csv(tmp_path / "summary.csv")) == 61
+
+
 def test_no_method_no_claim(tmp_path: Path) -> None:
     made(tmp_path, [config("standard", s, student__scale=k) for k in (4, 8) for s in (0, 1)], [0.7, 0.71, 0.8, 0.82])
     assert "better" not in report.conclude(tables(tmp_path))
