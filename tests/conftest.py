@@ -1,6 +1,7 @@
 """What the tests share: a way to compose a configuration, a way to type a command, and a tiny data set."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from PIL import Image
 
 from kd import cli
 from kd.config import Config, check
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it; its children would too
 
 SMALL = ["data=digits", "teacher.scale=2", "student.scale=1", "teacher.epochs=1", "student.epochs=1", "device=cpu"]
 
