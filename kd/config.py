@@ -32,6 +32,14 @@ class Student(Settings):
     epochs: Count
 
 
+class Store(Settings):
+    """Where teacher outputs are kept for later: how much of the disk they may take, and what is kept."""
+
+    gigabytes: float = Field(ge=0)
+    maps: bool
+    fill: Literal["auto", "lazy", "whole"]
+
+
 class Teacher(Settings):
     """What is said of the teacher beside its model's own keys: its recipe, or where its weights are."""
 
@@ -39,6 +47,7 @@ class Teacher(Settings):
     batch_size: Annotated[int, Field(ge=2)]
     seed: Annotated[int, Field(ge=0)]
     checkpoint: str | None
+    store: Store
     optimizer: Optimizer
     schedule: Schedule
 

@@ -10,13 +10,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 
-from kd import console, data, evaluate, models, record, store, teacher, tracker
-from kd.config import Config, model_name
+from kd import console, data, evaluate, models, outputs, record, store, teacher, tracker
+from kd.config import Config, file_digest, model_name
 from kd.data import Data
 from kd.device import Device, resolve
 from kd.methods import Spec
+from kd.outputs import Outputs, Place
 from kd.seeds import seeded
-from kd.teacher import Guard, Teacher
+from kd.teacher import Guard, Live, Teacher
 from kd.train import DivergedError, train
 
 log = logging.getLogger(__name__)
@@ -91,10 +92,12 @@ def _distill(
     with seeded(seed, "method"):
         method = device.place(config.method_class(config.method, spec))
 
+    teach = _outputs(config, tutor, images, method, device) if tutor else None
+
     def rows() -> Iterator[dict[str, Any]]:
         begun = time.time()
         for row in train(
-            student, taught_by, method, images.train, config.data.augment, config.root.optimizer,
+            student, teach, method, images.train, config.data.augment, config.root.optimizer,
             config.root.schedule, config.epochs, config.root.batch_size, seed, device,
         ):  # fmt: skip
             trained = time.time() - begun
@@ -140,6 +143,9 @@ def _distill(
                 "train_seconds": seconds,
                 "epoch_seconds": [row["seconds"] for row in kept.rows],
                 "images_per_second": sum(row["images_per_second"] for row in kept.rows) / len(kept.rows),
+                "teacher_read": teach.read / teach.asked
+                if isinstance(teach, Outputs)
+                else 0.0,  # the part of its outputs not computed
             },
             "content": config.described.fingerprint,
             "samples": {"train": len(images.train), "val": len(images.val or ()), "test": len(images.test)},
@@ -185,6 +191,22 @@ def _teacher(config: Config, images: Data, device: Device) -> Teacher:
                 )  # fmt: skip
             break
     return found
+
+
+def _outputs(config: Config, tutor: Teacher, images: Data, method: Any, device: Device) -> Outputs | Live:
+    """What the teacher says, kept beside it (or, of a file of the user's own, in the cache)."""
+    live, wanted = Live(tutor.net, method.teacher_taps, device), config.teaching.store
+    if not wanted.gigabytes:
+        return live
+    weights = Path(tutor.source)
+    beside = (
+        weights.parent / "outputs" if config.teaching.checkpoint is None else _path(config.root.paths.cache) / "outputs"
+    )
+    augment = config.data.augment
+    name = outputs.key(file_digest(weights), config.described.fingerprint, images.train, augment, device)
+    whole = wanted.fill == "whole" or (wanted.fill == "auto" and device.torch.type == "cuda")
+    place = Place(beside / name, wanted.gigabytes, wanted.maps, whole)
+    return Outputs(live, images.train, augment, config.root.seed, method.views, place)
 
 
 def _about(config: Config, tutor: Teacher | None, taught: Any, images: Data) -> dict[str, Any] | None:

@@ -1,9 +1,11 @@
 """The teacher: the student of an ordinary `standard` run, or the user's own weights; in either case frozen."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from kd import models, store
@@ -11,7 +13,8 @@ from kd.config import Config
 from kd.data import Data
 from kd.device import Device
 from kd.evaluate import infer, metrics
-from kd.models.base import Net
+from kd.methods.base import Batch
+from kd.models.base import Net, Out
 from kd.settings import UserError
 
 log = logging.getLogger(__name__)
@@ -51,6 +54,21 @@ def load(config: Config, data: Data, device: Device, source: Path, trained: dict
 def freeze(net: Net, device: Device) -> None:
     """Eval mode, no gradients, on the device."""
     device.place(net).eval().requires_grad_(False)
+
+
+class Live:
+    """`live(batch)`: what the frozen `net` says of a batch, with these taps, by a forward pass."""
+
+    def __init__(self, net: Net, taps: Sequence[str], device: Device):
+        self.net, self.taps, self.device = net, tuple(taps), device
+
+    def __call__(self, batch: Batch) -> Out:
+        return self.of(batch.x)
+
+    def of(self, x: Tensor) -> Out:
+        """The same of normalised images [B, 3, H, W]: float32."""
+        with torch.no_grad(), self.device.autocast():
+            return self.net.tapped(x, self.taps).float()
 
 
 class Guard:

@@ -1,17 +1,19 @@
 """The hot loop. It knows no configuration file, no directory, no tracker: it yields a row an epoch."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from kd.data.loader import Split, batches
 from kd.device import Device
-from kd.methods.base import Method
+from kd.methods.base import Batch, Method
 from kd.models.base import Net, Out
 from kd.optim import Optimizer, Schedule
 from kd.seeds import stream
 from kd.views import Augment
+
+Teach = Callable[[Batch], Out]  # what the frozen teacher says of a batch: float32, without gradients
 
 
 class DivergedError(Exception):
@@ -20,7 +22,7 @@ class DivergedError(Exception):
 
 def train(
     student: Net,
-    teacher: Net | None,
+    teach: Teach | None,
     method: Method,
     data: Split,
     augment: Augment,
@@ -48,11 +50,9 @@ def train(
         for step, batch in enumerate(drawn, start=epoch * per_epoch):
             for group, lr in groups:
                 group["lr"] = lr * schedule.factor(step, epochs * per_epoch)
-            with torch.no_grad(), device.autocast():
-                t = None if teacher is None else _float(teacher.tapped(batch.x, method.teacher_taps))
             with device.autocast():
-                s = _float(student.tapped(batch.x, method.student_taps))
-            terms = method(batch, s, t)
+                s = student.tapped(batch.x, method.student_taps).float()
+            terms = method(batch, s, teach(batch) if teach else None)
             loss = sum((weight * value for weight, value in terms.values()), torch.zeros((), device=batch.y.device))
             loss.backward()
             for o in optimizers:
@@ -67,8 +67,3 @@ def train(
                 what = f"the loss term {name!r} is {means[name]}"
                 raise DivergedError(f"epoch {epoch + 1}: {what}; try a smaller optimizer.lr")
         yield {"epoch": epoch + 1, "lr": groups[0][0]["lr"], **means}
-
-
-def _float(out: Out) -> Out:
-    """Loss math is float32 whatever the precision of the networks."""
-    return Out(out.logits.float(), {name: tap.float() for name, tap in out.taps.items()})

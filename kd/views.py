@@ -37,7 +37,7 @@ def _shift(x: Tensor, n: int) -> Tensor:
     return (x >> n) & ((1 << (64 - n)) - 1)  # logical: int64 alone shifts its sign in
 
 
-def _mix(x: Tensor) -> Tensor:
+def mix(x: Tensor) -> Tensor:
     """SplitMix64's finalizer (Steele, Lea and Flood 2014) on int64, which wraps as uint64 would."""
     x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
@@ -50,7 +50,7 @@ def draw(seed: int, name: str, epoch: int, index: Tensor) -> Tensor:
     **Arguments:** `index` int64 of any shape; the result has its shape and device.
     """
     key = stream(seed, name) + (epoch + 1) * 0x9E3779B97F4A7C15
-    return _mix(_mix(index * _signed(0xD1342543DE82EF95) + _signed(key)) + _signed(key))
+    return mix(mix(index * _signed(0xD1342543DE82EF95) + _signed(key)) + _signed(key))
 
 
 def below(hashes: Tensor, n: int) -> Tensor:

@@ -25,6 +25,7 @@ ORDER = [
     "config",
     "train",
     "teacher",
+    "outputs",
     "record",
     "console",
     "tracker",

@@ -19,7 +19,7 @@ from kd.device import Device
 from kd.methods import Batch, Method, Spec, Terms
 from kd.models import Net, Out
 from kd.seeds import seeded, stream
-from kd.teacher import Guard, freeze
+from kd.teacher import Guard, Live, freeze
 from kd.train import DivergedError, train
 
 CPU = Device(torch.device("cpu"), torch.float32)
@@ -53,8 +53,9 @@ class Seen:
 
 
 def one_epoch(config: Config, found: Data, teacher: Net | None, student: Net, method: Method, epochs: int = 1) -> list:
+    teach = Live(teacher, method.teacher_taps, CPU) if teacher else None
     rows = train(
-        student, teacher, method, found.train, config.data.augment, config.root.optimizer, config.root.schedule,
+        student, teach, method, found.train, config.data.augment, config.root.optimizer, config.root.schedule,
         epochs, 128, config.root.seed, CPU,
     )  # fmt: skip
     return list(rows)

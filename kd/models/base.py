@@ -15,6 +15,10 @@ class Out(NamedTuple):
     logits: Tensor
     taps: dict[str, Tensor]
 
+    def float(self) -> "Out":
+        """The same in float32, in which all loss math is done whatever the precision of the networks."""
+        return Out(self.logits.float(), {name: tap.float() for name, tap in self.taps.items()})
+
 
 class Net(nn.Module):
     """A classifier that is a chain of named stages. Every stage but the last is a tap; the last is the head.

@@ -1,0 +1,254 @@
+"""Teacher outputs, computed once for all runs of a teacher.
+
+A crop after padding by 4 and a flip leave only 162 views of an image, and what a frozen teacher says of (image, view)
+depends on nothing else: not on the seed, the epoch, the batch, T, alpha, beta or the student. So its outputs are a
+table with a row for each (image, view), in a memory-mapped file that every run of that teacher reads and completes.
+Where the views are too many for that, there is a table of each epoch of each seed, whose views are known as well.
+
+A row carries a checksum of its values and its own number. That is all there is of locks and lists: a row that was
+never written, was torn by a crash or by another process that is just writing it, or was damaged, does not check, and
+is computed again. Values are float16. A teacher in bfloat16 loses nothing by it (but below 6e-5), one in float32 keeps
+11 bits.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from kd import views
+from kd.data.loader import Split
+from kd.device import Device
+from kd.methods.base import Batch
+from kd.models.base import Out
+from kd.teacher import Live
+from kd.views import Augment
+
+log = logging.getLogger(__name__)
+
+GRAIN = 32  # images: what is missing is computed in multiples of it, so that few shapes of batch occur
+
+
+class Table:
+    """`rows` rows of `width` float16 values in a file that several processes may read and write at once."""
+
+    def __init__(self, path: Path, rows: int, width: int):
+        """Open the file at `path`, or make it, whole and empty. **Raises:** OSError, also when the disk is too full."""
+        size = Table.bytes(rows, width)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists() or path.stat().st_size != size:
+                _reserve(path, size)
+        self.path, self.width = path, width
+        self.raw = torch.from_file(str(path), shared=True, size=size // 2, dtype=torch.int16).view(rows, width + 2)
+        self.weights = views.draw(0, "checksum", 0, torch.arange(width)) | 1
+
+    @staticmethod
+    def bytes(rows: int, width: int) -> int:
+        return rows * (width + 2) * 2  # the checksum has 32 bits
+
+    def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(float16 [n, width], bool [n]: which of them are known) of the int64 `rows` [n]."""
+        raw = self.raw[rows]
+        bits, kept = raw[:, :-2].contiguous(), raw[:, -2:].contiguous().view(torch.int32)[:, 0]
+        return bits.view(torch.float16), kept == self._checksum(rows, bits)
+
+    def write(self, rows: Tensor, values: Tensor) -> None:
+        """Keep float16 values [n, width] as `rows` [n]."""
+        bits = values.contiguous().view(torch.int16)
+        self.raw[rows] = torch.cat([bits, self._checksum(rows, bits)[:, None].view(torch.int16)], dim=1)
+
+    def values(self) -> Tensor:
+        """All of it, float16 [rows, width], unknown rows included."""
+        return self.raw[:, :-2].contiguous().view(torch.float16)
+
+    def _checksum(self, rows: Tensor, bits: Tensor) -> Tensor:
+        """int32 [n], never 0, which is what an empty row has."""
+        return (views.mix((bits.long() * self.weights).sum(1) + views.mix(rows + 1)) | 1).to(torch.int32)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """An empty file of that size whose room on the disk is its own: writing to its memory later cannot fail."""
+    if shutil.disk_usage(path.parent).free < 2 * size:
+        raise OSError(28, "the disk is too full", str(path))
+    aside = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with open(aside, "wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                for start in range(0, size, 1 << 24):
+                    file.write(bytes(min(1 << 24, size - start)))
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+class Place(NamedTuple):
+    """Where outputs are kept, and how much of the disk they may take."""
+
+    folder: Path
+    gigabytes: float
+    maps: bool  # feature maps [C, H, W] as well
+    whole: bool  # compute all that a run can ask for before it begins (on a GPU: seconds)
+
+
+def key(weights: str, content: str, data: Split, augment: Augment, device: Device) -> str:
+    """12 hex digits that name all that the outputs depend on.
+
+    **Arguments:** `weights`, `content`: digests of the teacher's file and of the images.
+    """
+    said = {
+        "format": 1, "weights": weights, "content": content, "images": list(data.images.shape),
+        "moments": [data.mean.tolist(), data.std.tolist()], "augment": augment.model_dump(),
+        "precision": str(device.dtype), "device": device.torch.type,
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Outputs:
+    """`outputs(batch)` is what the frozen teacher says of a batch: read where it is known, else computed and kept.
+
+    What cannot be kept (no room, no permission) is computed in every step.
+    """
+
+    def __init__(self, live: Live, data: Split, augment: Augment, seed: int, views_each: int, place: Place):
+        self.live, self.data, self.augment, self.place = live, data, augment, place
+        self.seed, self.views_each = seed, views_each
+        shapes = {name: torch.Size(shape) for name, shape in live.net.shapes(data.images.shape[1]).items()}
+        self.shapes = {"logits": list(shapes.values())[-1], **{tap: shapes[tap] for tap in live.taps}}
+        self.asked = self.read = 0  # images; their ratio says what the tables were worth
+        self.epoch = -1
+        self.tables: dict[str, Table] = {}
+        self.finite: dict[str, bool] = {}  # a row for each (image, view), or for each image in this epoch
+        self.held: dict[str, Tensor] | None = None  # the whole tables on the device
+        self.trusted = False
+
+    def __call__(self, batch: Batch) -> Out:
+        self._turn_to(int(batch.epoch))
+        rows = {name: self._rows(name, batch.index, batch.view) for name in self.tables}
+        self.asked += len(batch.x)
+        if self.held is not None:
+            self.read += len(batch.x)
+            return self._out({name: held[rows[name]] for name, held in self.held.items()})
+        on_cpu = batch.x.device.type == "cpu"  # elsewhere, asking which rows are known would wait for the device
+        if len(self.tables) < len(self.shapes) or not on_cpu:  # what is not kept needs a whole pass
+            out = self.live(batch)
+            for name, table in self.tables.items() if on_cpu else ():
+                table.write(rows[name], _half(out, name))
+            return out
+        values, known = {}, torch.ones(len(batch.x), dtype=torch.bool)
+        for name, table in self.tables.items():
+            values[name], ours = table.read(rows[name])
+            known &= ours
+        if not self.trusted and known.any():
+            self.trusted = True
+            if not self._holds(batch, torch.nonzero(known)[:GRAIN, 0], values):
+                self._begin_anew()
+                known.zero_()
+        missing = torch.nonzero(~known)[:, 0]
+        self.read += len(known) - len(missing)
+        if len(missing):
+            spare = min(-len(missing) % GRAIN, len(known) - len(missing))
+            said = self.live.of(batch.x[torch.cat([missing, missing[:1].expand(spare)])])
+            for name, table in self.tables.items():
+                values[name][missing] = new = _half(said, name)[: len(missing)]
+                table.write(rows[name][missing], new)
+        return self._out(values)
+
+    def _rows(self, name: str, index: Tensor, view: Tensor) -> Tensor:
+        if self.finite[name]:
+            return index * self.augment.views + view
+        nth = torch.arange(self.views_each, device=index.device)
+        return nth.repeat_interleave(len(index) // self.views_each) * len(self.data.images) + index
+
+    def _out(self, values: dict[str, Tensor]) -> Out:
+        said = {name: value.float().view(-1, *self.shapes[name]) for name, value in values.items()}
+        return Out(said.pop("logits"), said)
+
+    # ---- the tables of an epoch
+
+    def _turn_to(self, epoch: int) -> None:
+        """Open the tables of this epoch, where they are not open yet."""
+        if epoch == self.epoch or (self.epoch >= 0 and all(self.finite.values())):
+            return
+        self.epoch, self.tables, self.held = epoch, {}, None
+        images = len(self.data.images)
+        for name, shape in self.shapes.items():
+            if len(shape) > 1 and not self.place.maps:
+                continue
+            for suffix, each in (("", self.augment.views), (f"-s{self.seed}-e{epoch}", self.views_each)):
+                path, width = self.place.folder / f"{name}{suffix}.table", shape.numel()
+                if self._room_beside(path) >= Table.bytes(images * each, width):
+                    self.finite[name] = not suffix
+                    try:
+                        self.tables[name] = Table(path, images * each, width)
+                    except OSError as error:
+                        log.warning(
+                            "the teacher's outputs cannot be kept in %s (%s); it runs in every step",
+                            path.parent,
+                            error.strerror,
+                        )
+                    break
+            else:
+                log.info(
+                    "the teacher's %s do not fit into teacher.store.gigabytes=%g: it runs in every step",
+                    name,
+                    self.place.gigabytes,
+                )
+        if self.place.whole and len(self.tables) == len(self.shapes):
+            for finite in set(self.finite.values()):
+                self._complete(epoch, [name for name in self.tables if self.finite[name] == finite], finite)
+            self.held = {name: table.values().to(self.data.images.device) for name, table in self.tables.items()}
+
+    def _room_beside(self, path: Path) -> float:
+        """Bytes that a table at `path` may have."""
+        used = sum(file.stat().st_size for file in self.place.folder.glob("*.table") if file != path)
+        return self.place.gigabytes * 1e9 - used
+
+    def _holds(self, batch: Batch, some: Tensor, values: dict[str, Tensor]) -> bool:
+        """Does the teacher still say what is kept? Asked once a run, of a few images."""
+        said = self.live.of(batch.x[some])
+        pairs = ((_half(said, name).float(), value[some].float()) for name, value in values.items())
+        return all((now - then).abs().max() <= 0.05 * now.abs().max() + 1e-3 for now, then in pairs)
+
+    def _begin_anew(self) -> None:
+        log.warning(
+            "the teacher does not say what is kept in %s (has its model's code changed?); it is asked anew",
+            self.place.folder,
+        )
+        for table in self.tables.values():
+            table.path.unlink(missing_ok=True)
+        epoch, self.epoch = self.epoch, -1
+        self._turn_to(epoch)
+
+    def _complete(self, epoch: int, names: list[str], finite: bool) -> None:
+        """Compute all that the training images can ask of these tables and that is not known yet."""
+        index, device = self.data.index.cpu(), self.data.images.device
+        if finite:
+            view = torch.arange(self.augment.views).repeat(len(index))
+            index = index.repeat_interleave(self.augment.views)
+        else:
+            each = [views.choose(self.seed, epoch, index, self.augment, nth) for nth in range(self.views_each)]
+            view, index = torch.cat(each), index.repeat(self.views_each)
+        rows = self._rows(names[0], index, view)
+        for part in torch.arange(len(rows)).split(1 << 15):
+            known = torch.stack([self.tables[name].read(rows[part])[1] for name in names]).all(dim=0)
+            for some in part[~known].split(1 << 11):
+                pixels = views.show(self.data.images, index[some].to(device), view[some].to(device), self.augment)
+                said = self.live.of(views.normalise(pixels, self.data.mean, self.data.std))
+                for name in names:
+                    self.tables[name].write(rows[some], _half(said, name).cpu())
+
+
+def _half(out: Out, name: str) -> Tensor:
+    """One output as float16 [B, width]; what is too large for it becomes its largest number."""
+    value = out.logits if name == "logits" else out.taps[name]
+    return value.flatten(1).clamp(-65504, 65504).half()

@@ -1,0 +1,209 @@
+"""The table of teacher outputs: equal to the live teacher, whole after any interruption, shared, bounded."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_train import images, network, trained_teacher
+
+from kd import outputs as outputs_module
+from kd import run as run_module
+from kd.config import Config
+from kd.data import Data, loader
+from kd.device import Device
+from kd.methods import Spec
+from kd.models import Net
+from kd.outputs import Outputs, Place, Table
+from kd.seeds import seeded
+from kd.teacher import Live
+from kd.train import Teach, train
+
+FP32, BF16 = (Device(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
+ROOM = 1.0  # gigabytes
+
+
+def opened(live: Live, config: Config, found: Data, folder: Path, seed: int = 0, **place: Any) -> Outputs:
+    wanted = {"gigabytes": ROOM, "maps": False, "whole": False} | place
+    return Outputs(live, found.train, config.data.augment, seed, 1, Place(folder, **wanted))
+
+
+def losses(config: Config, found: Data, teacher: Net, teach: Callable[[Any], Teach], device: Device) -> list[Any]:
+    """Two epochs' rows of distilling with what `teach(method)` gives."""
+    student = network(config.student)
+    with seeded(0, "method"):
+        method = config.method_class(config.method, Spec(student.shapes(32), teacher.shapes(32), 10, found.samples))
+    return list(
+        train(student, teach(method), method, found.train, config.data.augment, config.root.optimizer,
+              config.root.schedule, 2, 128, 0, device)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ["logits", "hidden", "maps", "an epoch a table", "whole", "an epoch, whole"])
+@pytest.mark.parametrize("device", [FP32, BF16], ids=["fp32", "bf16"])
+def test_a_run_that_reads_has_the_loss_of_one_that_computes(
+    case: str, device: Device, composed: Callable, tmp_path: Path
+) -> None:
+    """bfloat16: bit for bit, be the table empty, full or half known. float32: to float16's 11 bits."""
+    pairs = {"hidden": "[[hidden,hidden]]", "maps": "[[pool2,pool2]]"}.get(case)
+    config = composed(*(["method=feature", f"method.pairs={pairs}"] if pairs else ["method=logits"]))
+    found, teacher = images(config, tmp_path), trained_teacher(config)
+    place: dict[str, Any] = {"maps": case == "maps", "whole": "whole" in case}
+    if "epoch" in case:
+        place["gigabytes"] = 0.0002
+    made: list[Outputs] = []
+
+    def reading(method: Any) -> Outputs:
+        live = Live(teacher, method.teacher_taps, device)
+        made.append(opened(live, config, found, tmp_path / "outputs", **place))
+        return made[-1]
+
+    online = losses(config, found, teacher, lambda method: Live(teacher, method.teacher_taps, device), device)
+    runs = [losses(config, found, teacher, reading, device) for _ in range(2)]
+    for table in (tmp_path / "outputs").glob("*.table"):  # half of what is known is lost
+        lose = torch.from_file(str(table), shared=True, size=table.stat().st_size // 2, dtype=torch.int16)
+        lose[: len(lose) // 2] = 0
+    runs.append(losses(config, found, teacher, reading, device))
+    for rows in runs:
+        for then, now in zip(online, rows, strict=True):
+            assert now == (then if device is BF16 else pytest.approx(then, rel=1e-4))
+    assert made[1].read == made[1].asked
+    assert made[0].read == made[0].asked if "whole" in case else made[0].read < 0.02 * made[0].asked
+    names = {path.name for path in (tmp_path / "outputs").glob("*.table")}
+    if "epoch" in case:
+        assert names == {"logits-s0-e0.table", "logits-s0-e1.table"}
+    else:
+        assert names == {"logits.table"} | ({f"{'pool2' if case == 'maps' else case}.table"} if pairs else set())
+
+
+def test_maps_are_computed_unless_asked_for(composed: Callable, tmp_path: Path) -> None:
+    config = composed("method=feature")
+    found, teacher = images(config, tmp_path), trained_teacher(config)
+    for _ in range(2):
+        made = opened(Live(teacher, ["pool2"], FP32), config, found, tmp_path / "outputs")
+        losses(config, found, teacher, lambda _, made=made: made, FP32)
+        assert made.read == 0
+    assert [path.name for path in (tmp_path / "outputs").glob("*.table")] == ["logits.table"]
+    made = opened(Live(teacher, [], FP32), config, found, tmp_path / "outputs")  # but the logits were kept on the way
+    losses(composed("method=logits"), found, teacher, lambda _: made, FP32)
+    assert made.read == made.asked
+
+
+def test_outputs_belong_to_the_views_whatever_seed_asked_first(composed: Callable, tmp_path: Path) -> None:
+    """Another seed reads what two others left, and gets what the teacher says of exactly its own pixels."""
+    config = composed("method=logits")
+    found, teacher = images(config, tmp_path), trained_teacher(config)
+    live = Live(teacher, [], BF16)
+    for seed in (1, 2, 3):
+        made = opened(live, config, found, tmp_path / "outputs", seed)
+        for epoch in range(6):
+            for batch in loader.batches(found.train, 128, seed, epoch, config.data.augment):
+                assert torch.equal(made(batch).logits, live(batch).logits)
+    assert 0 < made.read < made.asked
+
+
+def test_a_row_that_was_torn_damaged_or_misplaced_is_not_known(tmp_path: Path) -> None:
+    rows, values = torch.arange(100), torch.randn(100, 10, generator=torch.Generator().manual_seed(0)).half()
+    table = Table(tmp_path / "a.table", 200, 10)
+    assert not table.read(torch.arange(200))[1].any()
+    table.write(rows, values)
+    table = Table(tmp_path / "a.table", 200, 10)
+    found, known = table.read(torch.arange(200))
+    assert known.tolist() == [True] * 100 + [False] * 100
+    assert torch.equal(found[:100], values)
+    table.raw[3, 4] ^= 1  # a flipped bit
+    table.raw[5, 5:] = 0  # the end of a row did not reach the disk
+    table.raw[7, :5] = table.raw[8, :5]  # two writers at once
+    table.raw[9] = table.raw[10]  # another row's
+    assert torch.nonzero(~table.read(rows)[1])[:, 0].tolist() == [3, 5, 7, 9]
+
+
+FILL = """
+import sys, torch
+from pathlib import Path
+from kd.outputs import Table
+table = Table(Path(sys.argv[1]), 200_000, 10)
+print("ready", flush=True)
+while True:
+    for rows in torch.arange(200_000).split(64):
+        table.write(rows, (rows[:, None] + torch.arange(10)).remainder(1000).half())
+"""
+
+
+def test_killed_writers_leave_no_wrong_row(tmp_path: Path) -> None:
+    """Two processes write one table and are killed, ten times: every row that is known is right, and most are."""
+    path, wrong = tmp_path / "b.table", 0
+    rows = torch.arange(200_000)
+    for kill in range(5):
+        command = [sys.executable, "-c", FILL, str(path)]
+        writers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+        for writer in writers:
+            assert writer.stdout
+            writer.stdout.readline()
+        time.sleep(0.05 * (kill + 1))
+        for writer in writers:
+            os.kill(writer.pid, signal.SIGKILL)
+            writer.communicate()
+        values, known = Table(path, 200_000, 10).read(rows)
+        right = (values == (rows[:, None] + torch.arange(10)).remainder(1000).half()).all(dim=1)
+        wrong += int((known & ~right).sum())
+    assert wrong == 0
+    assert known.any()
+
+
+def test_a_second_run_reads_what_the_first_computed(composed: Callable, tmp_path: Path) -> None:
+    """Another T, the same seed: everything; and the table lies beside its teacher."""
+    first = run_module.run(composed("method=logits", "student.epochs=2"))
+    second = run_module.run(composed("method=logits", "student.epochs=2", "method.T=7.0"))
+    again = run_module.run(composed("method=logits", "student.epochs=2", "teacher.store.gigabytes=0", "rerun=true"))
+    assert first["time"]["teacher_read"] < 0.02  # a view that came again
+    assert [r["time"]["teacher_read"] for r in (second, again)] == [1.0, 0.0]
+    assert list((tmp_path / "runs").glob("standard-*/outputs/*/logits.table"))
+    assert again["metrics"] == pytest.approx(first["metrics"], rel=1e-4)
+
+
+def test_a_full_disk_costs_time_and_not_the_run(
+    composed: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(outputs_module.shutil, "disk_usage", lambda _: type("", (), {"free": 1000}))
+    with caplog.at_level(logging.WARNING):
+        result = run_module.run(composed("method=logits"))
+    assert result["time"]["teacher_read"] == 0.0
+    assert "the disk is too full" in caplog.text
+
+
+def test_what_another_code_of_the_model_left_is_noticed(
+    composed: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = composed("method=logits")
+    found, teacher = images(config, tmp_path), trained_teacher(config)
+    other = Live(trained_teacher(composed("method=logits", "teacher.activation=gelu")), [], FP32)
+    losses(config, found, teacher, lambda _: opened(other, config, found, tmp_path / "outputs"), FP32)
+    live = Live(teacher, [], FP32)
+    online = losses(config, found, teacher, lambda _: live, FP32)
+    with caplog.at_level(logging.WARNING):
+        rows = losses(config, found, teacher, lambda _: opened(live, config, found, tmp_path / "outputs"), FP32)
+    assert "does not say what is kept" in caplog.text
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in online], rel=1e-4)
+
+
+def test_all_that_outputs_depend_on_is_in_their_key(composed: Callable, tmp_path: Path) -> None:
+    config = composed("method=logits")
+    train_split = images(config, tmp_path).train
+    augment = config.data.augment
+    keys = {
+        outputs_module.key("w", "c", train_split, augment, FP32),
+        outputs_module.key("v", "c", train_split, augment, FP32),
+        outputs_module.key("w", "d", train_split, augment, FP32),
+        outputs_module.key("w", "c", train_split, augment, BF16),
+        outputs_module.key("w", "c", train_split, augment.model_copy(update={"flip": True}), FP32),
+        outputs_module.key("w", "c", train_split, augment.model_copy(update={"padding": "edge"}), FP32),
+    }
+    assert len(keys) == 6
