@@ -90,12 +90,15 @@ def show(images: Tensor, rows: Tensor, view: Tensor, augment: Augment) -> Tensor
         y, x = (n - 1 - (n - 1 - i.abs()).abs() for i, n in ((y, height), (x, width)))
     inside_y, inside_x = (y >= 0) & (y < height), (x >= 0) & (x < width)
     y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
-    out = images[rows[:, None, None], y[:, :, None], x[:, None, :]]  # [B, H, W, 3]
+    pixel = ((rows[:, None] * height + y)[:, :, None] * width + x[:, None, :]).flatten()
+    out = images.view(-1, 3).index_select(0, pixel).view(len(rows), height, 3 * width)  # whole pixels: 5 x an index
     if augment.padding == "zeros" and augment.crop:
-        out = out * (inside_y[:, :, None] & inside_x[:, None, :])[..., None]
-    return out
+        out.mul_(inside_y[:, :, None]).mul_(inside_x.repeat_interleave(3, dim=1)[:, None, :])
+    return out.view(-1, height, width, 3)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in channels_last order; `mean` and `std` [3] are in units of 0..1."""
-    return images.float().sub_(mean * 255).mul_(1 / (std * 255)).permute(0, 3, 1, 2)
+    width = images.shape[2]  # a row of pixels at a time, not one: the inner loop is then long
+    rows = images.flatten(2).float().sub_((mean * 255).repeat(width)).mul_((1 / (std * 255)).repeat(width))
+    return rows.view(images.shape).permute(0, 3, 1, 2)
