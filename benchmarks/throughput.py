@@ -8,6 +8,7 @@ the median over the repeats of one run of each, taken in turn, so that a noisy m
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from kd.train import train
 from kd.views import Augment
 
 MEAN, STD, BATCH = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616], 128
+CACHE = Path(os.environ.get("KD_CACHE", "~/.cache/kd")).expanduser()
 SETTINGS: dict[str, dict[str, Any]] = {
     "standard": {},
     "logits": {"alpha": 0.1, "T": 4.0},
@@ -130,7 +132,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/throughput.json"))
     asked = parser.parse_args()
     devices.settle(None)
-    device = devices.resolve(asked.device, "auto")
+    device = devices.resolve(asked.device, "auto", CACHE)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (asked.images, 32, 32, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 10, (asked.images,), generator=generator)
@@ -162,7 +164,7 @@ def main() -> None:
         said = "  ".join(f"{part} {ms}" for part, ms in row["ms_a_step"].items())
         print(f"{name:10}{speed['plain']:9.0f}{speed['kd']:9.0f}{'':11}{ratio:9.2f}{TARGETS[name]:8.1f}"
               f"{100 * row['of_floor']:9.0f} %   {said}")  # fmt: skip
-    where = environment(str(device.torch), str(device.dtype).removeprefix("torch."))
+    where = environment(device)
     found = {"images": count, "batch_size": BATCH, "matrix_flops": rate, "rows": rows, "environment": where}
     asked.out.write_text(json.dumps(found, indent=2) + "\n")
     print(f"written to {asked.out}")

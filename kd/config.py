@@ -21,7 +21,7 @@ from kd.data import Description
 from kd.optim import VARIANTS, Optimizer, Schedule
 from kd.settings import Settings, UserError
 
-RECIPE = 1  # raise it when the same configuration would train to other numbers: it renames every run and teacher
+RECIPE = 2  # raise it when the same configuration would train to other numbers: it renames every run and teacher
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -82,6 +82,7 @@ class Root(Settings):
     seed: Annotated[int, Field(ge=0)]
     device: str
     precision: Literal["auto", "fp32", "bf16"]
+    kernels: Literal["auto", "torch"]
     threads: Count | None
     tracker: Tracker
     paths: Paths

@@ -160,17 +160,20 @@ def set_aside(folder: Path) -> None:
         os.replace(weights, target / weights.name)
 
 
-def environment(device: str, precision: str) -> dict[str, Any]:
-    """What the numbers were made on."""
+def environment(device: Any) -> dict[str, Any]:
+    """What the numbers were made on: a kd.device.Device, in this process, on this machine."""
     import torch
+
+    where, precision = str(device.torch), str(device.dtype).removeprefix("torch.")
 
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "processor": torch.cuda.get_device_name() if device.startswith("cuda") else _processor(),
-        "device": device,
+        "processor": torch.cuda.get_device_name() if where.startswith("cuda") else _processor(),
+        "device": where,
         "precision": precision,
+        "kernels": "torch" if device.kernels is None else "kd",
         "threads": torch.get_num_threads(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": git_state(),

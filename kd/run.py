@@ -42,11 +42,12 @@ def run(config: Config, title: str = "student", tell: Callable[..., bool] | None
             return found
         if found is not None:
             record.set_aside(folder)
-        device = resolve(config.root.device, config.root.precision)
+        cache = _path(config.root.paths.cache)
+        device = resolve(config.root.device, config.root.precision, cache, config.root.kernels == "auto")
         kept = record.Record(folder, config.plain())
         try:
             with kept.running():
-                images = data.load(config.data, config.described, _path(config.root.paths.cache), device.torch)
+                images = data.load(config.data, config.described, cache, device.torch)
                 return _distill(config, kept, images, device, title, tell)
         except (Exception, KeyboardInterrupt) as error:
             states = {DivergedError: "diverged", PrunedError: "pruned", KeyboardInterrupt: "killed"}
@@ -149,7 +150,7 @@ def _distill(
             },
             "content": config.described.fingerprint,
             "samples": {"train": len(images.train), "val": len(images.val or ()), "test": len(images.test)},
-            "environment": record.environment(str(device.torch), str(device.dtype).removeprefix("torch.")),
+            "environment": record.environment(device),
             "config": config.plain(),
         }
         card = store.card(config.student.model_dump(), images.classes, images.size, images.train.mean, images.train.std)

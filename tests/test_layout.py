@@ -16,6 +16,7 @@ ORDER = [
     "seeds",
     "views",
     "optim",
+    "kernels",
     "device",
     "models",
     "methods",

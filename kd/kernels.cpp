@@ -1,0 +1,87 @@
+// Batch norm with the ReLU after it, in bfloat16 on a CPU: a pass to sum, a pass to write, each over all cores.
+// x, y, dy, dx are n rows of c channels (a channels_last image batch), c a multiple of 16; all else is float32 [c].
+// Sums are kept in float32 over 256 rows and in float64 beyond, in an order that no number of threads changes.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+typedef uint16_t half;
+const int V = 16;
+const long CHUNK = 256;
+typedef float F __attribute__((vector_size(4 * V)));
+typedef int32_t I __attribute__((vector_size(4 * V)));
+typedef uint32_t U __attribute__((vector_size(4 * V)));
+typedef half H __attribute__((vector_size(2 * V)));
+
+template <class T, class P> static inline T get(const P* p) { T t; memcpy(&t, p, sizeof t); return t; }
+template <class T, class P> static inline void put(P* p, T t) { memcpy(p, &t, sizeof t); }
+static inline F up(const half* p) { return (F)(__builtin_convertvector(get<H>(p), U) << 16); }
+static inline void down(half* p, F f) {  // to the nearest, ties to even; a NaN stays one
+  U b = (U)f, r = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
+  I nan = f != f;
+  put(p, __builtin_convertvector((r & ~(U)nan) | ((U)nan & 0x7fc0), H));
+}
+static inline F keep(I where, F f) { return (F)(where & (I)f); }
+
+template <class T> static void each(long n, int c, T work) {
+#pragma omp parallel for schedule(static)
+  for (long r = 0; r < n; r++)
+    for (int b = 0; b < c; b += V) work(r * c + b, b);
+}
+
+template <class T> static std::vector<double> sums(long n, int c, T term) {  // of two values for each channel: [2c]
+  long chunks = (n + CHUNK - 1) / CHUNK;
+  std::vector<float> part(chunks * 2 * c);
+#pragma omp parallel for schedule(static)
+  for (long k = 0; k < chunks; k++)
+    for (int b = 0; b < c; b += V) {
+      F p = {}, q = {};
+      for (long r = k * CHUNK; r < std::min(n, (k + 1) * CHUNK); r++) term(r * c + b, b, p, q);
+      put(&part[k * 2 * c + b], p), put(&part[k * 2 * c + c + b], q);
+    }
+  std::vector<double> total(2 * c);
+  for (long k = 0; k < chunks; k++)
+    for (int i = 0; i < 2 * c; i++) total[i] += part[k * 2 * c + i];
+  return total;
+}
+
+// y = max(0, a * x + t); what is not a number stays one
+extern "C" void scale_relu(const half* x, half* y, long n, int c, const float* a, const float* t) {
+  each(n, c, [=](long at, int b) {
+    F z = up(x + at) * get<F>(a + b) + get<F>(t + b);
+    down(y + at, keep(!(z <= 0), z));
+  });
+}
+
+extern "C" void norm_relu(const half* x, half* y, long n, int c, const float* weight, const float* bias, float eps,
+                          float* mean, float* var, float* a, float* t) {
+  auto s = sums(n, c, [=](long at, int, F& p, F& q) { F f = up(x + at); p += f, q += f * f; });
+  for (int i = 0; i < c; i++) {
+    double m = s[i] / n, v = s[c + i] / n - m * m;
+    v = v < 0 ? 0 : v;
+    mean[i] = m, var[i] = v;
+    a[i] = weight[i] / std::sqrt(v + eps), t[i] = bias[i] - m * a[i];
+  }
+  scale_relu(x, y, n, c, a, t);
+}
+
+extern "C" void norm_relu_backward(const half* dy, const half* x, half* dx, long n, int c, float eps,
+                                   const float* mean, const float* var, const float* a, const float* t, float* dweight,
+                                   float* dbias) {
+  auto passed = [=](long at, int b, F f) { return keep(!(f * get<F>(a + b) + get<F>(t + b) <= 0), up(dy + at)); };
+  auto s = sums(n, c, [=](long at, int b, F& p, F& q) { F f = up(x + at), d = passed(at, b, f); p += d, q += d * f; });
+  std::vector<float> g(c), h(c);  // dx = a * d + g * x + h
+  for (int i = 0; i < c; i++) {
+    double rstd = 1 / std::sqrt((double)var[i] + eps), dx_hat = (s[c + i] - mean[i] * s[i]) * rstd;
+    dbias[i] = s[i], dweight[i] = dx_hat;
+    g[i] = -a[i] * rstd * dx_hat / n;
+    h[i] = -a[i] * s[i] / n - g[i] * mean[i];
+  }
+  const float *gp = g.data(), *hp = h.data();
+  each(n, c, [=](long at, int b) {
+    F f = up(x + at);
+    down(dx + at, get<F>(a + b) * passed(at, b, f) + get<F>(gp + b) * f + get<F>(hp + b));
+  });
+}

@@ -1,0 +1,177 @@
+"""Batch norm and the ReLU after it in one kernel, for bfloat16 on a CPU (kernels.cpp): PyTorch makes four passes of it.
+
+The source is compiled once a machine, in a second, where there is g++; elsewhere PyTorch's own operators do the work.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+FLAGS = ["-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"]
+
+
+class Library:
+    """The functions of kernels.cpp. A copy of a network that uses them uses the same."""
+
+    def __init__(self, path: Path):
+        self.path, found = path, ctypes.CDLL(str(path))
+        self.norm_relu, self.norm_relu_backward = found.norm_relu, found.norm_relu_backward
+        self.scale_relu = found.scale_relu
+
+    def __reduce__(self) -> Any:
+        return Library, (self.path,)
+
+    def __deepcopy__(self, _: Any) -> "Library":
+        return self
+
+
+@cache
+def library(folder: Path) -> Library | None:
+    """The compiled kernels, kept in `folder`, or None where they cannot be made or do not compute what they should."""
+    compiler = shutil.which("g++")
+    if compiler is None or platform.system() != "Linux":
+        return None
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+        words = [SOURCE.read_bytes(), version, " ".join(FLAGS).encode(), processor()]
+        path = folder / f"kernels-{hashlib.sha256(b'|'.join(words)).hexdigest()[:16]}.so"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                aside = path.with_suffix(f".{os.getpid()}.part")
+                command = [compiler, *FLAGS, str(SOURCE), "-o", str(aside)]
+                subprocess.run(command, capture_output=True, check=True, timeout=120)
+                os.replace(aside, path)
+        found = Library(path)
+        return found if _right(found) else None
+    except (OSError, subprocess.SubprocessError) as error:
+        log.debug("no kernels of our own (%s)", error)
+        return None
+
+
+def processor() -> bytes:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+        return b"".join(next((x for x in lines if x.startswith(key)), b"") for key in (b"model name", b"flags"))
+    except OSError:
+        return platform.processor().encode()
+
+
+def _right(library: Any) -> bool:
+    """Do the kernels agree with PyTorch?"""
+    draw = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(8, 16, 9, 9, generator=draw).bfloat16().to(memory_format=torch.channels_last) for _ in "xy")
+    norm, ours = nn.BatchNorm2d(16), NormReLU(16)
+    ours.library = library
+    found = []
+    for net, to in ((norm, torch.float32), (ours, torch.bfloat16)):
+        leaf = x.to(to).requires_grad_()
+        y = F.relu(net(leaf))
+        y.backward(dy.to(to))
+        found.append([y, leaf.grad, net.weight.grad, net.running_var])
+    return all(torch.allclose(a.float(), b.float(), rtol=0.02, atol=0.02) for a, b in zip(*found, strict=True))
+
+
+class NormReLU(nn.BatchNorm2d):
+    """nn.BatchNorm2d and a ReLU, with the same weights and names: [B, C, H, W] -> [B, C, H, W]."""
+
+    library: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._fits(x):
+            return F.relu(super().forward(x))
+        running_mean, running_var, seen = self.running_mean, self.running_var, self.num_batches_tracked
+        assert self.momentum is not None
+        assert running_mean is not None
+        assert running_var is not None
+        assert seen is not None
+        if self.training:
+            y, mean, var = _Train.apply(x, self.weight, self.bias, self.eps, self.library)
+            rows = x.numel() // x.shape[1]
+            with torch.no_grad():
+                seen.add_(1)
+                running_mean.lerp_(mean, self.momentum)
+                running_var.lerp_(var * (rows / (rows - 1)), self.momentum)
+            return y
+        scale = self.weight * torch.rsqrt(running_var + self.eps)
+        shift = self.bias - running_mean * scale
+        y = torch.empty_like(x)
+        self.library.scale_relu(*_pointers(x, y), *_rows(x), *_pointers(scale, shift))
+        return y
+
+    def _fits(self, x: Tensor) -> bool:
+        return (
+            self.library is not None
+            and (self.training or not torch.is_grad_enabled())
+            and (x.device.type, x.dtype, x.ndim) == ("cpu", torch.bfloat16, 4)
+            and x.shape[1] % 16 == 0
+            and x.numel() > x.shape[1]
+            and x.is_contiguous(memory_format=torch.channels_last)
+            and self.affine
+            and self.track_running_stats
+            and self.momentum is not None
+        )
+
+
+class _Train(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, library: Any) -> Any:
+        y = torch.empty_like(x)
+        mean, var, scale, shift = torch.empty(4, x.shape[1])
+        library.norm_relu(
+            *_pointers(x, y),
+            *_rows(x),
+            *_pointers(weight, bias),
+            ctypes.c_float(eps),
+            *_pointers(mean, var, scale, shift),
+        )
+        ctx.save_for_backward(x, mean, var, scale, shift)
+        ctx.eps, ctx.library = eps, library
+        ctx.mark_non_differentiable(mean, var)
+        return y, mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, mean, var, scale, shift = ctx.saved_tensors
+        dy = grads[0].contiguous(memory_format=torch.channels_last)
+        dx, (dweight, dbias) = torch.empty_like(x), torch.empty(2, x.shape[1])
+        ctx.library.norm_relu_backward(
+            *_pointers(dy, x, dx), *_rows(x), ctypes.c_float(ctx.eps),
+            *_pointers(mean, var, scale, shift, dweight, dbias),
+        )  # fmt: skip
+        return dx, dweight, dbias, None, None
+
+
+def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(t.data_ptr()) for t in tensors]
+
+
+def _rows(x: Tensor) -> tuple[ctypes.c_long, ctypes.c_int]:
+    return ctypes.c_long(x.numel() // x.shape[1]), ctypes.c_int(x.shape[1])
+
+
+def quicken(net: nn.Module, library: Any) -> None:
+    """In place: every BatchNorm2d that a ReLU follows in a Sequential becomes a NormReLU. Weights keep their names."""
+    for module in list(net.modules()):
+        if isinstance(module, nn.Sequential):
+            for norm, relu in zip(list(module), list(module)[1:], strict=False):
+                if type(norm) is nn.BatchNorm2d and type(relu) is nn.ReLU:
+                    norm.__class__ = NormReLU
+                    norm.library = library
+                    module[list(module).index(relu)] = nn.Identity()

@@ -1,0 +1,163 @@
+"""kd's own kernel, against PyTorch in float64; and what happens where it cannot be had."""
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd import device, kernels
+
+CHANNELS_LAST = torch.channels_last
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    found = kernels.library(tmp_path_factory.mktemp("kernels"))
+    if found is None:
+        pytest.skip("no g++ here: PyTorch's operators are used")
+    return found
+
+
+def norms(library: Any, channels: int) -> tuple[nn.BatchNorm2d, kernels.NormReLU]:
+    draw = torch.Generator().manual_seed(1)
+    slow, fast = nn.BatchNorm2d(channels).double(), kernels.NormReLU(channels)
+    with torch.no_grad():
+        fast.weight.copy_(torch.rand(channels, generator=draw) + 0.5)
+        fast.bias.copy_(torch.randn(channels, generator=draw))
+    slow.load_state_dict(fast.state_dict())
+    fast.library = library
+    return slow, fast
+
+
+def step(norm: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
+    leaf = x.clone().requires_grad_()
+    y = F.relu(norm(leaf))
+    y.backward(dy)
+    return [y.detach(), leaf.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 9, 7), (3, 32, 1, 1), (2, 64, 32, 32), (1, 48, 5, 5)])
+@pytest.mark.parametrize("offset", [0.0, 30.0], ids=["centred", "far from 0"])
+def test_values_gradients_and_statistics_are_those_of_float64(
+    library: Any, shape: tuple[int, ...], offset: float
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, dy = ((torch.randn(shape, generator=draw) * s + o).bfloat16() for s, o in ((3, offset), (1, 0)))
+    x, dy = x.to(memory_format=CHANNELS_LAST), dy.to(memory_format=CHANNELS_LAST)
+    slow, fast = norms(library, shape[1])
+    assert fast._fits(x)
+    for right, ours, name in zip(
+        step(slow, x.double(), dy.double()), step(fast, x, dy), ("y", "dx", "dw", "db", "mean", "var"), strict=True
+    ):
+        scale = right.abs().max().item()
+        assert (right - ours.double()).abs().max().item() <= (0.008 if name in ("y", "dx") else 2e-3) * scale, name
+    slow.eval(), fast.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(F.relu(slow(x.double())), fast(x).double(), rtol=0.01, atol=0.02)
+
+
+def test_no_number_of_threads_changes_a_bit(library: Any) -> None:
+    x = (
+        torch.randn(32, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+        .bfloat16()
+        .to(memory_format=CHANNELS_LAST)
+    )
+    found, threads = [], torch.get_num_threads()
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        found.append(step(norms(library, 16)[1], x, x))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_what_is_not_a_number_is_not_hidden(library: Any) -> None:
+    x = torch.zeros(2, 16, 4, 4).bfloat16().to(memory_format=CHANNELS_LAST)
+    x[0, 3, 1, 1] = torch.nan
+    y, dx, *_ = step(norms(library, 16)[1], x, torch.ones_like(x))
+    assert y[:, 3].isnan().all()
+    assert dx[:, 3].isnan().all()
+    assert not y[:, :3].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("channels", "change"),
+    [
+        (16, lambda x: x.float()),
+        (16, lambda x: x.contiguous()),
+        (8, lambda x: x),
+        (20, lambda x: x),
+    ],
+    ids=["float32", "not channels_last", "8 channels", "20 channels"],
+)
+def test_what_does_not_fit_is_pytorchs(library: Any, channels: int, change: Any) -> None:
+    x = change(torch.randn(4, channels, 6, 6).bfloat16().to(memory_format=CHANNELS_LAST))
+    slow, fast = norms(library, channels)
+    assert not fast._fits(x)
+    torch.testing.assert_close(fast(x), F.relu(slow.float()(x)))
+
+
+def test_a_quickened_network_keeps_its_names_and_its_values(library: Any) -> None:
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.BatchNorm2d(16), nn.GELU())
+
+    plain, quick = network(), network()
+    kernels.quicken(quick, library)
+    quick = pickle.loads(pickle.dumps(copy.deepcopy(quick)))
+    assert list(plain.state_dict()) == list(quick.state_dict())
+    assert [type(m).__name__ for m in quick] == ["Conv2d", "NormReLU", "Identity", "BatchNorm2d", "GELU"]
+    x = torch.randn(4, 3, 8, 8).to(memory_format=CHANNELS_LAST)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(plain(x), quick(x), rtol=0.05, atol=0.05)
+
+
+def test_without_a_compiler_or_with_wrong_kernels_there_are_none(
+    library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: Any) -> None:
+        """Leaves the output as it was."""
+
+    assert not kernels._right(SimpleNamespace(norm_relu=wrong, norm_relu_backward=wrong, scale_relu=wrong))
+    assert kernels._right(library)
+    monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
+    assert kernels.library(tmp_path) is None
+    monkeypatch.setattr(kernels.shutil, "which", lambda _: "/bin/false")
+    assert kernels.library(tmp_path / "other") is None
+
+
+def test_bf16_is_tried_once_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    tried = []
+
+    def trial(pays: bool) -> Any:
+        return lambda: tried.append(pays) or {"pays": pays}
+
+    monkeypatch.setattr(device, "try_bf16", trial(False))
+    assert device.resolve("cpu", "auto", tmp_path).dtype is torch.float32
+    monkeypatch.setattr(device, "try_bf16", trial(True))
+    assert device.resolve("cpu", "auto", tmp_path).dtype is torch.float32
+    (kept,) = tmp_path.glob("bf16-*.json")
+    assert json.loads(kept.read_text()) == {"pays": False}
+    kept.write_text("{")
+    assert device.resolve("cpu", "auto", tmp_path).dtype is torch.bfloat16
+    assert tried == [False, True]
+
+
+def test_bf16_that_is_wrong_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = device.try_bf16()
+    assert 0 < found["error"] < 0.03
+    right = F.conv2d
+
+    def wrong(x: Tensor, weight: Tensor, **keys: Any) -> Tensor:
+        y = right(x, weight, **keys)
+        return y * 1.1 if x.dtype is torch.bfloat16 else y
+
+    monkeypatch.setattr(device.F, "conv2d", wrong)
+    assert not device.try_bf16()["pays"]
