@@ -11,13 +11,14 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 
 @dataclass
 class LocalConf:
     _target_: str = "hydra_plugins.kd_launcher.LocalLauncher"
-    slots: int | None = None  # worker processes; null: one for each GPU, one without GPUs. More than GPUs share them
+    slots: int | None = None  # worker processes; null: one for each GPU or, without GPUs, for each core
+    pack: int = 1  # jobs that a worker runs at once, a step of each in turn, with one batch and one teacher for all
     max_failures: int = 0  # how often a job that failed or was killed is tried again
 
 
@@ -27,31 +28,35 @@ ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalCon
 class LocalLauncher(Launcher):
     """Processes on this machine, each of which runs many jobs, every one in its run's own directory."""
 
-    def __init__(self, slots: int | None = None, max_failures: int = 0) -> None:
-        self.slots, self.max_failures = slots, max_failures
+    def __init__(self, slots: int | None = None, pack: int = 1, max_failures: int = 0) -> None:
+        self.slots, self.pack, self.max_failures = slots, pack, max_failures
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         from kd.settings import UserError
 
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
-        for key, value, least in (("slots", self.slots, 1), ("max_failures", self.max_failures, 0)):
+        asked = ("slots", self.slots, 1), ("pack", self.pack, 1), ("max_failures", self.max_failures, 0)
+        for key, value, least in asked:
             if value is not None and value < least:
                 raise UserError(f"hydra.launcher.{key}: should be {least} or more, got {value}")
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """What kd.sweep has planned. Each JobReturn is COMPLETED: one job's failure is not the sweep's, and the files
         say what came of it."""
-        from kd.sweep import read_plan
+        from kd.sweep import packs, read_plan
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         planned = read_plan(Path(str(self.config.hydra.sweep.dir)).absolute())
-        jobs = ((planned[n], (n, list(words))) for n, words in zip(numbers, job_overrides, strict=True))
+        words = {n: list(words) for n, words in zip(numbers, job_overrides, strict=True)}
+        alone = [[planned[n]] for n in numbers]
+        units = packs([planned[n] for n in numbers], self.pack) if self.pack > 1 else alone
+        jobs = iter([[(job, (job["number"], words[job["number"]])) for job in unit] for unit in units])
         self.stream(lambda: next(jobs, None), len(planned))
         return [JobReturn(overrides=words, status=JobStatus.COMPLETED) for words in job_overrides]
 
     def stream(self, source: Any, total: int, **hooks: Any) -> None:
-        """Do the jobs of a source that gives (planned job, (number, overrides)); see kd.sweep.run_local."""
+        """Do the jobs of a source that gives lists of (planned job, (number, overrides)); see kd.sweep.run_local."""
         from kd.sweep import run_local, slots
 
         setup_globals()
@@ -70,24 +75,52 @@ class Work:
     task_function: Any
     version_base: Any
     name: str
+    shared: Any = None  # what jobs of one process have in common
 
-    def __call__(self, job: tuple[int, list[str]], tell: Any) -> Any:
-        from kd.sweep import attempt
+    def __call__(self, jobs: list[tuple[int, list[str]]], tell: Any) -> Any:
+        from kd.pack import Shared
+        from kd.sweep import Outcome, attempt, attempt_pack
 
-        def do() -> None:
-            setup_globals()
-            version.setbase(str(self.version_base))
-            JobRuntime.instance().set("name", self.name)
-            Plugins.instance()  # finds the plugins, whose nodes the configuration is composed of
-            number, words = job
-            config = self.hydra_context.config_loader.load_sweep_config(self.config, words)
-            with open_dict(config):
-                config.hydra.job.id = config.hydra.job.num = number
-            done = run_job(
-                hydra_context=self.hydra_context, config=config, job_dir_key="hydra.run.dir", job_subdir_key=None,
-                task_function=partial(self.task_function, tell=tell),
-            )  # fmt: skip
-            if done.status is not JobStatus.COMPLETED:
-                raise done._return_value  # asking for return_value would print it
+        setup_globals()
+        version.setbase(str(self.version_base))
+        JobRuntime.instance().set("name", self.name)
+        Plugins.instance()  # finds the plugins, whose nodes the configuration is composed of
+        self.shared = self.shared or Shared()
+        if len(jobs) == 1:
+            return attempt(lambda: self._one(*jobs[0], tell), tell)
+        try:
+            configs = {number: self._prepared(number, words) for number, words in jobs}
+        except Exception as error:
+            return Outcome("failed", str(error).splitlines()[0])
+        return attempt_pack(configs, self.shared, tell)
 
-        return attempt(do, tell)
+    def _composed(self, number: int, words: list[str]) -> Any:
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, words)
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        return config
+
+    def _one(self, number: int, words: list[str], tell: Any) -> None:
+        done = run_job(
+            hydra_context=self.hydra_context, config=self._composed(number, words), job_dir_key="hydra.run.dir",
+            job_subdir_key=None, task_function=partial(self.task_function, tell=tell, shared=self.shared),
+        )  # fmt: skip
+        if done.status is not JobStatus.COMPLETED:
+            raise done._return_value  # asking for return_value would print it
+
+    def _prepared(self, number: int, words: list[str]) -> Any:
+        """What run_job does before the task, for one of several jobs: the checked configuration, .hydra/ written."""
+        from kd.cli import prepare
+
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        composed = self._composed(number, words)
+        place = Path(str(composed.hydra.run.dir)).absolute()
+        with open_dict(composed):
+            composed.hydra.runtime.output_dir = str(place)
+            sweep, kept, hydra = composed.hydra.sweep.dir, composed.hydra.output_subdir, composed.pop("hydra")
+        if kept is not None:
+            (place / kept).mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(composed, place / kept / "config.yaml")
+            OmegaConf.save(OmegaConf.create({"hydra": hydra}), place / kept / "hydra.yaml")
+            OmegaConf.save(hydra.overrides.task, place / kept / "overrides.yaml")
+        return prepare(composed, sweep)

@@ -74,7 +74,7 @@ class OptunaSweeper(Sweeper):
                         study.refuse(trial, str(error))
                         continue
                     study.begin(trial, jobs[-1])
-                    return jobs[-1], (jobs[-1]["number"], typed)
+                    return [(jobs[-1], (jobs[-1]["number"], typed))]
                 return None
 
             try:

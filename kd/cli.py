@@ -61,18 +61,25 @@ def sweep_dir(mode: Any, wanted: str) -> str:
 OmegaConf.register_new_resolver("kd.sweep_dir", sweep_dir, replace=True, use_cache=True)  # jobs inherit the cache
 
 
-def task(composed: DictConfig, tell: Any = None) -> None:
-    """One job of Hydra's, by whatever launcher; its files go to the run's own directory."""
+def prepare(composed: DictConfig, sweep: str | None) -> Any:
+    """The checked configuration of a job, this process made ready for it. `sweep`: the directory of its sweep."""
     from kd import device, tracker
     from kd.config import check
+
+    if sweep and composed.tracker.group is None:
+        composed.tracker.group = tracker.group(Path(sweep).absolute())
+    config = check(plain(composed))
+    device.settle(config.root.threads)
+    return config
+
+
+def task(composed: DictConfig, tell: Any = None, shared: Any = None) -> None:
+    """One job of Hydra's, by whatever launcher; its files go to the run's own directory."""
     from kd.run import folder_of, log, run, summary
 
     job = HydraConfig.get()
-    if job.mode == RunMode.MULTIRUN and composed.tracker.group is None:
-        composed.tracker.group = tracker.group(Path(job.sweep.dir).absolute())
-    config = check(plain(composed))
-    device.settle(config.root.threads)
-    for line in summary(config, run(config, tell=tell), folder_of(config)):
+    config = prepare(composed, job.sweep.dir if job.mode == RunMode.MULTIRUN else None)
+    for line in summary(config, run(config, tell=tell, shared=shared), folder_of(config)):
         log.info(line)
 
 

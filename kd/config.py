@@ -83,6 +83,7 @@ class Root(Settings):
     device: str
     precision: Literal["auto", "fp32", "bf16"]
     kernels: Literal["auto", "torch"]
+    compile: bool
     threads: Count | None
     tracker: Tracker
     paths: Paths

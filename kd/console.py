@@ -44,6 +44,22 @@ def send_to(hand_on: Callable[[str], Any]) -> None:
 
 
 @contextmanager
+def file(path: Path) -> Iterator[None]:
+    """Inside, what is logged goes to this file as well, dated."""
+    if not path.parent.is_dir():  # a run makes its directory itself
+        yield
+        return
+    handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
 def bar(total: int) -> Iterator[Callable[[], None]]:
     """On a terminal, a bar over `total` jobs; call what it gives when one has ended."""
     columns = TextColumn("jobs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -69,13 +85,16 @@ def place(path: Path) -> Path:
 _OWN = ("epoch", "lr", "accuracy", "loss", "seconds", "images_per_second")
 
 
-def watch(title: str, rows: Iterable[dict[str, Any]], epochs: int) -> Iterator[dict[str, Any]]:
-    """Pass rows through, saying one line for each."""
+def watch(title: str, rows: Iterable[dict[str, Any] | None], epochs: int) -> Iterator[dict[str, Any] | None]:
+    """Pass rows through, saying one line for each; None is passed through silently."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     spent = 0.0
     with Progress(*columns, console=get_console(), transient=True, disable=not get_console().is_terminal) as bar:
         task = bar.add_task(title, total=epochs)
         for row in rows:
+            if row is None:
+                yield None
+                continue
             spent += row["seconds"]
             left = spent / row["epoch"] * (epochs - row["epoch"])
             terms = "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k not in _OWN and not k.startswith("val_"))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd import kernels
+from kd.models.base import Net, Out
 from kd.settings import UserError
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -25,11 +27,18 @@ class Device(NamedTuple):
     torch: torch.device
     dtype: torch.dtype
     kernels: Any = None  # kd's own, see kd/kernels.py
+    compile: bool = False
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.torch.type, self.dtype)
+
+    def forward(self, net: Net) -> Callable[..., Out]:
+        """`net.tapped`, compiled if that is wanted: on a GPU into CUDA graphs, as small networks wait for launches."""
+        if not self.compile:
+            return net.tapped
+        return torch.compile(net.tapped, dynamic=False, mode="reduce-overhead" if self.torch.type == "cuda" else None)
 
     def place(self, module: Module) -> Module:
         """`module` itself, moved here, its convolution weights in channels_last order."""
@@ -39,7 +48,7 @@ class Device(NamedTuple):
         return module
 
 
-def resolve(device: str, precision: str, cache: Path, own_kernels: bool = True) -> Device:
+def resolve(device: str, precision: str, cache: Path, own_kernels: bool = True, compile: bool = False) -> Device:
     """`auto` takes CUDA, then Apple's MPS, then the CPU; and bfloat16 where it is right and faster.
 
     **Arguments:** `cache`: the directory in which what was found out about this machine is remembered.
@@ -55,8 +64,8 @@ def resolve(device: str, precision: str, cache: Path, own_kernels: bool = True) 
         raise UserError(f"device: {device} is not on this machine; it has {have}; device=auto chooses")
     if precision == "auto":
         precision = "bf16" if _bf16_pays(kind, cache) else "fp32"
-    ours = kernels.library(cache) if own_kernels and (kind, precision) == ("cpu", "bf16") else None
-    return Device(torch.device(device), torch.bfloat16 if precision == "bf16" else torch.float32, ours)
+    ours = kernels.library(cache) if own_kernels and not compile and (kind, precision) == ("cpu", "bf16") else None
+    return Device(torch.device(device), torch.bfloat16 if precision == "bf16" else torch.float32, ours, compile)
 
 
 def _bf16_pays(kind: str, cache: Path) -> bool:

@@ -163,6 +163,11 @@ class Outputs:
                 table.write(rows[name][missing], new)
         return self._out(values)
 
+    @property
+    def known(self) -> float:
+        """The part of the images asked for (0..1) for which the teacher did not have to run."""
+        return self.read / self.asked if self.asked else 1.0
+
     def _rows(self, name: str, index: Tensor, view: Tensor) -> Tensor:
         if self.finite[name]:
             return index * self.augment.views + view

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from kd import console, data, evaluate, models, outputs, record, store, teacher,
 from kd.config import Config, file_digest, model_name
 from kd.data import Data
 from kd.device import Device, resolve
-from kd.methods import Spec
+from kd.methods import Batch, Spec
+from kd.models import Out
 from kd.outputs import Outputs, Place
+from kd.pack import Shared, alone
 from kd.seeds import seeded
 from kd.teacher import Guard, Live, Teacher
 from kd.train import DivergedError, train
@@ -27,12 +29,25 @@ class PrunedError(Exception):
     """Whoever watches the run found that it is not worth going on."""
 
 
-def run(config: Config, title: str = "student", tell: Callable[..., bool] | None = None) -> dict[str, Any]:
+def run(
+    config: Config,
+    title: str = "student",
+    tell: Callable[..., bool] | None = None,
+    shared: Shared | None = None,
+) -> dict[str, Any]:
     """Train, evaluate and record what `config` says, unless that was done before; return the content of result.json.
 
-    `tell("epoch", row)` is called after each epoch of the student; its answer True ends the run.
+    `tell("epoch", row)` is called after each epoch of the student; its answer True ends the run. `shared` keeps images
+    and teacher for the next run of this process.
     **Raises:** UserError for what a user can mend; DivergedError when the loss is not finite; PrunedError.
     """
+    return alone(steps(config, title, tell, shared or Shared()))
+
+
+def steps(
+    config: Config, title: str, tell: Callable[..., bool] | None, shared: Shared, packed: int = 1
+) -> Generator[None, None, dict[str, Any]]:
+    """`run`, a step at a time, so that several can go in turn (`packed`: how many do)."""
     folder = folder_of(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder, title):
@@ -43,12 +58,14 @@ def run(config: Config, title: str = "student", tell: Callable[..., bool] | None
         if found is not None:
             record.set_aside(folder)
         cache = _path(config.root.paths.cache)
-        device = resolve(config.root.device, config.root.precision, cache, config.root.kernels == "auto")
+        root = config.root
+        device = resolve(root.device, root.precision, cache, root.kernels == "auto", root.compile)
         kept = record.Record(folder, config.plain())
         try:
             with kept.running():
-                images = data.load(config.data, config.described, cache, device.torch)
-                return _distill(config, kept, images, device, title, tell)
+                same = config.data, config.described, cache, device.torch
+                images = shared.last("images", same, lambda: data.load(*same))
+                return (yield from _distill(config, kept, images, device, title, tell, shared, packed))
         except (Exception, KeyboardInterrupt) as error:
             states = {DivergedError: "diverged", PrunedError: "pruned", KeyboardInterrupt: "killed"}
             kept.ended(next((name for kind, name in states.items() if isinstance(error, kind)), "failed"), error)
@@ -80,10 +97,17 @@ def _path(text: str) -> Path:
 
 
 def _distill(
-    config: Config, kept: record.Record, images: Data, device: Device, title: str, tell: Callable[..., bool] | None
-) -> dict[str, Any]:
+    config: Config,
+    kept: record.Record,
+    images: Data,
+    device: Device,
+    title: str,
+    tell: Callable[..., bool] | None,
+    shared: Shared,
+    packed: int,
+) -> Generator[None, None, dict[str, Any]]:
     seed = config.root.seed
-    tutor = _teacher(config, images, device) if config.needs_teacher else None
+    tutor = _teacher(config, images, device, shared) if config.needs_teacher else None
 
     with seeded(seed, "student"):
         student = device.place(models.build(config.student, len(images.classes), images.size))
@@ -95,16 +119,27 @@ def _distill(
 
     teach = _outputs(config, tutor, images, method, device) if tutor else None
 
-    def rows() -> Iterator[dict[str, Any]]:
-        begun = time.time()
+    def said(batch: Batch) -> Out:
+        assert teach is not None
+        same = images, config.teaching, config.teacher, method.teacher_taps, seed, method.views, batch.epoch
+        return shared.last(f"step/teacher/{seed}", same, lambda: teach(batch))
+
+    def rows() -> Iterator[dict[str, Any] | None]:
+        spent, begun = 0.0, time.time()  # while others have their turn the clock stands still
         for row in train(
-            student, teach, method, images.train, config.data.augment, config.root.optimizer,
-            config.root.schedule, config.epochs, config.root.batch_size, seed, device,
+            student, said if teach else None, method, images.train, config.data.augment, config.root.optimizer,
+            config.root.schedule, config.epochs, config.root.batch_size, seed, device, shared,
         ):  # fmt: skip
-            trained = time.time() - begun
-            speed = images.train.batches(config.root.batch_size) * config.root.batch_size / trained
-            yield {**row, **validate(), "seconds": time.time() - begun, "images_per_second": speed}
+            spent += time.time() - begun
+            if row is None:
+                yield None
+                begun = time.time()
+                continue
+            speed = images.train.batches(config.root.batch_size) * config.root.batch_size / spent
             begun = time.time()
+            found = validate()
+            yield {**row, **found, "seconds": spent + time.time() - begun, "images_per_second": speed}
+            spent, begun = 0.0, time.time()
 
     def validate() -> dict[str, float]:
         if images.val is None:
@@ -117,6 +152,9 @@ def _distill(
     started = time.time()
     with tracker.open(config, kept.folder, title) as mirror:
         for row in console.watch(title, rows(), config.epochs):
+            if row is None:
+                yield
+                continue
             kept.epoch(row)
             mirror.epoch(row)
             if tell and tell("epoch", row):
@@ -142,11 +180,10 @@ def _distill(
             "size": evaluate.size(deployed, images.size) | {"method_params": evaluate.count(method.parameters())},
             "time": {
                 "train_seconds": seconds,
+                "packed": packed,  # runs that shared these seconds
                 "epoch_seconds": [row["seconds"] for row in kept.rows],
                 "images_per_second": sum(row["images_per_second"] for row in kept.rows) / len(kept.rows),
-                "teacher_read": teach.read / teach.asked
-                if isinstance(teach, Outputs)
-                else 0.0,  # the part of its outputs not computed
+                "teacher_read": teach.known if isinstance(teach, Outputs) else 0.0,  # the part it need not compute
             },
             "content": config.described.fingerprint,
             "samples": {"train": len(images.train), "val": len(images.val or ()), "test": len(images.test)},
@@ -162,19 +199,17 @@ def _distill(
     return result
 
 
-def _teacher(config: Config, images: Data, device: Device) -> Teacher:
+def _teacher(config: Config, images: Data, device: Device, shared: Shared) -> Teacher:
     """Find or train the teacher, say how good it is, and warn when it has nothing to teach."""
-    given = config.teaching.checkpoint
-    if given is not None:
-        found = teacher.load(config, images, device, Path(given).expanduser(), None)
-    else:
-        recipe = config.as_teacher()
-        folder = folder_of(recipe)
+    given, trained = config.teaching.checkpoint, None
+    source = Path(given).expanduser() if given else folder_of(config.as_teacher()) / "student.safetensors"
+    if given is None:
         try:
-            trained = run(recipe, title="teacher")
+            trained = run(config.as_teacher(), title="teacher")
         except DivergedError as error:
             raise DivergedError(f"the teacher's {error}".replace("optimizer.lr", "teacher.optimizer.lr")) from error
-        found = teacher.load(config, images, device, folder / "student.safetensors", trained)
+    same = images, source, file_digest(source), config.teacher, str(device)
+    found: Teacher = shared.last("teacher", same, lambda: teacher.load(config, images, device, source, trained))
     known = "  ".join(
         f"{split} {console.percent(found.metrics[f'{split}_accuracy'])}"
         for split in ("val", "test")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from kd import console, pool, record, report, tracker
-from kd.config import check
+from kd.config import Config, check
+from kd.pack import Shared, together
 from kd.pool import Outcome
-from kd.run import PrunedError, folder_of
+from kd.run import PrunedError, folder_of, steps, summary
 from kd.settings import UserError
 from kd.table import PLAN, read_plan, write_plan
 from kd.train import DivergedError
@@ -100,7 +102,7 @@ def _conclude(folder: Path, figures: bool = True) -> str:
 
 
 def run_local(
-    source: Callable[[], tuple[Job, Any] | None],
+    source: Callable[[], list[tuple[Job, Any]] | None],
     total: int,
     work: pool.Work,
     environments: Sequence[Mapping[str, str]],
@@ -110,20 +112,28 @@ def run_local(
 ) -> None:
     """Do the jobs of `source` that are not done, in worker processes.
 
-    **Arguments:** `source()` gives a planned job and what `work` is to be given for it; `total`: how many there will
-    be; `over(job, outcome)`; `heard(job, row)`: after each epoch, whether the job shall stop.
+    **Arguments:** `source()` gives planned jobs that go together (mostly one), each with what `work` is to be given
+    for it; `total`: how many there will be; `over(job, outcome)`; `heard(job, row)`: after each epoch, whether the job
+    shall stop.
     """
     jobs: dict[int, Job] = {}
+    packs: dict[int, list[int]] = {}  # the numbers that go together, by the first of them
+    parts: dict[int, Outcome] = {}  # what came of one of several
 
     def unfinished() -> tuple[int, Any] | None:
         while (found := source()) is not None:
-            job, work_ = found
-            jobs[job["number"]] = job
-            if not record.finished(Path(job["folder"])) or job["config"]["rerun"]:
-                return job["number"], work_
-            log.info("%s: found in %s", name(job), console.place(Path(job["folder"])))
-            over(job, Outcome("done"))
-            advance()
+            left = []
+            for job, work_ in found:
+                jobs[job["number"]] = job
+                if not record.finished(Path(job["folder"])) or job["config"]["rerun"]:
+                    left.append((job["number"], work_))
+                    continue
+                log.info("%s: found in %s", name(job), console.place(Path(job["folder"])))
+                over(job, Outcome("done"))
+                advance()
+            if left:
+                packs[left[0][0]] = [number for number, _ in left]
+                return left[0][0], [work_ for _, work_ in left]
         return None
 
     def name(job: Job) -> str:
@@ -131,13 +141,22 @@ def run_local(
 
     def listen(number: int, message: tuple[Any, ...]) -> bool:
         kind, content = message
+        several = len(environments) > 1 or len(packs[number]) > 1
         if kind == "said":
-            console.say(content if len(environments) == 1 else f"[{number + 1}] {content}")
+            who, line = content if isinstance(content, tuple) else (number, content)
+            console.say(f"[{who + 1}] {line}" if several else line)
         elif kind == "started":
-            log.info("%s: %s", name(jobs[number]), " ".join(jobs[number]["overrides"]))
+            for one in packs[number]:
+                log.info("%s: %s", name(jobs[one]), " ".join(jobs[one]["overrides"]))
+        elif kind == "part":
+            parts[content[0]] = content[1]
         return kind == "epoch" and heard(jobs[number], content)
 
-    def ended(number: int, outcome: Outcome) -> None:
+    def ended(first: int, outcome: Outcome) -> None:
+        for number in packs[first]:
+            one_ended(number, parts.get(number, outcome))
+
+    def one_ended(number: int, outcome: Outcome) -> None:
         path = Path(jobs[number]["folder"])
         if outcome.state != "done":
             log.error("%s %s: %s (%s)", name(jobs[number]), *outcome, console.place(path))
@@ -158,16 +177,81 @@ def attempt(do: Callable[[], Any], tell: pool.Tell) -> Outcome:
     tell("started", None)
     try:
         do()
-        return Outcome("done")
     except Exception as error:
-        state = {DivergedError: "diverged", PrunedError: "pruned"}.get(type(error), "failed")
-        return Outcome(state, (str(error) or type(error).__name__).splitlines()[0])
+        return _outcome(error)
+    return Outcome("done")
+
+
+def attempt_pack(configs: Mapping[int, Config], shared: Shared, tell: pool.Tell) -> Outcome:
+    """In a worker: do several jobs, by number, a step of each in turn, and say how each ended."""
+    speaker = [next(iter(configs))]
+    console.send_to(lambda line: tell("said", (speaker[0], line)))
+    tell("started", None)
+    numbers = list(configs)
+    packed = len(numbers)
+    members = [steps(config, "student", None, shared, packed) for config in configs.values()]
+
+    @contextmanager
+    def around(place: int) -> Iterator[None]:
+        speaker[0] = numbers[place]
+        with console.file(folder_of(configs[numbers[place]]) / "kd.log"):
+            yield
+
+    outcomes = []
+    for place, end in enumerate(together(members, around)):
+        config = configs[numbers[place]]
+        outcomes.append(_outcome(end) if isinstance(end, Exception) else Outcome("done"))
+        if not isinstance(end, Exception):
+            with around(place):
+                for line in summary(config, end, folder_of(config)):
+                    log.info(line)
+        tell("part", (numbers[place], outcomes[-1]))
+    shared.forget("step/")
+    return next((o for o in outcomes if o.state == "failed"), outcomes[0])
+
+
+def _outcome(error: Exception) -> Outcome:
+    state = {DivergedError: "diverged", PrunedError: "pruned"}.get(type(error), "failed")
+    return Outcome(state, (str(error) or type(error).__name__).splitlines()[0])
+
+
+_OWN = re.compile(r"seed|(optimizer|schedule)\..*|method\.(alpha|beta|T)|paths\..*|tracker\..*|rerun")
+
+
+def packs(jobs: Sequence[Job], most: int) -> list[list[Job]]:
+    """Jobs that go well together, at most so many: equal but for seed, weights of the method, optimizer and schedule.
+
+    Those of one seed, which share every batch, come side by side. Who stays alone is told why.
+    """
+    groups: dict[str, list[Job]] = {}
+    said = {job["number"]: _flat(job["config"]) for job in jobs}
+    for job in jobs:
+        alike = {key: value for key, value in said[job["number"]].items() if not _OWN.fullmatch(key)}
+        groups.setdefault(repr(sorted(alike.items())), []).append(job)
+    found = []
+    for group in groups.values():
+        group.sort(key=lambda job: job["config"]["seed"])
+        found += [group[i : i + most] for i in range(0, len(group), most)]
+        if len(group) == 1 and len(groups) > 1:
+            number = group[0]["number"]
+            other = next(o[0]["number"] for o in groups.values() if o is not group)
+            differ = [k for k, v in said[number].items() if not _OWN.fullmatch(k) and said[other].get(k) != v]
+            log.info("job %d is not packed: no other job has its %s", number + 1, ", ".join(differ) or "method's keys")
+    return sorted(found, key=lambda pack: pack[0]["number"])
+
+
+def _flat(node: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= _flat(value, f"{start}{key}.") if isinstance(value, Mapping) else {f"{start}{key}": value}
+    return found
 
 
 def slots(asked: int | None, jobs: int, device: str) -> list[dict[str, str]]:
     """What each worker's environment adds: a GPU of its own, or its share of the CPU's cores.
 
-    **Arguments:** `asked`: how many workers; None: one for each GPU, one where there are none.
+    **Arguments:** `asked`: how many workers; None: one for each GPU, or for each core where there are none (one
+    thread a training wastes the least).
     """
     import torch
 
@@ -175,7 +259,7 @@ def slots(asked: int | None, jobs: int, device: str) -> list[dict[str, str]]:
     if device in ("auto", "cuda") and torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    count = max(1, min(asked or len(gpus) or 1, jobs))
+    count = max(1, min(asked or len(gpus) or torch.get_num_threads(), jobs))
     if gpus:
         return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
     if count == 1:

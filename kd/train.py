@@ -10,6 +10,7 @@ from kd.device import Device
 from kd.methods.base import Batch, Method
 from kd.models.base import Net, Out
 from kd.optim import Optimizer, Schedule
+from kd.pack import Shared
 from kd.seeds import stream
 from kd.views import Augment
 
@@ -32,26 +33,27 @@ def train(
     batch_size: int,
     seed: int,
     device: Device,
-) -> Iterator[dict[str, float]]:
-    """Train `student` (and the method's own parts) in place; yield a row an epoch: {"epoch", "lr", "accuracy", "loss"
-    and each term}.
+    shared: Shared | None = None,
+) -> Iterator[dict[str, float] | None]:
+    """Train `student` (and the method's own parts) in place; yield None after each step, and after each epoch a row:
+    {"epoch", "lr", "accuracy", "loss" and each term}.
 
     `accuracy` (0..1) is of the training views, in train mode. Terms are means over the epoch's batches, before
     weighting. After the last epoch the student is the result.
     """
     optimizers = optimizer.build([*student.parameters(), *method.parameters()])
     groups = [(group, group["lr"]) for o in optimizers for group in o.param_groups]
-    per_epoch = data.batches(batch_size)
+    per_epoch, forward = data.batches(batch_size), device.forward(student)
     for epoch in range(epochs):
         student.train(), method.train()
         torch.manual_seed(stream(seed, f"dropout/{epoch}"))
         totals: dict[str, torch.Tensor] = {}
-        drawn = batches(data, batch_size, seed, epoch, augment, method.views)
+        drawn = batches(data, batch_size, seed, epoch, augment, method.views, shared)
         for step, batch in enumerate(drawn, start=epoch * per_epoch):
             for group, lr in groups:
                 group["lr"] = lr * schedule.factor(step, epochs * per_epoch)
             with device.autocast():
-                s = student.tapped(batch.x, method.student_taps).float()
+                s = forward(batch.x, method.student_taps).float()
             terms = method(batch, s, teach(batch) if teach else None)
             loss = sum((weight * value for weight, value in terms.values()), torch.zeros((), device=batch.y.device))
             loss.backward()
@@ -61,6 +63,7 @@ def train(
             right = (s.logits.argmax(dim=1) == batch.y).float().mean()
             for name, value in {"accuracy": right, "loss": loss, **{n: v for n, (_, v) in terms.items()}}.items():
                 totals[name] = totals.get(name, 0) + value.detach()  # stays on the device: no wait inside the loop
+            yield None
         means = {name: total.item() / per_epoch for name, total in totals.items()}
         for name in reversed(means):
             if not math.isfinite(means[name]):

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd import device, kernels
+from kd.run import run
 
 CHANNELS_LAST = torch.channels_last
 
@@ -161,3 +163,20 @@ def test_bf16_that_is_wrong_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(device.F, "conv2d", wrong)
     assert not device.try_bf16()["pays"]
+
+
+def test_a_compiled_student_learns_the_same(composed: Any, tmp_path: Path) -> None:
+    """With dropout off, whose draws differ there."""
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    found = {}
+    for compiled in ("true", "false"):
+        config = composed(
+            "method=standard", "student.dropout=0", f"compile={compiled}", f"paths.runs={tmp_path}/{compiled}"
+        )
+        found[compiled] = run(config)["metrics"]
+        assert counters["stats"]["unique_graphs"] == 1, "all of the network is one graph, and nothing else is compiled"
+        assert not counters["graph_break"]
+    assert found["true"] == pytest.approx(found["false"], rel=0.02, abs=0.02)

@@ -45,7 +45,7 @@ class Arrays(NamedTuple):
     val_labels: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Data:
     """A data set ready to train on, on its device."""
 

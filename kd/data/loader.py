@@ -8,10 +8,11 @@ from torch import Tensor
 
 from kd import views
 from kd.methods.base import Batch
+from kd.pack import Shared
 from kd.views import Augment
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Split:
     """Some samples of an image set. `images` and `labels` are whole files; `index` names the rows that belong."""
 
@@ -39,21 +40,33 @@ class Split:
 
 
 def batches(
-    data: Split, batch_size: int, seed: int, epoch: int, augment: Augment, views_each: int = 1
+    data: Split,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    augment: Augment,
+    views_each: int = 1,
+    shared: Shared | None = None,
 ) -> Iterator[Batch]:
     """The training batches of one epoch: order and views are pure functions of (seed, epoch, sample index).
 
     With several views of each sample a batch has that many times as many rows: first all samples' first views.
+    With `shared`, runs of the same data, seed and batch size that go in step see one and the same batch.
     """
     count = data.batches(batch_size)
     order = data.index[views.order(seed, epoch, data.index)]
-    for step in range(count):
+
+    def batch(step: int) -> Batch:
         index = order[step * batch_size : (step + 1) * batch_size]
         view = torch.cat([views.choose(seed, epoch, index, augment, nth) for nth in range(views_each)])
         index = index.repeat(views_each)
         pixels = views.show(data.images, index, view, augment)
         x = views.normalise(pixels, data.mean, data.std)
-        yield Batch(x, data.labels[index], index, view, epoch + step / count)
+        return Batch(x, data.labels[index], index, view, epoch + step / count)
+
+    same = data, batch_size, seed, epoch, augment, views_each
+    for step in range(count):
+        yield shared.last(f"step/batch/{seed}", (*same, step), lambda: batch(step)) if shared else batch(step)  # noqa: B023
 
 
 def plain(data: Split, batch_size: int = 500) -> Iterator[Tensor]:

@@ -1,0 +1,84 @@
+"""Several runs in one process, a step of each in turn: what they need alike is made once.
+
+A run that can be packed is a generator that yields None after each step and returns its result. Packed, it is the same
+generator: its student, loss, optimizer, random state and files are its own, so a packed run ends with the bits that it
+has alone. (Stacking the parameters under torch.func.vmap was measured: its grouped convolutions take 2.5 x the time of
+the members' own on a CPU.)
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any
+
+import torch
+
+Steps = Generator[None, None, Any]
+
+
+class Shared:
+    """A memory of one thing of each kind, for runs that ask for the same."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, tuple[Any, Any]] = {}
+
+    def last(self, kind: str, key: Any, make: Callable[[], Any]) -> Any:
+        """`make()`, or what it gave before if the last of this `kind` had this `key`."""
+        if kind not in self.held or self.held[kind][0] != key:
+            self.held.pop(kind, None)  # first: two of a kind may not fit into memory
+            self.held[kind] = key, make()
+        return self.held[kind][1]
+
+    def forget(self, start: str) -> None:
+        """Drop the kinds whose names start so."""
+        self.held = {kind: held for kind, held in self.held.items() if not kind.startswith(start)}
+
+
+def alone(steps: Steps) -> Any:
+    """Run one to its end; its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def together(
+    members: Sequence[Steps], around: Callable[[int], AbstractContextManager[Any]] = lambda _: nullcontext()
+) -> list[Any]:
+    """Run all to their ends, a step of each in turn. **Returns:** for each its result, or the exception it raised.
+
+    `around(i)` is entered before each step of member i and left after it. An interrupt reaches every member.
+    """
+    ends: list[Any] = [None] * len(members)
+    states = {number: _random_state() for number in range(len(members))}
+    try:
+        while states:
+            for number in list(states):
+                _restore(states[number])
+                try:
+                    with around(number):
+                        next(members[number])
+                    states[number] = _random_state()
+                except StopIteration as end:
+                    ends[number] = end.value
+                    del states[number]
+                except Exception as error:
+                    ends[number] = error
+                    del states[number]
+    except BaseException as interrupt:
+        for number in states:
+            with suppress(BaseException), around(number):
+                members[number].throw(type(interrupt)(*interrupt.args))
+        raise
+    return ends
+
+
+def _random_state() -> list[Any]:
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    return [torch.get_rng_state(), cuda]
+
+
+def _restore(state: list[Any]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])

@@ -1,0 +1,162 @@
+"""Packed runs are the runs that they are alone: bits, files, ends. What does not go together does not."""
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_sweep import SMALL, Place, place  # noqa: F401
+
+from kd import record
+from kd import run as run_module
+from kd.data import loader
+from kd.pack import Shared, together
+from kd.run import folder_of, steps
+from kd.sweep import packs
+from kd.teacher import Live
+
+DROPPING = [*SMALL, "student.dropout=0.5", "student.epochs=3"]
+SWEEP = ["-m", *DROPPING, "method=logits", "method.T=1,4", "optimizer.lr=0.02,0.1", "seed=0,1"]
+
+
+def test_packed_runs_end_with_the_bits_and_files_that_they_have_alone(place: Place, tmp_path: Path) -> None:  # noqa: F811
+    """Eight runs of two seeds, with dropout and batch norm: in one pack, in two packs, and each by itself."""
+    apart = Place(tmp_path / "apart")
+    assert apart.type(*SWEEP)[0] == 0
+    code, out, err = place.type(*SWEEP, "hydra.launcher.pack=8")
+    assert code == 0, err
+    assert "8 jobs: 8 done" in out
+    split = Place(tmp_path / "split")
+    assert split.type(*SWEEP, "hydra.launcher.pack=4", "hydra.launcher.slots=2")[0] == 0
+    for path in apart.folder.glob("runs/logits-*"):
+        alone = record.finished(path)
+        assert alone
+        assert alone["time"]["packed"] == 1
+        for other in (place, split):
+            packed = other.folder / "runs" / path.name
+            result = record.finished(packed)
+            assert result
+            assert result["time"]["packed"] == (8 if other is place else 4)
+            assert result["metrics"] == alone["metrics"]
+            weights = load_file(path / "student.safetensors")
+            for name, value in load_file(packed / "student.safetensors").items():
+                assert torch.equal(value, weights[name]), name
+            rows = [
+                pd.read_csv(p / "history.csv").drop(columns=["seconds", "images_per_second"]) for p in (path, packed)
+            ]
+            pd.testing.assert_frame_equal(*rows)
+            names = [{str(f.relative_to(p)) for f in p.rglob("*")} for p in (path, packed)]
+            assert names[0] == names[1]
+            assert "kd.log" in names[0]
+            said = (packed / "kd.log").read_text()
+            assert said.count("student  epoch") == 3, "another's lines"
+            composed = (packed / ".hydra" / "config.yaml").read_text()
+            assert composed == (path / ".hydra" / "config.yaml").read_text()
+
+
+def test_one_batch_and_one_teacher_pass_serve_all_of_a_seed(
+    composed: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "method=logits", "batch_size=128"
+    configs = [composed(*words, f"method.T={T}.0", f"seed={seed}") for T in (1, 2, 3) for seed in (0, 1)]
+    run_module.run(configs[0].as_teacher())
+    shown, taught = [], []
+    show, of = loader.views.show, Live.of
+    monkeypatch.setattr(loader.views, "show", lambda *given: shown.append(1) or show(*given))
+    monkeypatch.setattr(Live, "of", lambda self, x: taught.append(1) or of(self, x))
+    shared = Shared()
+    ends = together([steps(config, "student", None, shared, 6) for config in configs])
+    batches = (1437 - 200) // 128
+    assert all(end["metrics"]["test_accuracy"] > 0 for end in ends)
+    assert len(shown) == 2 * batches
+    assert 2 * batches <= len(taught) <= 2 * batches + 2  # and once a run, whether the table still holds
+
+
+def test_one_that_diverges_does_not_touch_the_others(place: Place) -> None:  # noqa: F811
+    words = ["-m", *DROPPING, "method=standard"]
+    code, out, _ = place.type(*words, "optimizer.lr=0.05,1e30,0.01", "hydra.launcher.pack=3")
+    assert code == 1
+    assert "3 jobs: 2 done, 1 diverged" in out
+    kept = {p.name: record.finished(p) for p in place.folder.glob("runs/standard-*")}
+    code, out, _ = place.type(*words, "optimizer.lr=0.05,0.01", "rerun=true")
+    assert code == 0
+    for name, result in kept.items():
+        if result:
+            assert record.finished(place.folder / "runs" / name)["metrics"] == result["metrics"]
+
+
+def test_an_interrupt_reaches_every_member(place: Place) -> None:  # noqa: F811
+    words = [*DROPPING, "method=standard", "student.epochs=100000", "seed=0,1,2", "hydra.launcher.pack=3"]
+    process = place.start("-m", *words)
+    place.wait(lambda: len([p for p in place.runs() if (p / "history.csv").exists()]) == 3)
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert {record.status(path).state for path in place.runs()} == {"killed"}
+    assert not place.workers()
+
+
+def test_what_cannot_be_packed_runs_alone_and_why_is_said(composed: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    typed = [
+        ["method=logits", "method.T=1.0"],
+        ["method=logits", "method.T=2.0", "seed=1"],
+        ["method=logits", "student.scale=2"],
+        ["method=logits", "optimizer.lr=0.2", "schedule=cosine"],
+        ["method=logits", "method.alpha=0.3", "seed=1"],
+    ]
+    jobs = [{"number": n, "config": composed(*words).plain()} for n, words in enumerate(typed)]
+    with caplog.at_level(logging.INFO):
+        found = packs(jobs, 8)
+    assert [[job["number"] for job in pack] for pack in found] == [[0, 3, 1, 4], [2]]
+    assert "job 3 is not packed: no other job has its student.scale" in caplog.text
+    assert [len(pack) for pack in packs(jobs, 3)] == [3, 1, 1]
+
+
+def test_members_take_turns_and_each_has_its_own_chance() -> None:
+    def member(name: str, count: int) -> Iterator[None]:
+        torch.manual_seed(7)
+        drawn = []
+        for _ in range(count):
+            turns.append(name)
+            drawn.append(torch.rand(1).item())
+            yield
+        if name == "b":
+            raise ValueError("b fails")
+        return drawn
+
+    turns: list[str] = []
+    a, b, c = together([member("a", 3), member("b", 1), member("c", 2)])  # type: ignore[list-item]
+    assert turns == ["a", "b", "c", "a", "c", "a"]
+    assert isinstance(b, ValueError)
+    assert a[:2] == c
+
+
+def test_shared_keeps_only_the_last_of_a_kind() -> None:
+    made: list[Any] = []
+    shared = Shared()
+    for key in (1, 1, 2, 1):
+        shared.last("images", key, lambda key=key: made.append(key))
+    shared.last("step/x", 5, lambda: made.append("x"))
+    assert made == [1, 2, 1, "x"]
+    shared.forget("step/")
+    assert list(shared.held) == ["images"]
+
+
+def test_a_second_run_of_a_process_reads_neither_images_nor_teacher_again(
+    composed: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, loaded = Shared(), []
+    load = run_module.data.load
+    monkeypatch.setattr(run_module.data, "load", lambda *given: loaded.append(1) or load(*given))
+    for T in (1, 2, 3):
+        config = composed("method=logits", f"method.T={T}.0")
+        run_module.run(config, shared=shared)
+        assert json.loads((folder_of(config) / "result.json").read_text())["teacher"]["metrics"]["val_accuracy"] >= 0
+    assert len(loaded) == 2  # for the students, and for the teacher's own run
