@@ -1,11 +1,15 @@
 """The loop that everyone writes: what kd's speed is compared with.
 
+    python -m benchmarks.plain IMAGES.pt TEACHER.safetensors --T 4 --alpha 0.1 --epochs 5
+
 It follows PyTorch's knowledge-distillation tutorial and its CIFAR examples, as a good engineer would write it in an
 afternoon: torchvision's transforms on PIL images, a DataLoader with two workers, float32, the teacher's forward pass
 in every step, `loss.item()` for the log. Nothing in it is slower than it has to be for that.
 """
 
+import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 class Images(Dataset):
     """uint8 [N, H, W, 3] as torchvision's CIFAR10 gives them: one PIL image at a time, transformed."""
 
-    def __init__(self, images: Tensor, labels: Tensor, mean: list[float], std: list[float]):
+    def __init__(self, images: Tensor, labels: Tensor, mean: list[float], std: list[float], train: bool = True):
         from torchvision import transforms as T
 
         self.images, self.labels = images.numpy(), labels.tolist()
-        steps = [
-            T.RandomCrop(images.shape[1], padding=4),
-            T.RandomHorizontalFlip(),
-            T.ToTensor(),
-            T.Normalize(mean, std),
-        ]
-        self.transform = T.Compose(steps)
+        augment = [T.RandomCrop(images.shape[1], padding=4), T.RandomHorizontalFlip()] if train else []
+        self.transform = T.Compose([*augment, T.ToTensor(), T.Normalize(mean, std)])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,7 +35,7 @@ class Images(Dataset):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def epochs(
+def steps(
     student: nn.Module,
     teacher: nn.Module | None,
     regressor: nn.Module | None,
@@ -47,8 +46,8 @@ def epochs(
     alpha: float = 0.1,
     beta: float = 0.2,
 ) -> Iterator[float]:
-    """Train on and on; each item is the mean loss of one more epoch. With a teacher: Hinton's loss; with a regressor
-    too (from the student's `pool2` to the teacher's): FitNets' on top of it."""
+    """Train on and on; each item is the loss of one more step. With a teacher: Hinton's loss; with a regressor too
+    (from the student's `pool2` to the teacher's): FitNets' on top of it."""
     loader = DataLoader(data, batch_size, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True,
                         pin_memory=device.type == "cuda")  # fmt: skip
     parameters = [*student.parameters(), *(regressor.parameters() if regressor else ())]
@@ -57,7 +56,6 @@ def epochs(
     if teacher is not None:
         teacher.eval()
     while True:
-        running = 0.0
         for inputs, labels in loader:
             inputs, labels = inputs.to(device), labels.to(device)
             optimizer.zero_grad()
@@ -73,10 +71,50 @@ def epochs(
                     loss = alpha * loss + beta * F.mse_loss(regressor(hidden), hint) + (1 - alpha - beta) * soft
             loss.backward()
             optimizer.step()
-            running += loss.item()
-        yield running / len(loader)
+            yield loss.item()
 
 
 def _forward(net: nn.Module, x: Tensor, tapped: bool) -> tuple[Tensor, Tensor]:
     out = net.tapped(x, ["pool2"] if tapped else [])  # type: ignore[operator]
     return out.logits, out.taps.get("pool2", out.logits)
+
+
+def main() -> None:
+    """One whole run, as one would type it sixteen times: train with a teacher, measure on the test images, save."""
+    import kd
+    from benchmarks.networks import MEAN, STD, network
+
+    parser = argparse.ArgumentParser("benchmarks.plain")
+    parser.add_argument("images", type=Path)
+    parser.add_argument("teacher", type=Path)
+    parser.add_argument("--T", type=float, default=4.0)
+    parser.add_argument("--alpha", type=float, default=0.1)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("student.pt"))
+    asked = parser.parse_args()
+    device = torch.device(asked.device)
+    found = torch.load(asked.images, weights_only=True)
+    student, teacher = network(16).to(device), kd.load(asked.teacher).net.to(device)
+    train = Images(found["train_images"], found["train_labels"], MEAN, STD)
+    running, per_epoch = 0.0, len(train) // asked.batch_size
+    taught = steps(student, teacher, None, train, asked.batch_size, device, asked.T, asked.alpha)
+    for step in range(asked.epochs * per_epoch):
+        running += next(taught)
+        if (step + 1) % per_epoch == 0:
+            print(f"epoch {(step + 1) // per_epoch}  loss {running / per_epoch:.4f}", flush=True)
+            running = 0.0
+    student.eval()
+    right = total = 0
+    test = Images(found["test_images"], found["test_labels"], MEAN, STD, train=False)
+    with torch.no_grad():
+        for inputs, labels in DataLoader(test, 500, num_workers=2):
+            right += (student(inputs.to(device)).argmax(1).cpu() == labels).sum().item()
+            total += len(labels)
+    print(f"test accuracy {100 * right / total:.2f} %")
+    torch.save(student.state_dict(), asked.out)
+
+
+if __name__ == "__main__":
+    main()

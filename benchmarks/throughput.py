@@ -1,173 +1,228 @@
 """Images a second of kd's own training path beside the loop that everyone writes, in one process, interleaved.
 
-    python -m benchmarks.throughput [--images 6400] [--repeats 5] [--device cpu] [--out benchmarks/throughput.json]
+    python -m benchmarks.throughput [--repeats 5] [--device cpu] [--out benchmarks/throughput.json]
 
-Both train the same networks (scale 16, taught by scale 32) on the same images with the same batch size. The ratio is
-the median over the repeats of one run of each, taken in turn, so that a noisy machine is noisy for both.
+Both train the same networks (scale 16, taught by scale 32) on the same images with the same batch size. In each repeat
+every loop takes `--steps` steps, one loop after the other, so that a noisy machine is noisy for all; the ratio is the
+median over the repeats.
 """
 
 import argparse
-import json
-import os
+import shutil
 import statistics
-import time
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks import plain
+from benchmarks.measure import Memory, clock, matrix_rate, on_disk, ratio
+from benchmarks.networks import AUGMENT, BATCH, CACHE, MEAN, STD, STUDENT_FLOPS, TEACHER_FLOPS, network
 from kd import device as devices
-from kd import methods, models
+from kd import methods
 from kd.data.loader import Split, batches
 from kd.device import Device
-from kd.methods import Spec
+from kd.methods import Batch, Spec
+from kd.models import Out
 from kd.optim import SGD, Schedule
-from kd.record import environment
-from kd.teacher import freeze
+from kd.outputs import Outputs, Place
+from kd.record import environment, write_json
+from kd.teacher import Live, freeze
 from kd.train import train
-from kd.views import Augment
 
-MEAN, STD, BATCH = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616], 128
-CACHE = Path(os.environ.get("KD_CACHE", "~/.cache/kd")).expanduser()
 SETTINGS: dict[str, dict[str, Any]] = {
     "standard": {},
     "logits": {"alpha": 0.1, "T": 4.0},
     "feature": {"alpha": 0.1, "beta": 0.2, "T": 4.0, "pairs": [["pool2", "pool2"]]},
 }
-TARGETS = {"standard": 4.0, "logits": 4.0, "feature": 5.0}
-FLOPS = {"standard": 43.5e6, "logits": 43.5e6 + 53.2e6, "feature": 43.5e6 + 53.2e6}  # an image: student, and teacher
-AUGMENT = Augment(crop=4, padding="zeros", flip=True)
 
 
-def network(scale: int) -> Any:
-    config = models.find("cnn", "model").Config(name="cnn", scale=scale, activation="relu", dropout=0.2)
-    return models.build(config, 10, 32)
+class Way(NamedTuple):
+    """One way through kd, and what it is to reach."""
+
+    title: str
+    method: str
+    target: float | None
+    teacher: str  # "", or whether its outputs are "computed" (and kept) or "read"
+    maps: bool = False
 
 
-def ours(name: str, images: torch.Tensor, labels: torch.Tensor, device: Device) -> Iterator[Any]:
-    """kd's loop: an item an epoch."""
-    kind = methods.find(name)
-    student, teacher = device.place(network(16)), network(32)
+PATHS = (
+    Way("standard", "standard", 4.0, ""),
+    Way("logits, first run of a teacher", "logits", 4.0, "computed"),
+    Way("logits, later runs", "logits", 6.0, "read"),
+    Way("feature (1 map pair + logits)", "feature", 5.0, "computed"),
+    Way("feature, maps kept, first run", "feature", None, "computed", maps=True),
+    Way("feature, maps kept, later runs", "feature", 5.0, "read", maps=True),
+)
+
+
+class Pictures(NamedTuple):
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def split(self, device: Device) -> Split:
+        index = torch.arange(len(self.images))
+        return Split(self.images, self.labels, index, torch.tensor(MEAN), torch.tensor(STD)).to(device.torch)
+
+
+def pictures(count: int) -> Pictures:
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=draw)
+    return Pictures(images, torch.randint(0, 10, (count,), generator=draw))
+
+
+class Ours(NamedTuple):
+    """What kd trains with."""
+
+    student: Any
+    method: Any
+    teach: Outputs | None
+    split: Split
+    optimizer: SGD
+
+
+def ours(path: Way, found: Pictures, device: Device, kept: Path) -> Ours:
+    kind = methods.find(path.method)
+    torch.manual_seed(0)
+    teacher, student = network(32), device.place(network(16))
     freeze(teacher, device)
-    spec = Spec(student.shapes(32), teacher.shapes(32), 10, len(images))
-    method = device.place(kind(kind.Config(name=name, **SETTINGS[name]), spec))
-    split = Split(images, labels, torch.arange(len(images)), torch.tensor(MEAN), torch.tensor(STD)).to(device.torch)
+    spec = Spec(student.shapes(32), teacher.shapes(32), 10, len(found.images))
+    method = device.place(kind(kind.Config(name=path.method, **SETTINGS[path.method]), spec))
+    split, teach = found.split(device), None
+    if kind.needs_teacher:
+        place = Place(kept, 4.0, path.maps, device.torch.type == "cuda")
+        teach = Outputs(Live(teacher, method.teacher_taps, device), split, AUGMENT, 0, 1, place)
+    optimizer = SGD(name="sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    return Ours(student, method, teach, split, optimizer)
+
+
+def our_steps(path: Way, found: Pictures, device: Device, kept: Path) -> Iterator[Any]:
+    """kd's loop: an item a step."""
+    made = ours(path, found, device, kept)
     schedule = Schedule(name="constant", warmup=0.0, final=0.0, milestones=[], gamma=1.0)
-    optimizer = SGD(name="sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    taught = teacher if kind.needs_teacher else None
-    return train(student, taught, method, split, AUGMENT, optimizer, schedule, 10**6, BATCH, 0, device)
+    rows = train(made.student, made.teach, made.method, made.split, AUGMENT, made.optimizer, schedule, 10**6, BATCH, 0,
+                 device)  # fmt: skip
+    return (row for row in rows if row is None)
 
 
-def theirs(name: str, images: torch.Tensor, labels: torch.Tensor, device: Device) -> Iterator[float]:
-    """The plain loop: an item an epoch."""
+def their_steps(method: str, found: Pictures, device: Device) -> Iterator[float]:
+    """The plain loop: an item a step."""
     student, teacher = network(16).to(device.torch), network(32).to(device.torch)
-    regressor = torch.nn.Conv2d(32, 64, 1).to(device.torch) if name == "feature" else None
-    data = plain.Images(images, labels, MEAN, STD)
-    return plain.epochs(student, None if name == "standard" else teacher, regressor, data, BATCH, device.torch)
+    regressor = torch.nn.Conv2d(32, 64, 1).to(device.torch) if method == "feature" else None
+    data = plain.Images(*found, MEAN, STD)
+    return plain.steps(student, None if method == "standard" else teacher, regressor, data, BATCH, device.torch)
 
 
-def clock(work: Callable[[], Any], device: Device) -> float:
-    _wait(device)
-    begun = time.perf_counter()
-    work()
-    _wait(device)
-    return time.perf_counter() - begun
+def take(loop: Iterator[Any], steps: int) -> None:
+    for _ in islice(loop, steps):
+        pass
 
 
-def _wait(device: Device) -> None:
-    if device.torch.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def parts(name: str, images: torch.Tensor, labels: torch.Tensor, device: Device, steps: int = 20) -> dict[str, float]:
+def parts(path: Way, found: Pictures, device: Device, kept: Path, steps: int = 20) -> dict[str, float]:
     """Where kd's time goes: milliseconds a step of each part, measured alone, the median of `steps`."""
-    kind = methods.find(name)
-    student, teacher = device.place(network(16)).train(), network(32)
-    freeze(teacher, device)
-    spec = Spec(student.shapes(32), teacher.shapes(32), 10, len(images))
-    method = device.place(kind(kind.Config(name=name, **SETTINGS[name]), spec))
-    split = Split(images, labels, torch.arange(len(images)), torch.tensor(MEAN), torch.tensor(STD)).to(device.torch)
-    optimizer = SGD(name="sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    (stepper,) = optimizer.build([*student.parameters(), *method.parameters()])
-    source, spent = batches(split, BATCH, 0, 0, AUGMENT), dict[str, list[float]]()
-    held: dict[str, Any] = {"t": None}
+    made = ours(path, found, device, kept)
+    made.student.train()
+    (stepper,) = made.optimizer.build([*made.student.parameters(), *made.method.parameters()])
+    source, spent = batches(made.split, BATCH, 0, 0, AUGMENT), dict[str, list[float]]()
 
-    def timed(part: str, work: Callable[[], Any]) -> None:
-        spent.setdefault(part, []).append(1e3 * clock(work, device))
+    def timed(part: str, work: Callable[..., Any], *given: Any) -> Any:
+        kept_: list[Any] = []
+        spent.setdefault(part, []).append(1e3 * clock(lambda: kept_.append(work(*given)), device))
+        return kept_[0]
 
-    def teach() -> None:
-        with torch.no_grad(), device.autocast():
-            held["t"] = teacher.tapped(held["b"].x, method.teacher_taps)
-
-    def forward() -> None:
+    def forward(batch: Batch) -> Out:
         with device.autocast():
-            held["s"] = student.tapped(held["b"].x, method.student_taps)
-        said = {k: v._replace(logits=v.logits.float(), taps={n: x.float() for n, x in v.taps.items()})
-                for k, v in held.items() if k in "st" and v is not None}  # fmt: skip
-        held["loss"] = sum(w * v for w, v in method(held["b"], said["s"], said.get("t")).values())
+            return made.student.tapped(batch.x, made.method.student_taps).float()
 
-    for _ in range(min(steps, split.batches(BATCH))):
-        timed("data", lambda: held.update(b=next(source)))
-        if kind.needs_teacher:
-            timed("teacher", teach)
-        timed("forward", forward)
-        timed("backward", lambda: held["loss"].backward())
+    def loss_of(batch: Batch, seen: Out, said: Out | None) -> torch.Tensor:
+        return sum((w * v for w, v in made.method(batch, seen, said).values()), torch.zeros(()).to(batch.x.device))
+
+    for _ in range(min(steps, made.split.batches(BATCH))):
+        batch = timed("data", next, source)
+        said = None if made.teach is None else timed("teacher", made.teach, batch)
+        loss = timed("loss", loss_of, batch, timed("forward", forward, batch), said)
+        timed("backward", loss.backward)
         timed("optimizer", lambda: (stepper.step(), stepper.zero_grad(set_to_none=True)))
     return {part: round(statistics.median(values), 2) for part, values in spent.items()}
 
 
-def matrix_rate(device: Device, n: int = 2048) -> float:
-    """FLOP/s of an n x n x n matrix product in the device's precision: the best of ten."""
-    a, b = (torch.randn(n, n, device=device.torch, dtype=device.dtype) for _ in range(2))
-    return 2 * n**3 / min(clock(lambda: a @ b, device) for _ in range(10))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser("benchmarks.throughput", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--images", type=int, default=6400)
+    parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/throughput.json"))
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # for the memory of one path: a process of its own
+    parser.add_argument("--kept", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     devices.settle(None)
     device = devices.resolve(asked.device, "auto", CACHE)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (asked.images, 32, 32, 3), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 10, (asked.images,), generator=generator)
-    rate = matrix_rate(device)
-    count = asked.images // BATCH * BATCH
-    rows = []
+    found = pictures(asked.images)
+    if asked.only:
+        (path,) = (p for p in PATHS if asked.only in (p.title, f"plain {p.title}"))
+        is_ours = asked.only == path.title
+        take(our_steps(path, found, device, asked.kept) if is_ours else their_steps(path.method, found, device), 10)
+        return
+
+    rate, rows = matrix_rate(device), list[dict[str, Any]]()
     print(f"{device.torch}, {device.dtype}; a 2048^3 matrix product runs at {rate / 1e9:.0f} GFLOP/s")
-    print(f"{'':10}{'plain':>9}{'kd':>9}   images/s{'ratio':>9}{'target':>8}{'of floor':>10}   ms a step")
-    for name in SETTINGS:
-        loops = {"plain": theirs(name, images, labels, device), "kd": ours(name, images, labels, device)}
+    print(f"{'':32}{'plain':>7}{'kd':>7} images/s{'ratio':>7}{'target':>8}{'of floor':>10}   ms a step")
+    for method in SETTINGS:
+        kept = Path(tempfile.mkdtemp(prefix="kd-benchmark-"))
+        ways = [path for path in PATHS if path.method == method]
+        places = {path: kept / ("maps" if path.maps else "logits") for path in ways}
+        loops = {"plain": their_steps(method, found, device)}
+        loops |= {path.title: our_steps(path, found, device, places[path]) for path in ways}
         for loop in loops.values():
-            next(loop)  # warm
-        seconds: dict[str, list[float]] = {which: [] for which in loops}
+            take(loop, 10)  # warm
+        seconds: dict[str, list[float]] = {title: [] for title in loops}
         for _ in range(asked.repeats):
-            for which, loop in loops.items():
-                seconds[which].append(clock(lambda loop=loop: next(loop), device))  # type: ignore[misc]
-        ratio = statistics.median(p / k for p, k in zip(seconds["plain"], seconds["kd"], strict=True))
-        speed = {which: count / statistics.median(found) for which, found in seconds.items()}
-        row = {
-            "method": name,
-            **{f"{which}_images_per_second": round(value) for which, value in speed.items()},
-            "ratio": round(ratio, 2),
-            "target": TARGETS[name],
-            "of_floor": round(speed["kd"] * FLOPS[name] / rate, 3),
-            "ms_a_step": parts(name, images, labels, device),
-            "seconds": seconds,
-        }
-        rows.append(row)
-        said = "  ".join(f"{part} {ms}" for part, ms in row["ms_a_step"].items())
-        print(f"{name:10}{speed['plain']:9.0f}{speed['kd']:9.0f}{'':11}{ratio:9.2f}{TARGETS[name]:8.1f}"
-              f"{100 * row['of_floor']:9.0f} %   {said}")  # fmt: skip
-    where = environment(device)
-    found = {"images": count, "batch_size": BATCH, "matrix_flops": rate, "rows": rows, "environment": where}
-    asked.out.write_text(json.dumps(found, indent=2) + "\n")
+            for title, loop in loops.items():  # those that read come after those that have just computed the same
+                seconds[title].append(clock(lambda loop=loop: take(loop, asked.steps), device))  # type: ignore[misc]
+        del loops
+        speed = {title: asked.steps * BATCH / statistics.median(times) for title, times in seconds.items()}
+        theirs = memory(["--only", f"plain {ways[0].title}"], asked)
+        for path in ways:
+            fresh = kept / "fresh"
+            flops = STUDENT_FLOPS + TEACHER_FLOPS * (path.teacher == "computed")
+            ms = parts(path, found, device, places[path] if path.teacher == "read" else fresh)
+            words = ["--only", path.title, "--kept", str(places[path] if path.teacher == "read" else fresh / "again")]
+            rows.append({
+                "path": path.title, "method": method, "plain": round(speed["plain"]), "kd": round(speed[path.title]),
+                "ratio": ratio(seconds["plain"], seconds[path.title]), "target": path.target,
+                "of_floor": round(speed[path.title] * flops / rate, 3), "ms_a_step": ms,
+                "memory_mb": {"plain": theirs, "kd": memory(words, asked)},
+                "disk_mb": round(on_disk(places[path])) if path.teacher else 0,
+                "seconds": {"plain": seconds["plain"], "kd": seconds[path.title]},
+            })  # fmt: skip
+            row = rows[-1]
+            said = "  ".join(f"{part} {ms}" for part, ms in row["ms_a_step"].items())
+            print(f"{path.title:32}{row['plain']:7}{row['kd']:7}{'':9}{row['ratio']:7.2f}{path.target or '':>8}"
+                  f"{100 * row['of_floor']:9.0f} %   {said}", flush=True)  # fmt: skip
+            shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(kept)
+    write_json(asked.out, {
+        "images": asked.images, "batch_size": BATCH, "steps": asked.steps, "repeats": asked.repeats,
+        "matrix_flops": rate, "rows": rows, "environment": environment(device),
+    })  # fmt: skip
     print(f"written to {asked.out}")
+
+
+def memory(words: list[str], asked: argparse.Namespace) -> int:
+    """Peak megabytes of a process that takes ten steps of one path."""
+    command = [sys.executable, "-m", "benchmarks.throughput", "--images", str(asked.images), "--device", asked.device]
+    process = subprocess.Popen([*command, *words])
+    with Memory(process.pid) as watched:
+        if process.wait():
+            raise SystemExit(f"benchmarks.throughput: {words} failed")
+    return round(watched.peak)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-// Batch norm with the ReLU after it, in bfloat16 on a CPU: a pass to sum, a pass to write, each over all cores.
+// Batch norm with the ReLU after it, and max pooling, in bfloat16 on a CPU.
 // x, y, dy, dx are n rows of c channels (a channels_last image batch), c a multiple of 16; all else is float32 [c].
 // Sums are kept in float32 over 256 rows and in float64 beyond, in an order that no number of threads changes.
 #include <algorithm>
@@ -83,5 +83,38 @@ extern "C" void norm_relu_backward(const half* dy, const half* x, half* dx, long
   each(n, c, [=](long at, int b) {
     F f = up(x + at);
     down(dx + at, get<F>(a + b) * passed(at, b, f) + get<F>(gp + b) * f + get<F>(hp + b));
+  });
+}
+
+// 2 x 2 max pooling of n images [h, w, c], h and w even; `which` of the four was taken: the first of the largest
+template <class T> static void windows(long n, int h, int w, int c, T work) {
+#pragma omp parallel for schedule(static)
+  for (long r = 0; r < n * (h / 2); r++) {
+    long in = r * 2 * w * c, out = r * (w / 2) * c;  // a row of windows is two rows of the image
+    for (int j = 0; j < w / 2; j++, in += 2 * c, out += c)
+      for (int b = 0; b < c; b += V) {
+        const long at[4] = {in + b, in + c + b, in + (long)w * c + b, in + (long)w * c + c + b};
+        work(at, out + b);
+      }
+  }
+}
+
+extern "C" void pool(const half* x, half* y, half* which, long n, int h, int w, int c) {
+  windows(n, h, w, c, [=](const long* in, long out) {
+    F m = up(x + in[0]);
+    I k = {};
+    for (int i = 1; i < 4; i++) {
+      F e = up(x + in[i]);
+      I g = (e > m) | (e != e);
+      m = g ? e : m, k = g ? I{} + i : k;
+    }
+    put(y + out, __builtin_convertvector((U)m >> 16, H)), put(which + out, __builtin_convertvector(k, H));
+  });
+}
+
+extern "C" void pool_backward(const half* dy, const half* which, half* dx, long n, int h, int w, int c) {
+  windows(n, h, w, c, [=](const long* in, long out) {
+    H d = get<H>(dy + out), k = get<H>(which + out);
+    for (int i = 0; i < 4; i++) put(dx + in[i], (H)(d & (H)(k == H{} + (half)i)));
   });
 }

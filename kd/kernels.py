@@ -1,4 +1,4 @@
-"""Batch norm and the ReLU after it in one kernel, for bfloat16 on a CPU (kernels.cpp): PyTorch makes four passes of it.
+"""Batch norm with the ReLU after it, and max pooling, for bfloat16 on a CPU (kernels.cpp), where PyTorch is slow.
 
 The source is compiled once a machine, in a second, where there is g++; elsewhere PyTorch's own operators do the work.
 """
@@ -31,7 +31,7 @@ class Library:
     def __init__(self, path: Path):
         self.path, found = path, ctypes.CDLL(str(path))
         self.norm_relu, self.norm_relu_backward = found.norm_relu, found.norm_relu_backward
-        self.scale_relu = found.scale_relu
+        self.scale_relu, self.pool, self.pool_backward = found.scale_relu, found.pool, found.pool_backward
 
     def __reduce__(self) -> Any:
         return Library, (self.path,)
@@ -76,15 +76,17 @@ def processor() -> bytes:
 def _right(library: Any) -> bool:
     """Do the kernels agree with PyTorch?"""
     draw = torch.Generator().manual_seed(0)
-    x, dy = (torch.randn(8, 16, 9, 9, generator=draw).bfloat16().to(memory_format=torch.channels_last) for _ in "xy")
-    norm, ours = nn.BatchNorm2d(16), NormReLU(16)
-    ours.library = library
+    x, dy = (torch.randn(s, generator=draw).bfloat16() for s in ((8, 16, 10, 10), (8, 16, 5, 5)))
+    theirs, ours = (nn.Sequential(nn.Sequential(nn.BatchNorm2d(16), nn.ReLU()), nn.MaxPool2d(2)) for _ in "ab")
+    quicken(ours, library)
     found = []
-    for net, to in ((norm, torch.float32), (ours, torch.bfloat16)):
-        leaf = x.to(to).requires_grad_()
-        y = F.relu(net(leaf))
+    for net, to in ((theirs, torch.float32), (ours, torch.bfloat16)):
+        leaf = x.to(to, memory_format=torch.channels_last).requires_grad_()
+        y = net(leaf)
         y.backward(dy.to(to))
-        found.append([y, leaf.grad, net.weight.grad, net.running_var])
+        with torch.no_grad():
+            evaluated = net.eval()(leaf)
+        found.append([y, leaf.grad, *(p.grad for p in net.parameters()), *net.buffers(), evaluated])
     return all(torch.allclose(a.float(), b.float(), rtol=0.02, atol=0.02) for a, b in zip(*found, strict=True))
 
 
@@ -119,10 +121,8 @@ class NormReLU(nn.BatchNorm2d):
         return (
             self.library is not None
             and (self.training or not torch.is_grad_enabled())
-            and (x.device.type, x.dtype, x.ndim) == ("cpu", torch.bfloat16, 4)
-            and x.shape[1] % 16 == 0
+            and _in_rows(x)
             and x.numel() > x.shape[1]
-            and x.is_contiguous(memory_format=torch.channels_last)
             and self.affine
             and self.track_running_stats
             and self.momentum is not None
@@ -158,6 +158,45 @@ class _Train(torch.autograd.Function):
         return dx, dweight, dbias, None, None
 
 
+class MaxPool2x2(nn.MaxPool2d):
+    """nn.MaxPool2d(2): [B, C, H, W] -> [B, C, H / 2, W / 2], with its very bits."""
+
+    library: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.library is None or not _in_rows(x) or x.shape[2] % 2 or x.shape[3] % 2:
+            return super().forward(x)
+        return _Pool.apply(x, self.library)
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, library: Any) -> Any:
+        n, c, h, w = x.shape
+        y, which = (torch.empty(n, c, h // 2, w // 2, dtype=x.dtype, memory_format=torch.channels_last) for _ in "yw")
+        library.pool(*_pointers(x, y, which), ctypes.c_long(n), *map(ctypes.c_int, (h, w, c)))
+        ctx.save_for_backward(which)
+        ctx.library = library
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (which,) = ctx.saved_tensors
+        dy = grads[0].contiguous(memory_format=torch.channels_last)
+        n, c, h, w = which.shape
+        dx = torch.empty(n, c, 2 * h, 2 * w, dtype=dy.dtype, memory_format=torch.channels_last)
+        ctx.library.pool_backward(*_pointers(dy, which, dx), ctypes.c_long(n), *map(ctypes.c_int, (2 * h, 2 * w, c)))
+        return dx, None
+
+
+def _in_rows(x: Tensor) -> bool:
+    return (
+        (x.device.type, x.dtype, x.ndim) == ("cpu", torch.bfloat16, 4)
+        and x.shape[1] % 16 == 0
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
 def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
     return [ctypes.c_void_p(t.data_ptr()) for t in tensors]
 
@@ -167,7 +206,8 @@ def _rows(x: Tensor) -> tuple[ctypes.c_long, ctypes.c_int]:
 
 
 def quicken(net: nn.Module, library: Any) -> None:
-    """In place: every BatchNorm2d that a ReLU follows in a Sequential becomes a NormReLU. Weights keep their names."""
+    """In place: every BatchNorm2d that a ReLU follows in a Sequential becomes a NormReLU, every MaxPool2d(2) a
+    MaxPool2x2. Weights keep their names."""
     for module in list(net.modules()):
         if isinstance(module, nn.Sequential):
             for norm, relu in zip(list(module), list(module)[1:], strict=False):
@@ -175,3 +215,6 @@ def quicken(net: nn.Module, library: Any) -> None:
                     norm.__class__ = NormReLU
                     norm.library = library
                     module[list(module).index(relu)] = nn.Identity()
+        if type(module) is nn.MaxPool2d and repr(module) == repr(nn.MaxPool2d(2)) and not module.return_indices:
+            module.__class__ = MaxPool2x2
+            module.library = library

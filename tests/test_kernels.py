@@ -88,6 +88,31 @@ def test_what_is_not_a_number_is_not_hidden(library: Any) -> None:
     assert not y[:, :3].isnan().any()
 
 
+@pytest.mark.parametrize("shape", [(4, 16, 8, 6), (2, 48, 2, 2), (3, 32, 5, 8)])
+def test_pooling_is_pytorchs_bit_for_bit(library: Any, shape: tuple[int, ...]) -> None:
+    """Ties go to the first, a NaN is the largest."""
+    x = torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x[0, 1, 1, 1] = torch.nan
+    x = x.to(memory_format=CHANNELS_LAST)
+    slow, fast = nn.MaxPool2d(2), nn.MaxPool2d(2)
+    kernels.quicken(fast, library)
+    assert type(fast) is kernels.MaxPool2x2
+    found = []
+    for pool in (slow, fast):
+        leaf = x.clone().requires_grad_()
+        y = pool(leaf)
+        y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16())
+        found.append((y, leaf.grad))
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(3), nn.MaxPool2d(2, 1), nn.MaxPool2d(2, padding=1)], ids=repr)
+def test_other_pooling_is_left_alone(library: Any, pool: nn.Module) -> None:
+    kernels.quicken(pool, library)
+    assert type(pool) is nn.MaxPool2d
+
+
 @pytest.mark.parametrize(
     ("channels", "change"),
     [
@@ -126,8 +151,10 @@ def test_without_a_compiler_or_with_wrong_kernels_there_are_none(
     def wrong(*_: Any) -> None:
         """Leaves the output as it was."""
 
-    assert not kernels._right(SimpleNamespace(norm_relu=wrong, norm_relu_backward=wrong, scale_relu=wrong))
-    assert kernels._right(library)
+    right = {name: value for name, value in vars(library).items() if name != "path"}
+    assert kernels._right(SimpleNamespace(**right))
+    for name in right:
+        assert not kernels._right(SimpleNamespace(**(right | {name: wrong}))), name
     monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
     assert kernels.library(tmp_path) is None
     monkeypatch.setattr(kernels.shutil, "which", lambda _: "/bin/false")

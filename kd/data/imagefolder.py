@@ -15,7 +15,7 @@ from torch import Tensor
 from kd.data.base import Arrays, DataSettings, Description
 from kd.settings import UserError
 
-ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 class Config(DataSettings):
@@ -41,8 +41,10 @@ def describe(config: Config) -> Description:
     train = sum(map(len, found["train"].values()))
     val = sum(map(len, found.get("val", {}).values())) if own_val else config.val_size
     digest = hashlib.sha256(str(config.size).encode())
-    for path, bytes_ in ((p, s) for split in found.values() for files in split.values() for p, s in files):
-        digest.update(f"{path.relative_to(root).as_posix()}\0{bytes_}\0".encode(errors="surrogateescape"))
+    for split, classes in found.items():
+        for name, files in classes.items():
+            said = "".join(f"{split}/{name}/{file}\0{bytes_}\0" for file, bytes_ in files)
+            digest.update(said.encode(errors="surrogateescape"))
     return Description(
         tuple(found["train"]), config.size, train, train // 10 if val is None else val, digest.hexdigest()[:16], own_val
     )
@@ -54,7 +56,8 @@ def read(config: Config) -> Arrays:
     for split in ("train", "test", "val"):
         if split == "val" and not (root / split).is_dir():
             continue
-        files = [(p, label) for label, c in enumerate(_scan(root / split).values()) for p, _ in c]
+        classes = _scan(root / split).items()
+        files = [(root / split / name / p, label) for label, (name, c) in enumerate(classes) for p, _ in c]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             pixels = list(pool.map(lambda item: _decode(item[0], config.size), files, chunksize=64))
         parts += [torch.from_numpy(np.stack(pixels)), torch.tensor([label for _, label in files])]
@@ -68,18 +71,18 @@ def _root(config: Config) -> Path:
     return root
 
 
-def _scan(folder: Path) -> dict[str, list[tuple[Path, int]]]:
-    """{class: [(file, bytes)]}, both in the order of their names."""
+def _scan(folder: Path) -> dict[str, list[tuple[str, int]]]:
+    """{class: [(name of a file, bytes)]}, both in the order of their names. Plain text: it is done at each start."""
     if not folder.is_dir():
         raise UserError(f"data.root: no folder {folder}; data.root must hold train/<class>/* and test/<class>/*")
     classes = {}
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         if not entry.is_dir() or entry.name.startswith("."):
             continue
-        files = [e for e in os.scandir(entry) if Path(e.name).suffix.lower() in ENDINGS and not e.name.startswith(".")]
+        files = [e for e in os.scandir(entry) if e.name.lower().endswith(ENDINGS) and not e.name.startswith(".")]
         if not files:
             raise UserError(f"data.root: the class folder {entry.path} holds no image; fill or remove it")
-        classes[entry.name] = sorted((Path(e.path), e.stat().st_size) for e in files)
+        classes[entry.name] = sorted((e.name, e.stat().st_size) for e in files)
     if len(classes) < 2:
         raise UserError(f"data.root: {folder} holds {len(classes)} class folders; a classifier needs at least 2")
     return classes

@@ -1,0 +1,18 @@
+"""What both loops train: the reference CNN of scale 16, taught by scale 32, on CIFAR-sized images."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from kd import models
+from kd.views import Augment
+
+MEAN, STD, BATCH = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616], 128
+STUDENT_FLOPS, TEACHER_FLOPS = 43.5e6, 53.2e6  # an image: a training step, and a forward pass
+AUGMENT = Augment(crop=4, padding="zeros", flip=True)
+CACHE = Path(os.environ.get("KD_CACHE", "~/.cache/kd")).expanduser()
+
+
+def network(scale: int) -> Any:
+    config = models.find("cnn", "model").Config(name="cnn", scale=scale, activation="relu", dropout=0.2)
+    return models.build(config, 10, 32)
