@@ -1,22 +1,81 @@
 """The benchmarks run and say what they promise; how fast is theirs to say, never a test's."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 
-def test_throughput_compares_both_loops_for_every_method(tmp_path: Path) -> None:
+from benchmarks import plain, readme
+from benchmarks.networks import MEAN, STD, network
+from benchmarks.throughput import PATHS, pictures
+
+ROOT = Path(__file__).parents[1]
+
+
+def said_by(module: str, *words: str) -> str:
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--device", "cpu", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment).stdout
+
+
+def test_throughput_compares_both_loops_on_every_path(tmp_path: Path) -> None:
     out = tmp_path / "throughput.json"
-    words = ["--images", "256", "--repeats", "1", "--device", "cpu", "--out", str(out)]
-    command = [sys.executable, "-m", "benchmarks.throughput", *words]
-    said = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True).stdout
+    said = said_by("throughput", "--images", "600", "--steps", "2", "--repeats", "1", "--out", str(out))
     found = json.loads(out.read_text())
-    assert [row["method"] for row in found["rows"]] == ["standard", "logits", "feature"]
-    for row in found["rows"]:
+    assert [row["path"] for row in found["rows"]] == [path.title for path in PATHS]
+    for row, path in zip(found["rows"], PATHS, strict=True):
         assert row["ratio"] > 0
-        assert row["method"] in said
-        assert set(row["ms_a_step"]) == {"data", "forward", "backward", "optimizer"} | (
-            set() if row["method"] == "standard" else {"teacher"}
-        )
+        assert row["path"] in said
+        taught = {"teacher"} if path.teacher else set()
+        assert set(row["ms_a_step"]) == {"data", "forward", "loss", "backward", "optimizer"} | taught
+        assert (row["disk_mb"] > 0) == bool(path.teacher)
+        assert min(row["memory_mb"].values()) > 100 or not Path("/proc/self/smaps_rollup").exists()
     assert found["environment"]["device"] == "cpu"
+
+
+def test_a_sweep_is_compared_with_as_many_plain_runs(tmp_path: Path) -> None:
+    out = tmp_path / "sweep.json"
+    said = said_by("sweep", "--images", "300", "--epochs", "1", "--plain-runs", "1", "--out", str(out))
+    found = json.loads(out.read_text())
+    assert len(found["plain_seconds"]) == 1
+    for row in found["rows"]:
+        assert row["ratio"] == pytest.approx(16 * found["plain_seconds"][0] / row["seconds"], rel=0.02)
+        assert row["disk_mb"] > 0
+        assert row["path"] in said
+    assert found["startup_seconds"] > 0
+    assert found["imported_for_nothing"] == [], "a run does not need these"
+    throughput = json.loads((ROOT / "benchmarks" / "throughput.json").read_text())
+    assert readme.section(throughput, found).count("typing to report") == 2
+
+
+def test_the_plain_loop_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a reference: what it is timed on must be a training. Two classes, told apart by brightness."""
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__init__", _without_workers(torch.utils.data.DataLoader.__init__))
+    torch.manual_seed(0)
+    labels = torch.arange(256) % 2
+    images = (torch.rand(256, 32, 32, 3) * 60 + labels[:, None, None, None] * 120).to(torch.uint8)
+    found = plain.Images(images, labels, MEAN, STD)
+    steps = plain.steps(network(2), network(4), None, found, 64, torch.device("cpu"), alpha=1.0)
+    losses = [next(steps) for _ in range(24)]
+    assert sum(losses[-4:]) < 0.3 * sum(losses[:4])
+
+
+def _without_workers(init):  # type: ignore[no-untyped-def]
+    return lambda self, *given, **said: init(self, *given, **(said | {"num_workers": 0, "persistent_workers": False}))
+
+
+def test_readme_says_what_was_measured() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert readme.written(text, readme.measured()) == text, "python -m benchmarks.readme writes it anew"
+    numbers = re.findall(r"\*\*(\d+\.\d)×\*\*", text)
+    assert len(numbers) == len(PATHS) + 2
+
+
+def test_pictures_are_the_same_for_both() -> None:
+    a, b = pictures(10), pictures(10)
+    assert torch.equal(a.images, b.images)
