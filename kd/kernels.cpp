@@ -18,10 +18,9 @@ typedef half H __attribute__((vector_size(2 * V)));
 template <class T, class P> static inline T get(const P* p) { T t; memcpy(&t, p, sizeof t); return t; }
 template <class T, class P> static inline void put(P* p, T t) { memcpy(p, &t, sizeof t); }
 static inline F up(const half* p) { return (F)(__builtin_convertvector(get<H>(p), U) << 16); }
-static inline void down(half* p, F f) {  // to the nearest, ties to even; a NaN stays one
-  U b = (U)f, r = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
-  I nan = f != f;
-  put(p, __builtin_convertvector((r & ~(U)nan) | ((U)nan & 0x7fc0), H));
+static inline void down(half* p, F f) {  // to the nearest, ties to even; a NaN that came from bfloat16 stays one
+  U b = (U)f;
+  put(p, __builtin_convertvector((b + 0x7fff + ((b >> 16) & 1)) >> 16, H));
 }
 static inline F keep(I where, F f) { return (F)(where & (I)f); }
 
