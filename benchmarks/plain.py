@@ -57,7 +57,7 @@ def steps(
         teacher.eval()
     while True:
         for inputs, labels in loader:
-            inputs, labels = inputs.to(device), labels.to(device)
+            inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             optimizer.zero_grad()
             logits, hidden = _forward(student, inputs, regressor is not None)
             loss = F.cross_entropy(logits, labels)

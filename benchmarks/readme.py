@@ -19,9 +19,9 @@ def section(throughput: dict[str, Any], sweep: dict[str, Any]) -> str:
         f"Measured by `python -m benchmarks.throughput` and `python -m benchmarks.sweep` on {where['threads']} cores "
         f"({where['processor']}, {where['device']}, {where['precision']}, torch {where['torch']}; a 2048³ matrix "
         f"product runs at {throughput['matrix_flops'] / 1e9:.0f} GFLOP/s there), against the loop that everyone writes "
-        "([`benchmarks/plain.py`](benchmarks/plain.py)) in the same process, in turn, as the median ratio of "
-        f"{throughput['repeats']}: student scale 16, teacher scale 32, batches of {throughput['batch_size']}, "
-        f"{throughput['images']:,} images.",
+        "([`benchmarks/plain.py`](benchmarks/plain.py): float32, PIL, two loader workers) in the same process, in "
+        f"turn, as the median ratio of {throughput['repeats']}: student scale 16, teacher scale 32, batches of "
+        f"{throughput['batch_size']}, {throughput['images']:,} images.",
         "",
         "| | plain, images/s | kd, images/s | ratio | target | of the floor | memory, plain / kd | disk |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

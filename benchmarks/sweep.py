@@ -56,7 +56,9 @@ def prepare(folder: Path, images: int) -> None:
             path = folder / "images" / split / str(label) / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(path, compress_level=0)
-    torch.save({f"{s}_{k}": v for s, p in found.items() for k, v in p._asdict().items()}, folder / "images.pt")
+    kept = {f"{s}_{k}": v for s, p in found.items() for k, v in p._asdict().items()}
+    rows = images - images // 10  # kd holds a tenth out for validation: both train on as many
+    torch.save(kept | {k: kept[k][:rows] for k in ("train_images", "train_labels")}, folder / "images.pt")
     torch.manual_seed(0)
     teacher = network(32)
     model = {"name": "cnn", "scale": 32, "activation": "relu", "dropout": 0.2}

@@ -96,7 +96,7 @@ def ours(path: Way, found: Pictures, device: Device, kept: Path) -> Ours:
     method = device.place(kind(kind.Config(name=path.method, **SETTINGS[path.method]), spec))
     split, teach = found.split(device), None
     if kind.needs_teacher:
-        place = Place(kept, 4.0, path.maps, device.torch.type == "cuda")
+        place = Place(kept, 4.0, path.maps, device.torch.type == "cuda" and path.teacher == "read")
         teach = Outputs(Live(teacher, method.teacher_taps, device), split, AUGMENT, 0, 1, place)
     optimizer = SGD(name="sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     return Ours(student, method, teach, split, optimizer)

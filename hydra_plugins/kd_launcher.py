@@ -43,26 +43,27 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """What kd.sweep has planned. Each JobReturn is COMPLETED: one job's failure is not the sweep's, and the files
         say what came of it."""
-        from kd.sweep import packs, read_plan
+        from kd.sweep import packs, read_plan, slots
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         planned = read_plan(Path(str(self.config.hydra.sweep.dir)).absolute())
         words = {n: list(words) for n, words in zip(numbers, job_overrides, strict=True)}
-        alone = [[planned[n]] for n in numbers]
-        units = packs([planned[n] for n in numbers], self.pack) if self.pack > 1 else alone
-        jobs = iter([[(job, (job["number"], words[job["number"]])) for job in unit] for unit in units])
-        self.stream(lambda: next(jobs, None), len(planned))
+        mine = [planned[n] for n in numbers]
+        workers = len(slots(self.slots, len(mine), self.config.device))
+        most = min(self.pack, -(-len(mine) // workers))  # no worker is left without
+        units = packs(mine, most) if most > 1 else [[job] for job in mine]
+        jobs = iter([[(job, words[job["number"]]) for job in unit] for unit in units])
+        self.stream(lambda: next(jobs, None), len(planned), slots(self.slots, len(units), self.config.device))
         return [JobReturn(overrides=words, status=JobStatus.COMPLETED) for words in job_overrides]
 
-    def stream(self, source: Any, total: int, **hooks: Any) -> None:
-        """Do the jobs of a source that gives lists of (planned job, (number, overrides)); see kd.sweep.run_local."""
-        from kd.sweep import run_local, slots
+    def stream(self, source: Any, total: int, environments: Any, **hooks: Any) -> None:
+        """Do the jobs of a source that gives lists of (planned job, overrides); see kd.sweep.run_local and slots."""
+        from kd.sweep import run_local
 
         setup_globals()
         name = JobRuntime.instance().get("name")
         work = Work(self.hydra_context, self.config, self.task_function, version.getbase(), name)
-        environments = slots(self.slots, total, self.config.device)
         run_local(source, total, work, environments, self.max_failures, **hooks)
 
 
@@ -77,7 +78,7 @@ class Work:
     name: str
     shared: Any = None  # what jobs of one process have in common
 
-    def __call__(self, jobs: list[tuple[int, list[str]]], tell: Any) -> Any:
+    def __call__(self, jobs: dict[int, list[str]], tell: Any) -> Any:
         from kd.pack import Shared
         from kd.sweep import Outcome, attempt, attempt_pack
 
@@ -87,11 +88,12 @@ class Work:
         Plugins.instance()  # finds the plugins, whose nodes the configuration is composed of
         self.shared = self.shared or Shared()
         if len(jobs) == 1:
-            return attempt(lambda: self._one(*jobs[0], tell), tell)
+            ((number, words),) = jobs.items()
+            return attempt(lambda: self._one(number, words, tell), tell)
         try:
-            configs = {number: self._prepared(number, words) for number, words in jobs}
+            configs = {number: self._prepared(number, words) for number, words in jobs.items()}
         except Exception as error:
-            return Outcome("failed", str(error).splitlines()[0])
+            return Outcome("failed", repr(error))
         return attempt_pack(configs, self.shared, tell)
 
     def _composed(self, number: int, words: list[str]) -> Any:
@@ -109,7 +111,7 @@ class Work:
             raise done._return_value  # asking for return_value would print it
 
     def _prepared(self, number: int, words: list[str]) -> Any:
-        """What run_job does before the task, for one of several jobs: the checked configuration, .hydra/ written."""
+        """The checked configuration of one of several jobs, .hydra/ written as run_job does."""
         from kd.cli import prepare
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)

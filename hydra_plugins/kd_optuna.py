@@ -48,7 +48,7 @@ class OptunaSweeper(Sweeper):
         from kd.record import write_json
         from kd.settings import UserError
         from kd.study import Study
-        from kd.sweep import concluding, plan
+        from kd.sweep import concluding, plan, slots
         from kd.table import write_plan
 
         words = [*(f"{key}={value}" for key, value in (self.settings.params or {}).items()), *arguments]
@@ -74,11 +74,13 @@ class OptunaSweeper(Sweeper):
                         study.refuse(trial, str(error))
                         continue
                     study.begin(trial, jobs[-1])
-                    return [(jobs[-1], (jobs[-1]["number"], typed))]
+                    return [(jobs[-1], typed)]
                 return None
 
             try:
-                self.launcher.stream(source, asked.n_trials, over=study.over, heard=study.heard)
+                assert self.config is not None
+                workers = slots(self.launcher.slots, asked.n_trials, self.config.device, each_core=False)
+                self.launcher.stream(source, asked.n_trials, workers, over=study.over, heard=study.heard)
             finally:
                 write_plan(folder, study.jobs())  # the report is on the study, whoever ran its trials
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor, nn
 
 from kd import kernels
@@ -75,15 +76,21 @@ def _bf16_pays(kind: str, cache: Path) -> bool:
         return False
     machine = f"{kernels.processor()!r} {torch.__version__}"
     path = cache / f"bf16-{hashlib.sha256(machine.encode()).hexdigest()[:12]}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return bool(json.loads(path.read_text())["pays"])
-    found = try_bf16()
+    lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     with contextlib.suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}.part")
-        aside.write_text(json.dumps(found))
-        os.replace(aside, path)
-    return bool(found["pays"])
+        lock = FileLock(path.with_suffix(".lock"))
+        lock.acquire()
+        lock.release()
+    with lock:  # one process tries, by itself, and all others believe it
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return bool(json.loads(path.read_text())["pays"])
+        found = try_bf16()
+        with contextlib.suppress(OSError):
+            aside = path.with_suffix(f".{os.getpid()}.part")
+            aside.write_text(json.dumps(found))
+            os.replace(aside, path)
+        return bool(found["pays"])
 
 
 def try_bf16() -> dict[str, float]:

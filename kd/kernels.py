@@ -5,6 +5,7 @@ The source is compiled once a machine, in a second, where there is g++; elsewher
 
 import ctypes
 import hashlib
+import itertools
 import logging
 import os
 import platform
@@ -123,9 +124,11 @@ class NormReLU(nn.BatchNorm2d):
             and (self.training or not torch.is_grad_enabled())
             and _in_rows(x)
             and x.numel() > x.shape[1]
-            and self.affine
-            and self.track_running_stats
             and self.momentum is not None
+            and all(
+                t is not None and t.dtype is torch.float32
+                for t in (self.weight, self.bias, self.running_mean, self.running_var)
+            )
         )
 
 
@@ -209,12 +212,12 @@ def quicken(net: nn.Module, library: Any) -> None:
     """In place: every BatchNorm2d that a ReLU follows in a Sequential becomes a NormReLU, every MaxPool2d(2) a
     MaxPool2x2. Weights keep their names."""
     for module in list(net.modules()):
-        if isinstance(module, nn.Sequential):
-            for norm, relu in zip(list(module), list(module)[1:], strict=False):
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            for place, (norm, relu) in enumerate(itertools.pairwise(list(module)), 1):
                 if type(norm) is nn.BatchNorm2d and type(relu) is nn.ReLU:
                     norm.__class__ = NormReLU
                     norm.library = library
-                    module[list(module).index(relu)] = nn.Identity()
+                    module[place] = nn.Identity()
         if type(module) is nn.MaxPool2d and repr(module) == repr(nn.MaxPool2d(2)) and not module.return_indices:
             module.__class__ = MaxPool2x2
             module.library = library

@@ -28,6 +28,7 @@ from kd.data.loader import Split
 from kd.device import Device
 from kd.methods.base import Batch
 from kd.models.base import Out
+from kd.settings import Settings
 from kd.teacher import Live
 from kd.views import Augment
 
@@ -46,8 +47,8 @@ class Table:
         with FileLock(path.with_suffix(".lock")):
             if not path.exists() or path.stat().st_size != size:
                 _reserve(path, size)
-        self.path, self.width = path, width
-        self.raw = torch.from_file(str(path), shared=True, size=size // 2, dtype=torch.int16).view(rows, width + 2)
+            raw = torch.from_file(str(path), shared=True, size=size // 2, dtype=torch.int16)
+        self.path, self.raw = path, raw.view(rows, width + 2)
         self.weights = views.draw(0, "checksum", 0, torch.arange(width)) | 1
 
     @staticmethod
@@ -92,7 +93,8 @@ def _reserve(path: Path, size: int) -> None:
 
 
 class Place(NamedTuple):
-    """Where outputs are kept, and how much of the disk they may take."""
+    """Where the outputs of one teacher, for one augmentation and precision, are kept, and how much of the disk they
+    may take."""
 
     folder: Path
     gigabytes: float
@@ -100,23 +102,27 @@ class Place(NamedTuple):
     whole: bool  # compute all that a run can ask for before it begins (on a GPU: seconds)
 
 
-def key(weights: str, content: str, data: Split, augment: Augment, device: Device) -> str:
+def key(weights: str, model: Settings, content: str, data: Split, augment: Augment, device: Device) -> str:
     """12 hex digits that name all that the outputs depend on.
 
     **Arguments:** `weights`, `content`: digests of the teacher's file and of the images.
     """
     said = {
-        "format": 1, "weights": weights, "content": content, "images": list(data.images.shape),
-        "moments": [data.mean.tolist(), data.std.tolist()], "augment": augment.model_dump(),
-        "precision": str(device.dtype), "device": device.torch.type,
+        "format": 1, "weights": weights, "model": model.model_dump(), "content": content,
+        "images": list(data.images.shape), "moments": [data.mean.tolist(), data.std.tolist()],
+        "augment": augment.model_dump(), "precision": str(device.dtype), "device": device.torch.type,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+
+
+Values = dict[str, Tensor]  # float16 [B, width] of each output
 
 
 class Outputs:
     """`outputs(batch)` is what the frozen teacher says of a batch: read where it is known, else computed and kept.
 
-    What cannot be kept (no room, no permission) is computed in every step.
+    What cannot be kept (no room, no permission) is computed in every step. Either way it is rounded to float16, so a
+    run ends with the same bits whatever was known.
     """
 
     def __init__(self, live: Live, data: Split, augment: Augment, seed: int, views_each: int, place: Place):
@@ -124,49 +130,63 @@ class Outputs:
         self.seed, self.views_each = seed, views_each
         shapes = {name: torch.Size(shape) for name, shape in live.net.shapes(data.images.shape[1]).items()}
         self.shapes = {"logits": list(shapes.values())[-1], **{tap: shapes[tap] for tap in live.taps}}
-        self.asked = self.read = 0  # images; their ratio says what the tables were worth
+        self.asked = self.computed = 0  # images
         self.epoch = -1
         self.tables: dict[str, Table] = {}
         self.finite: dict[str, bool] = {}  # a row for each (image, view), or for each image in this epoch
-        self.held: dict[str, Tensor] | None = None  # the whole tables on the device
+        self.held: Values | None = None  # the whole tables on the device
         self.trusted = False
 
     def __call__(self, batch: Batch) -> Out:
         self._turn_to(int(batch.epoch))
-        rows = {name: self._rows(name, batch.index, batch.view) for name in self.tables}
         self.asked += len(batch.x)
+        rows = {name: self._rows(name, batch.index, batch.view) for name in self.tables}
         if self.held is not None:
-            self.read += len(batch.x)
             return self._out({name: held[rows[name]] for name, held in self.held.items()})
-        on_cpu = batch.x.device.type == "cpu"  # elsewhere, asking which rows are known would wait for the device
-        if len(self.tables) < len(self.shapes) or not on_cpu:  # what is not kept needs a whole pass
-            out = self.live(batch)
-            for name, table in self.tables.items() if on_cpu else ():
-                table.write(rows[name], _half(out, name))
-            return out
-        values, known = {}, torch.ones(len(batch.x), dtype=torch.bool)
-        for name, table in self.tables.items():
-            values[name], ours = table.read(rows[name])
-            known &= ours
-        if not self.trusted and known.any():
-            self.trusted = True
-            if not self._holds(batch, torch.nonzero(known)[:GRAIN, 0], values):
-                self._begin_anew()
-                known.zero_()
+        if len(self.tables) < len(self.shapes):  # what is not kept needs a whole pass
+            values, self.computed = self._ask(batch.x), self.computed + len(batch.x)
+            for name, table in self.tables.items():
+                table.write(rows[name], values[name])
+            return self._out(values)
+        values, known = self._read(rows)
+        some = torch.nonzero(known)[:GRAIN, 0]
+        if not self._holds(batch.x[some], {name: value[some] for name, value in values.items()}):
+            self._begin_anew()
+            self.asked -= len(batch.x)
+            return self(batch)
         missing = torch.nonzero(~known)[:, 0]
-        self.read += len(known) - len(missing)
+        self.computed += len(missing)
         if len(missing):
             spare = min(-len(missing) % GRAIN, len(known) - len(missing))
-            said = self.live.of(batch.x[torch.cat([missing, missing[:1].expand(spare)])])
+            said = self._ask(batch.x[torch.cat([missing, missing[:1].expand(spare)])])
             for name, table in self.tables.items():
-                values[name][missing] = new = _half(said, name)[: len(missing)]
+                values[name][missing] = new = said[name][: len(missing)]
                 table.write(rows[name][missing], new)
         return self._out(values)
 
     @property
     def known(self) -> float:
-        """The part of the images asked for (0..1) for which the teacher did not have to run."""
-        return self.read / self.asked if self.asked else 1.0
+        """The part of the images asked for (0..1) for which this run's teacher did not have to run."""
+        return max(0.0, 1 - self.computed / self.asked) if self.asked else 1.0
+
+    def discard(self) -> None:
+        """Throw away what is kept: the teacher is not to be trusted."""
+        for table in self.tables.values():
+            table.path.unlink(missing_ok=True)
+
+    def _ask(self, x: Tensor) -> Values:
+        """The teacher's pass; what is too large for float16 becomes its largest number."""
+        out = self.live.of(x)
+        return {
+            name: (out.logits if name == "logits" else out.taps[name]).flatten(1).clamp(-65504, 65504).half()
+            for name in self.shapes
+        }
+
+    def _read(self, rows: dict[str, Tensor]) -> tuple[Values, Tensor]:
+        """What the tables hold, and bool [B]: of which images all is known."""
+        found = {name: table.read(rows[name]) for name, table in self.tables.items()}
+        known = torch.stack([known for _, known in found.values()]).all(dim=0)
+        return {name: values for name, (values, _) in found.items()}, known
 
     def _rows(self, name: str, index: Tensor, view: Tensor) -> Tensor:
         if self.finite[name]:
@@ -174,9 +194,17 @@ class Outputs:
         nth = torch.arange(self.views_each, device=index.device)
         return nth.repeat_interleave(len(index) // self.views_each) * len(self.data.images) + index
 
-    def _out(self, values: dict[str, Tensor]) -> Out:
+    def _out(self, values: Values) -> Out:
         said = {name: value.float().view(-1, *self.shapes[name]) for name, value in values.items()}
         return Out(said.pop("logits"), said)
+
+    def _holds(self, x: Tensor, kept: Values) -> bool:
+        """Does the teacher still say what is kept of the images `x`? Asked once a run."""
+        if self.trusted or not len(x):
+            return True
+        self.trusted = True
+        pairs = ((now.float(), kept[name].float()) for name, now in self._ask(x).items() if name in kept)
+        return all((now - then).abs().max() <= 0.05 * now.abs().max() + 1e-3 for now, then in pairs)
 
     # ---- the tables of an epoch
 
@@ -185,75 +213,65 @@ class Outputs:
         if epoch == self.epoch or (self.epoch >= 0 and all(self.finite.values())):
             return
         self.epoch, self.tables, self.held = epoch, {}, None
-        images = len(self.data.images)
+        on_cpu = self.data.images.device.type == "cpu"
+        if not on_cpu and not self.place.whole:  # to ask which rows are known would be to wait for the device
+            return
         for name, shape in self.shapes.items():
-            if len(shape) > 1 and not self.place.maps:
-                continue
-            for suffix, each in (("", self.augment.views), (f"-s{self.seed}-e{epoch}", self.views_each)):
-                path, width = self.place.folder / f"{name}{suffix}.table", shape.numel()
-                if self._room_beside(path) >= Table.bytes(images * each, width):
-                    self.finite[name] = not suffix
-                    try:
-                        self.tables[name] = Table(path, images * each, width)
-                    except OSError as error:
-                        log.warning(
-                            "the teacher's outputs cannot be kept in %s (%s); it runs in every step",
-                            path.parent,
-                            error.strerror,
-                        )
-                    break
-            else:
-                log.info(
-                    "the teacher's %s do not fit into teacher.store.gigabytes=%g: it runs in every step",
-                    name,
-                    self.place.gigabytes,
-                )
-        if self.place.whole and len(self.tables) == len(self.shapes):
-            for finite in set(self.finite.values()):
-                self._complete(epoch, [name for name in self.tables if self.finite[name] == finite], finite)
+            if len(shape) == 1 or self.place.maps:
+                self._open(name, shape.numel(), epoch)
+        if len(self.tables) < len(self.shapes):
+            self.tables = self.tables if on_cpu else {}
+        elif self.place.whole:
+            with FileLock(self.place.folder / "whole.lock", is_singleton=True):
+                self._complete(epoch)
             self.held = {name: table.values().to(self.data.images.device) for name, table in self.tables.items()}
 
-    def _room_beside(self, path: Path) -> float:
-        """Bytes that a table at `path` may have."""
-        used = sum(file.stat().st_size for file in self.place.folder.glob("*.table") if file != path)
-        return self.place.gigabytes * 1e9 - used
-
-    def _holds(self, batch: Batch, some: Tensor, values: dict[str, Tensor]) -> bool:
-        """Does the teacher still say what is kept? Asked once a run, of a few images."""
-        said = self.live.of(batch.x[some])
-        pairs = ((_half(said, name).float(), value[some].float()) for name, value in values.items())
-        return all((now - then).abs().max() <= 0.05 * now.abs().max() + 1e-3 for now, then in pairs)
+    def _open(self, name: str, width: int, epoch: int) -> None:
+        """One table for all epochs or, where it has no room, one for this. Says so where there is none."""
+        limit = self.place.gigabytes * 1e9
+        try:
+            for suffix, each in (("", self.augment.views), (f"-s{self.seed}-e{epoch}", self.views_each)):
+                path, rows = self.place.folder / f"{name}{suffix}.table", len(self.data.images) * each
+                others = (file for file in self.place.folder.glob("*.table") if file != path)
+                if sum(file.stat().st_size for file in others) + Table.bytes(rows, width) <= limit:
+                    self.tables[name], self.finite[name] = Table(path, rows, width), not suffix
+                    return
+        except (OSError, RuntimeError) as error:
+            why, place = getattr(error, "strerror", None) or error, self.place.folder
+            log.warning("the teacher's outputs cannot be kept in %s (%s); it runs in every step", place, why)
+        else:
+            if limit:
+                log.info("the teacher's %s need more than teacher.store.gigabytes: it runs in every step", name)
 
     def _begin_anew(self) -> None:
-        log.warning(
-            "the teacher does not say what is kept in %s (has its model's code changed?); it is asked anew",
-            self.place.folder,
-        )
-        for table in self.tables.values():
-            table.path.unlink(missing_ok=True)
+        why = "has its model's code changed?"
+        log.warning("the teacher does not say what is kept in %s (%s); it is asked anew", self.place.folder, why)
+        self.discard()
         epoch, self.epoch = self.epoch, -1
         self._turn_to(epoch)
 
-    def _complete(self, epoch: int, names: list[str], finite: bool) -> None:
-        """Compute all that the training images can ask of these tables and that is not known yet."""
-        index, device = self.data.index.cpu(), self.data.images.device
-        if finite:
-            view = torch.arange(self.augment.views).repeat(len(index))
-            index = index.repeat_interleave(self.augment.views)
+    def _complete(self, epoch: int) -> None:
+        """Compute all that the training images can ask of these tables (until the epoch's end) and is not known."""
+        index, device, n = self.data.index.cpu(), self.data.images.device, self.augment.views
+        if all(self.finite.values()):
+            view, index = torch.arange(n).repeat(len(index)), index.repeat_interleave(n)
         else:
             each = [views.choose(self.seed, epoch, index, self.augment, nth) for nth in range(self.views_each)]
             view, index = torch.cat(each), index.repeat(self.views_each)
-        rows = self._rows(names[0], index, view)
-        for part in torch.arange(len(rows)).split(1 << 15):
-            known = torch.stack([self.tables[name].read(rows[part])[1] for name in names]).all(dim=0)
+        places = {name: self._rows(name, index, view) for name in self.tables}
+        most = max(1 << 11, (1 << 22) // max(shape.numel() for shape in self.shapes.values()))
+
+        def shown(some: Tensor) -> Tensor:
+            pixels = views.show(self.data.images, index[some].to(device), view[some].to(device), self.augment)
+            return views.normalise(pixels, self.data.mean, self.data.std)
+
+        for part in torch.arange(len(index)).split(most):
+            values, known = self._read({name: rows[part] for name, rows in places.items()})
+            some = torch.nonzero(known)[:GRAIN, 0]
+            if not self._holds(shown(part[some]).float(), {k: v[some].to(device) for k, v in values.items()}):
+                self._begin_anew()
+                return
+            self.computed += int((~known).sum())
             for some in part[~known].split(1 << 11):
-                pixels = views.show(self.data.images, index[some].to(device), view[some].to(device), self.augment)
-                said = self.live.of(views.normalise(pixels, self.data.mean, self.data.std))
-                for name in names:
-                    self.tables[name].write(rows[some], _half(said, name).cpu())
-
-
-def _half(out: Out, name: str) -> Tensor:
-    """One output as float16 [B, width]; what is too large for it becomes its largest number."""
-    value = out.logits if name == "logits" else out.taps[name]
-    return value.flatten(1).clamp(-65504, 65504).half()
+                for name, new in self._ask(shown(some)).items():
+                    self.tables[name].write(places[name][some], new.cpu())

@@ -21,10 +21,12 @@ class Shared:
     def __init__(self) -> None:
         self.held: dict[str, tuple[Any, Any]] = {}
 
-    def last(self, kind: str, key: Any, make: Callable[[], Any]) -> Any:
-        """`make()`, or what it gave before if the last of this `kind` had this `key`."""
+    def last(self, kind: str, key: Any, make: Callable[[], Any], *hanging: str) -> Any:
+        """`make()`, or what it gave before if the last of this `kind` had this `key`. What is made replaces the last,
+        and the kinds that start as one of `hanging` go with it: two of a kind may not fit into memory."""
         if kind not in self.held or self.held[kind][0] != key:
-            self.held.pop(kind, None)  # first: two of a kind may not fit into memory
+            for start in (kind, *hanging):
+                self.forget(start)
             self.held[kind] = key, make()
         return self.held[kind][1]
 
@@ -43,11 +45,14 @@ def alone(steps: Steps) -> Any:
 
 
 def together(
-    members: Sequence[Steps], around: Callable[[int], AbstractContextManager[Any]] = lambda _: nullcontext()
+    members: Sequence[Steps],
+    around: Callable[[int], AbstractContextManager[Any]] = lambda _: nullcontext(),
+    ended: Callable[[int, Any], None] = lambda *_: None,
 ) -> list[Any]:
     """Run all to their ends, a step of each in turn. **Returns:** for each its result, or the exception it raised.
 
-    `around(i)` is entered before each step of member i and left after it. An interrupt reaches every member.
+    `around(i)` is entered before each step of member i and left after it; `ended(i, end)` is called when it is over.
+    An interrupt reaches every member.
     """
     ends: list[Any] = [None] * len(members)
     states = {number: _random_state() for number in range(len(members))}
@@ -58,13 +63,15 @@ def together(
                 try:
                     with around(number):
                         next(members[number])
-                    states[number] = _random_state()
                 except StopIteration as end:
                     ends[number] = end.value
-                    del states[number]
                 except Exception as error:
-                    ends[number] = error
-                    del states[number]
+                    ends[number] = error.with_traceback(None)  # which would keep its tensors
+                else:
+                    states[number] = _random_state()
+                    continue
+                del states[number]
+                ended(number, ends[number])
     except BaseException as interrupt:
         for number in states:
             with suppress(BaseException), around(number):
@@ -73,12 +80,14 @@ def together(
     return ends
 
 
-def _random_state() -> list[Any]:
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-    return [torch.get_rng_state(), cuda]
+def _random_state() -> tuple[Any, Any, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    return torch.get_rng_state(), cuda, torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
 
 
-def _restore(state: list[Any]) -> None:
+def _restore(state: tuple[Any, Any, Any]) -> None:
     torch.set_rng_state(state[0])
     if state[1] is not None:
-        torch.cuda.set_rng_state(state[1])
+        torch.cuda.set_rng_state_all(state[1])
+    if state[2] is not None:
+        torch.mps.set_rng_state(state[2])

@@ -19,7 +19,7 @@ from kd.models import Out
 from kd.outputs import Outputs, Place
 from kd.pack import Shared, alone
 from kd.seeds import seeded
-from kd.teacher import Guard, Live, Teacher
+from kd.teacher import Live, Teacher
 from kd.train import DivergedError, train
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,11 @@ def run(
     and teacher for the next run of this process.
     **Raises:** UserError for what a user can mend; DivergedError when the loss is not finite; PrunedError.
     """
-    return alone(steps(config, title, tell, shared or Shared()))
+    shared = shared or Shared()
+    try:
+        return alone(steps(config, title, tell, shared))
+    finally:
+        shared.forget("step/")
 
 
 def steps(
@@ -64,9 +68,10 @@ def steps(
         try:
             with kept.running():
                 same = config.data, config.described, cache, device.torch
-                images = shared.last("images", same, lambda: data.load(*same))
+                images = shared.last("images", same, lambda: data.load(*same), "teacher", "step/")
                 return (yield from _distill(config, kept, images, device, title, tell, shared, packed))
         except (Exception, KeyboardInterrupt) as error:
+            shared.forget("teacher")  # whatever happened to it is over with this run
             states = {DivergedError: "diverged", PrunedError: "pruned", KeyboardInterrupt: "killed"}
             kept.ended(next((name for kind, name in states.items() if isinstance(error, kind)), "failed"), error)
             raise
@@ -121,7 +126,8 @@ def _distill(
 
     def said(batch: Batch) -> Out:
         assert teach is not None
-        same = images, config.teaching, config.teacher, method.teacher_taps, seed, method.views, batch.epoch
+        asked = seed, method.views, len(batch.x), batch.epoch
+        same = images, config.teaching, config.teacher, method.teacher_taps, asked
         return shared.last(f"step/teacher/{seed}", same, lambda: teach(batch))
 
     def rows() -> Iterator[dict[str, Any] | None]:
@@ -148,7 +154,6 @@ def _distill(
         found = evaluate.metrics(logits, images.val.targets, tutor.val_logits if tutor else None)
         return {f"val_{name}": value for name, value in found.items()}
 
-    guard = Guard(tutor.net) if tutor else None
     started = time.time()
     with tracker.open(config, kept.folder, title) as mirror:
         for row in console.watch(title, rows(), config.epochs):
@@ -159,8 +164,12 @@ def _distill(
             mirror.epoch(row)
             if tell and tell("epoch", row):
                 raise PrunedError(f"stopped after epoch {row['epoch']}: other trials do better")
-        if guard:
-            guard.check()
+        if tutor and teach:
+            try:
+                tutor.guard.check()
+            except RuntimeError:
+                teach.discard()
+                raise
         seconds = time.time() - started
 
         deployed = method.deploy(student)
@@ -183,7 +192,7 @@ def _distill(
                 "packed": packed,  # runs that shared these seconds
                 "epoch_seconds": [row["seconds"] for row in kept.rows],
                 "images_per_second": sum(row["images_per_second"] for row in kept.rows) / len(kept.rows),
-                "teacher_read": teach.known if isinstance(teach, Outputs) else 0.0,  # the part it need not compute
+                "teacher_read": teach.known if teach else None,  # the part it need not compute
             },
             "content": config.described.fingerprint,
             "samples": {"train": len(images.train), "val": len(images.val or ()), "test": len(images.test)},
@@ -229,19 +238,15 @@ def _teacher(config: Config, images: Data, device: Device, shared: Shared) -> Te
     return found
 
 
-def _outputs(config: Config, tutor: Teacher, images: Data, method: Any, device: Device) -> Outputs | Live:
+def _outputs(config: Config, tutor: Teacher, images: Data, method: Any, device: Device) -> Outputs:
     """What the teacher says, kept beside it (or, of a file of the user's own, in the cache)."""
-    live, wanted = Live(tutor.net, method.teacher_taps, device), config.teaching.store
-    if not wanted.gigabytes:
-        return live
-    weights = Path(tutor.source)
-    beside = (
-        weights.parent / "outputs" if config.teaching.checkpoint is None else _path(config.root.paths.cache) / "outputs"
-    )
-    augment = config.data.augment
-    name = outputs.key(file_digest(weights), config.described.fingerprint, images.train, augment, device)
-    whole = wanted.fill == "whole" or (wanted.fill == "auto" and device.torch.type == "cuda")
-    place = Place(beside / name, wanted.gigabytes, wanted.maps, whole)
+    live, wanted, weights = Live(tutor.net, method.teacher_taps, device), config.teaching.store, Path(tutor.source)
+    beside = weights.parent if config.teaching.checkpoint is None else _path(config.root.paths.cache)
+    augment, content = config.data.augment, config.described.fingerprint
+    name = outputs.key(file_digest(weights), config.teacher, content, images.train, augment, device)
+    small = len(images.train) * augment.views * images.size**2 < 1e10  # pixels to look at: seconds on a GPU
+    whole = wanted.fill == "whole" or (wanted.fill == "auto" and device.torch.type == "cuda" and small)
+    place = Place(beside / "outputs" / name, wanted.gigabytes, wanted.maps, whole)
     return Outputs(live, images.train, augment, config.root.seed, method.views, place)
 
 

@@ -118,6 +118,7 @@ def run_local(
     """
     jobs: dict[int, Job] = {}
     packs: dict[int, list[int]] = {}  # the numbers that go together, by the first of them
+    given: dict[int, dict[int, Any]] = {}  # what is to be done of each pack, by number
     parts: dict[int, Outcome] = {}  # what came of one of several
 
     def unfinished() -> tuple[int, Any] | None:
@@ -132,8 +133,9 @@ def run_local(
                 over(job, Outcome("done"))
                 advance()
             if left:
-                packs[left[0][0]] = [number for number, _ in left]
-                return left[0][0], [work_ for _, work_ in left]
+                first = left[0][0]
+                packs[first], given[first] = [number for number, _ in left], dict(left)
+                return first, given[first]
         return None
 
     def name(job: Job) -> str:
@@ -146,10 +148,13 @@ def run_local(
             who, line = content if isinstance(content, tuple) else (number, content)
             console.say(f"[{who + 1}] {line}" if several else line)
         elif kind == "started":
-            for one in packs[number]:
+            for one in given[number]:
+                parts.pop(one, None)
                 log.info("%s: %s", name(jobs[one]), " ".join(jobs[one]["overrides"]))
         elif kind == "part":
-            parts[content[0]] = content[1]
+            one, parts[one] = content
+            if parts[one].state != "failed":  # should the pack be tried again, this one is not
+                given[number].pop(one)
         return kind == "epoch" and heard(jobs[number], content)
 
     def ended(first: int, outcome: Outcome) -> None:
@@ -184,12 +189,11 @@ def attempt(do: Callable[[], Any], tell: pool.Tell) -> Outcome:
 
 def attempt_pack(configs: Mapping[int, Config], shared: Shared, tell: pool.Tell) -> Outcome:
     """In a worker: do several jobs, by number, a step of each in turn, and say how each ended."""
-    speaker = [next(iter(configs))]
+    numbers = sorted(configs, key=lambda n: str(folder_of(configs[n])))  # runs are locked in one order by all packs
+    speaker = numbers[:1]
     console.send_to(lambda line: tell("said", (speaker[0], line)))
     tell("started", None)
-    numbers = list(configs)
-    packed = len(numbers)
-    members = [steps(config, "student", None, shared, packed) for config in configs.values()]
+    outcomes: list[Outcome] = []
 
     @contextmanager
     def around(place: int) -> Iterator[None]:
@@ -197,15 +201,16 @@ def attempt_pack(configs: Mapping[int, Config], shared: Shared, tell: pool.Tell)
         with console.file(folder_of(configs[numbers[place]]) / "kd.log"):
             yield
 
-    outcomes = []
-    for place, end in enumerate(together(members, around)):
-        config = configs[numbers[place]]
+    def ended(place: int, end: Any) -> None:
+        number, config = numbers[place], configs[numbers[place]]
         outcomes.append(_outcome(end) if isinstance(end, Exception) else Outcome("done"))
-        if not isinstance(end, Exception):
+        if outcomes[-1].state == "done":
             with around(place):
                 for line in summary(config, end, folder_of(config)):
                     log.info(line)
-        tell("part", (numbers[place], outcomes[-1]))
+        tell("part", (number, outcomes[-1]))
+
+    together([steps(configs[n], "student", None, shared, len(numbers)) for n in numbers], around, ended)
     shared.forget("step/")
     return next((o for o in outcomes if o.state == "failed"), outcomes[0])
 
@@ -224,10 +229,13 @@ def packs(jobs: Sequence[Job], most: int) -> list[list[Job]]:
     Those of one seed, which share every batch, come side by side. Who stays alone is told why.
     """
     groups: dict[str, list[Job]] = {}
+    folders: set[str] = set()
     said = {job["number"]: _flat(job["config"]) for job in jobs}
     for job in jobs:
         alike = {key: value for key, value in said[job["number"]].items() if not _OWN.fullmatch(key)}
-        groups.setdefault(repr(sorted(alike.items())), []).append(job)
+        again = job["folder"] in folders  # the same run a second time: it waits for the first, outside its pack
+        folders.add(job["folder"])
+        groups.setdefault(f"{again} {sorted(alike.items())}", []).append(job)
     found = []
     for group in groups.values():
         group.sort(key=lambda job: job["config"]["seed"])
@@ -247,11 +255,11 @@ def _flat(node: Mapping[str, Any], start: str = "") -> dict[str, Any]:
     return found
 
 
-def slots(asked: int | None, jobs: int, device: str) -> list[dict[str, str]]:
+def slots(asked: int | None, jobs: int, device: str, each_core: bool = True) -> list[dict[str, str]]:
     """What each worker's environment adds: a GPU of its own, or its share of the CPU's cores.
 
-    **Arguments:** `asked`: how many workers; None: one for each GPU, or for each core where there are none (one
-    thread a training wastes the least).
+    **Arguments:** `asked`: how many workers; None: one for each GPU or, on the CPU and with `each_core`, for each core
+    (one thread a training wastes the least), else one.
     """
     import torch
 
@@ -259,7 +267,9 @@ def slots(asked: int | None, jobs: int, device: str) -> list[dict[str, str]]:
     if device in ("auto", "cuda") and torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    count = max(1, min(asked or len(gpus) or torch.get_num_threads(), jobs))
+    on_cpu = device == "cpu" or (device == "auto" and not gpus and not torch.backends.mps.is_available())
+    default = len(gpus) or (torch.get_num_threads() if on_cpu and each_core else 1)
+    count = max(1, min(asked or default, jobs))
     if gpus:
         return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
     if count == 1:

@@ -27,6 +27,7 @@ class Teacher(NamedTuple):
     source: str  # the directory of its run, or the file of its weights
     metrics: dict[str, float]  # test_* as recorded when it was trained, val_* as measured now
     val_logits: Tensor | None  # [n, classes]
+    guard: "Guard"
 
 
 def load(config: Config, data: Data, device: Device, source: Path, trained: dict[str, Any] | None) -> Teacher:
@@ -37,6 +38,7 @@ def load(config: Config, data: Data, device: Device, source: Path, trained: dict
     net = models.build(config.teacher, len(data.classes), data.size)
     store.fill(net, source)
     freeze(net, device)
+    guard = Guard(net)
     found = dict(trained["metrics"]) if trained else {}
     val_logits = None
     if data.val is not None:
@@ -48,7 +50,7 @@ def load(config: Config, data: Data, device: Device, source: Path, trained: dict
                 f"{found['val_accuracy']:.4f} it had when it was trained; its weights or the data changed"
             )
         found |= {f"val_{name}": value for name, value in now.items()}
-    return Teacher(net, str(source), found, val_logits)
+    return Teacher(net, str(source), found, val_logits, guard)
 
 
 def freeze(net: Net, device: Device) -> None:

@@ -52,7 +52,7 @@ def losses(config: Config, found: Data, teacher: Net, teach: Callable[[Any], Tea
 def test_a_run_that_reads_has_the_loss_of_one_that_computes(
     case: str, device: Device, composed: Callable, tmp_path: Path
 ) -> None:
-    """bfloat16: bit for bit, be the table empty, full or half known. float32: to float16's 11 bits."""
+    """Bit for bit, be the table empty, full or half known; the plain pass in float32 is equal to float16's 11 bits."""
     pairs = {"hidden": "[[hidden,hidden]]", "maps": "[[pool2,pool2]]"}.get(case)
     config = composed(*(["method=feature", f"method.pairs={pairs}"] if pairs else ["method=logits"]))
     found, teacher = images(config, tmp_path), trained_teacher(config)
@@ -73,10 +73,11 @@ def test_a_run_that_reads_has_the_loss_of_one_that_computes(
         lose[: len(lose) // 2] = 0
     runs.append(losses(config, found, teacher, reading, device))
     for rows in runs:
+        assert rows == runs[0]
         for then, now in zip(online, rows, strict=True):
             assert now == (then if device is BF16 else pytest.approx(then, rel=1e-4))
-    assert made[1].read == made[1].asked
-    assert made[0].read == made[0].asked if "whole" in case else made[0].read < 0.02 * made[0].asked
+    assert made[0].known < 0.02
+    assert made[1].known > 0.97  # but for the look whether it holds
     names = {path.name for path in (tmp_path / "outputs").glob("*.table")}
     if "epoch" in case:
         assert names == {"logits-s0-e0.table", "logits-s0-e1.table"}
@@ -90,11 +91,11 @@ def test_maps_are_computed_unless_asked_for(composed: Callable, tmp_path: Path) 
     for _ in range(2):
         made = opened(Live(teacher, ["pool2"], FP32), config, found, tmp_path / "outputs")
         losses(config, found, teacher, lambda _, made=made: made, FP32)
-        assert made.read == 0
+        assert made.known == 0
     assert [path.name for path in (tmp_path / "outputs").glob("*.table")] == ["logits.table"]
     made = opened(Live(teacher, [], FP32), config, found, tmp_path / "outputs")  # but the logits were kept on the way
     losses(composed("method=logits"), found, teacher, lambda _: made, FP32)
-    assert made.read == made.asked
+    assert made.known > 0.97
 
 
 def test_outputs_belong_to_the_views_whatever_seed_asked_first(composed: Callable, tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_outputs_belong_to_the_views_whatever_seed_asked_first(composed: Callabl
         for epoch in range(6):
             for batch in loader.batches(found.train, 128, seed, epoch, config.data.augment):
                 assert torch.equal(made(batch).logits, live(batch).logits)
-    assert 0 < made.read < made.asked
+    assert 0 < made.known < 0.9
 
 
 def test_a_row_that_was_torn_damaged_or_misplaced_is_not_known(tmp_path: Path) -> None:
@@ -165,9 +166,10 @@ def test_a_second_run_reads_what_the_first_computed(composed: Callable, tmp_path
     second = run_module.run(composed("method=logits", "student.epochs=2", "method.T=7.0"))
     again = run_module.run(composed("method=logits", "student.epochs=2", "teacher.store.gigabytes=0", "rerun=true"))
     assert first["time"]["teacher_read"] < 0.02  # a view that came again
-    assert [r["time"]["teacher_read"] for r in (second, again)] == [1.0, 0.0]
+    assert second["time"]["teacher_read"] > 0.97
+    assert again["time"]["teacher_read"] == 0.0
     assert list((tmp_path / "runs").glob("standard-*/outputs/*/logits.table"))
-    assert again["metrics"] == pytest.approx(first["metrics"], rel=1e-4)
+    assert again["metrics"] == first["metrics"]
 
 
 def test_a_full_disk_costs_time_and_not_the_run(
@@ -180,8 +182,9 @@ def test_a_full_disk_costs_time_and_not_the_run(
     assert "the disk is too full" in caplog.text
 
 
+@pytest.mark.parametrize("whole", [False, True])
 def test_what_another_code_of_the_model_left_is_noticed(
-    composed: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    whole: bool, composed: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = composed("method=logits")
     found, teacher = images(config, tmp_path), trained_teacher(config)
@@ -190,7 +193,9 @@ def test_what_another_code_of_the_model_left_is_noticed(
     live = Live(teacher, [], FP32)
     online = losses(config, found, teacher, lambda _: live, FP32)
     with caplog.at_level(logging.WARNING):
-        rows = losses(config, found, teacher, lambda _: opened(live, config, found, tmp_path / "outputs"), FP32)
+        rows = losses(
+            config, found, teacher, lambda _: opened(live, config, found, tmp_path / "outputs", whole=whole), FP32
+        )
     assert "does not say what is kept" in caplog.text
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in online], rel=1e-4)
 
@@ -200,11 +205,13 @@ def test_all_that_outputs_depend_on_is_in_their_key(composed: Callable, tmp_path
     train_split = images(config, tmp_path).train
     augment = config.data.augment
     keys = {
-        outputs_module.key("w", "c", train_split, augment, FP32),
-        outputs_module.key("v", "c", train_split, augment, FP32),
-        outputs_module.key("w", "d", train_split, augment, FP32),
-        outputs_module.key("w", "c", train_split, augment, BF16),
-        outputs_module.key("w", "c", train_split, augment.model_copy(update={"flip": True}), FP32),
-        outputs_module.key("w", "c", train_split, augment.model_copy(update={"padding": "edge"}), FP32),
+        outputs_module.key("w", config.teacher, "c", train_split, augment, FP32),
+        outputs_module.key("v", config.teacher, "c", train_split, augment, FP32),
+        outputs_module.key("w", config.teacher, "d", train_split, augment, FP32),
+        outputs_module.key("w", config.teacher, "c", train_split, augment, BF16),
+        outputs_module.key("w", config.teacher, "c", train_split, augment.model_copy(update={"flip": True}), FP32),
+        outputs_module.key("w", config.teacher, "c", train_split, augment.model_copy(update={"padding": "edge"}), FP32),
     }
-    assert len(keys) == 6
+    other = composed("method=logits", "teacher.activation=gelu").teacher
+    keys.add(outputs_module.key("w", other, "c", train_split, augment, FP32))
+    assert len(keys) == 7

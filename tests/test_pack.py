@@ -111,12 +111,14 @@ def test_what_cannot_be_packed_runs_alone_and_why_is_said(composed: Callable, ca
         ["method=logits", "optimizer.lr=0.2", "schedule=cosine"],
         ["method=logits", "method.alpha=0.3", "seed=1"],
     ]
-    jobs = [{"number": n, "config": composed(*words).plain()} for n, words in enumerate(typed)]
+    typed.append(["method=logits", "method.T=1.0", "tracker.notes=again"])  # the same run twice: it waits, outside
+    configs = [composed(*words) for words in typed]
+    jobs = [{"number": n, "config": c.plain(), "folder": str(folder_of(c))} for n, c in enumerate(configs)]
     with caplog.at_level(logging.INFO):
         found = packs(jobs, 8)
-    assert [[job["number"] for job in pack] for pack in found] == [[0, 3, 1, 4], [2]]
+    assert [[job["number"] for job in pack] for pack in found] == [[0, 3, 1, 4], [2], [5]]
     assert "job 3 is not packed: no other job has its student.scale" in caplog.text
-    assert [len(pack) for pack in packs(jobs, 3)] == [3, 1, 1]
+    assert [len(pack) for pack in packs(jobs, 3)] == [3, 1, 1, 1]
 
 
 def test_members_take_turns_and_each_has_its_own_chance() -> None:

@@ -241,7 +241,9 @@ def test_slots_share_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> No
     from kd.sweep import slots
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    assert slots(None, 9, "cpu") == [{}]
+    assert slots(None, 9, "cpu") == [{"OMP_NUM_THREADS": "1"}] * 8, "a core a worker"
+    assert slots(None, 2, "auto") == [{"OMP_NUM_THREADS": "4"}] * 2
+    assert slots(None, 9, "cpu", each_core=False) == slots(None, 9, "mps") == slots(None, 9, "cuda:1") == [{}]
     assert slots(4, 9, "cpu") == [{"OMP_NUM_THREADS": "2"}] * 4
     assert len(slots(4, 2, "cpu")) == 2, "no more workers than jobs"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

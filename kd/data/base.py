@@ -68,10 +68,10 @@ def assemble(config: DataSettings, described: Description, arrays: Arrays, devic
         found = moments(arrays.train_images)
         mean, std = mean or found[0], std or found[1]
     mean_std = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32).clamp(min=1e-3)
-    images, labels = arrays.train_images.to(device), arrays.train_labels.to(device)
+    images, labels = arrays.train_images.contiguous().to(device), arrays.train_labels.to(device)
 
     def whole(images: Tensor, labels: Tensor) -> Split:
-        return Split(images, labels, torch.arange(len(images)), *mean_std).to(device)
+        return Split(images.contiguous(), labels, torch.arange(len(images)), *mean_std).to(device)
 
     val: Split | None = None
     rows = torch.arange(len(arrays.train_images))

@@ -55,11 +55,11 @@ def batches(
     """
     count = data.batches(batch_size)
     order = data.index[views.order(seed, epoch, data.index)]
+    chosen = torch.stack([views.choose(seed, epoch, order, augment, nth) for nth in range(views_each)])
 
     def batch(step: int) -> Batch:
-        index = order[step * batch_size : (step + 1) * batch_size]
-        view = torch.cat([views.choose(seed, epoch, index, augment, nth) for nth in range(views_each)])
-        index = index.repeat(views_each)
+        now = slice(step * batch_size, (step + 1) * batch_size)
+        index, view = order[now].repeat(views_each), chosen[:, now].flatten()
         pixels = views.show(data.images, index, view, augment)
         x = views.normalise(pixels, data.mean, data.std)
         return Batch(x, data.labels[index], index, view, epoch + step / count)
