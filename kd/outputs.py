@@ -177,10 +177,9 @@ class Outputs:
     def _ask(self, x: Tensor) -> Values:
         """The teacher's pass; what is too large for float16 becomes its largest number."""
         out = self.live.of(x)
-        return {
-            name: (out.logits if name == "logits" else out.taps[name]).flatten(1).clamp(-65504, 65504).half()
-            for name in self.shapes
-        }
+        said = {name: out.logits if name == "logits" else out.taps[name] for name in self.shapes}
+        # maps as [B, H, W, C], the order in which networks here compute them
+        return {name: value.movedim(1, -1).flatten(1).clamp(-65504, 65504).half() for name, value in said.items()}
 
     def _read(self, rows: dict[str, Tensor]) -> tuple[Values, Tensor]:
         """What the tables hold, and bool [B]: of which images all is known."""
@@ -195,7 +194,10 @@ class Outputs:
         return nth.repeat_interleave(len(index) // self.views_each) * len(self.data.images) + index
 
     def _out(self, values: Values) -> Out:
-        said = {name: value.float().view(-1, *self.shapes[name]) for name, value in values.items()}
+        said = {}
+        for name, value in values.items():
+            channels, *size = self.shapes[name]
+            said[name] = value.float().view(-1, *size, channels).movedim(-1, 1)
         return Out(said.pop("logits"), said)
 
     def _holds(self, x: Tensor, kept: Values) -> bool:
