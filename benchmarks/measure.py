@@ -44,7 +44,7 @@ class Memory:
     Pages that several of them share are counted once (PSS). Linux only; elsewhere the peak stays 0.
     """
 
-    def __init__(self, pid: int, every: float = 0.2):
+    def __init__(self, pid: int, every: float = 1.0):
         self.pid, self.every, self.peak = pid, every, 0.0
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)

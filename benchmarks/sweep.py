@@ -1,6 +1,6 @@
 """A whole sweep, from typing to report, beside as many separate runs of the loop that everyone writes.
 
-    python -m benchmarks.sweep [--images 12800] [--epochs 5] [--plain-runs 4] [--out benchmarks/sweep.json]
+    python -m benchmarks.sweep [--images 12800] [--epochs 4] [--plain-runs 2] [--out benchmarks/sweep.json]
 
 Sixteen students (T = 1, 2, 4, 8 by alpha = 0.1, 0.3, 0.5, 0.9) of scale 16 and one teacher of scale 32, which both find
 trained. kd's time is that of `python -m kd -m ...`: start-up, sixteen students on all cores, validation after each
@@ -81,8 +81,8 @@ def run(folder: Path, words: list[str], **more: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser("benchmarks.sweep", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--images", type=int, default=12800)
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--plain-runs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--plain-runs", type=int, default=2)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/sweep.json"))
     asked = parser.parse_args()

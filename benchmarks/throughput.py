@@ -219,7 +219,7 @@ def memory(words: list[str], asked: argparse.Namespace) -> int:
     """Peak megabytes of a process that takes ten steps of one path."""
     command = [sys.executable, "-m", "benchmarks.throughput", "--images", str(asked.images), "--device", asked.device]
     process = subprocess.Popen([*command, *words])
-    with Memory(process.pid) as watched:
+    with Memory(process.pid, every=0.2) as watched:
         if process.wait():
             raise SystemExit(f"benchmarks.throughput: {words} failed")
     return round(watched.peak)
