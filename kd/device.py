@@ -5,6 +5,7 @@ import ctypes
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,8 @@ def resolve(device: str, precision: str, cache: Path, own_kernels: bool = True, 
     if int(number or 0) >= present[kind]:
         have = ", ".join(f"{name}:{i}" if name == "cuda" else name for name, n in present.items() for i in range(n))
         raise UserError(f"device: {device} is not on this machine; it has {have}; device=auto chooses")
+    if compile and kind == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise UserError("compile: on a CPU torch.compile needs g++, which is not on this machine; use compile=false")
     if precision == "auto":
         precision = "bf16" if _bf16_pays(kind, cache) else "fp32"
     ours = kernels.library(cache) if own_kernels and not compile and (kind, precision) == ("cpu", "bf16") else None
@@ -76,21 +79,18 @@ def _bf16_pays(kind: str, cache: Path) -> bool:
         return False
     machine = f"{kernels.processor()!r} {torch.__version__}"
     path = cache / f"bf16-{hashlib.sha256(machine.encode()).hexdigest()[:12]}.json"
-    lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    with contextlib.suppress(OSError):
+    try:
         cache.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_suffix(".lock"))
-        lock.acquire()
-        lock.release()
-    with lock:  # one process tries, by itself, and all others believe it
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return bool(json.loads(path.read_text())["pays"])
-        found = try_bf16()
-        with contextlib.suppress(OSError):
+        with FileLock(path.with_suffix(".lock")):  # one process tries, by itself, and all others believe it
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                return bool(json.loads(path.read_text())["pays"])
+            found = try_bf16()
             aside = path.with_suffix(f".{os.getpid()}.part")
             aside.write_text(json.dumps(found))
             os.replace(aside, path)
-        return bool(found["pays"])
+    except OSError:  # it cannot be remembered
+        found = try_bf16()
+    return bool(found["pays"])
 
 
 def try_bf16() -> dict[str, float]:

@@ -25,7 +25,8 @@ class Shared:
         """`make()`, or what it gave before if the last of this `kind` had this `key`. What is made replaces the last,
         and the kinds that start as one of `hanging` go with it: two of a kind may not fit into memory."""
         if kind not in self.held or self.held[kind][0] != key:
-            for start in (kind, *hanging):
+            self.held.pop(kind, None)
+            for start in hanging:
                 self.forget(start)
             self.held[kind] = key, make()
         return self.held[kind][1]

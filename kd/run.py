@@ -214,7 +214,7 @@ def _teacher(config: Config, images: Data, device: Device, shared: Shared) -> Te
     source = Path(given).expanduser() if given else folder_of(config.as_teacher()) / "student.safetensors"
     if given is None:
         try:
-            trained = run(config.as_teacher(), title="teacher")
+            trained = alone(steps(config.as_teacher(), "teacher", None, shared))
         except DivergedError as error:
             raise DivergedError(f"the teacher's {error}".replace("optimizer.lr", "teacher.optimizer.lr")) from error
     same = images, source, file_digest(source), config.teacher, str(device)

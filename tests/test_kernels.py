@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kd import device, kernels
 from kd.run import run
+from kd.settings import UserError
 
 CHANNELS_LAST = torch.channels_last
 
@@ -177,6 +178,12 @@ def test_bf16_is_tried_once_and_remembered(tmp_path: Path, monkeypatch: pytest.M
     kept.write_text("{")
     assert device.resolve("cpu", "auto", tmp_path).dtype is torch.bfloat16
     assert tried == [False, True]
+
+
+def test_compile_without_a_compiler_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device.shutil, "which", lambda _: None)
+    with pytest.raises(UserError, match=r"compile: on a CPU .* needs g\+\+"):
+        device.resolve("cpu", "fp32", tmp_path, compile=True)
 
 
 def test_bf16_that_is_wrong_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,8 +145,10 @@ def test_shared_keeps_only_the_last_of_a_kind() -> None:
     shared = Shared()
     for key in (1, 1, 2, 1):
         shared.last("images", key, lambda key=key: made.append(key))
-    shared.last("step/x", 5, lambda: made.append("x"))
-    assert made == [1, 2, 1, "x"]
+    shared.last("step/10", 5, lambda: made.append("x"))
+    shared.last("step/1", 5, lambda: made.append("y"))  # a name that begins like another's
+    shared.last("step/10", 5, lambda: made.append("again"))
+    assert made == [1, 2, 1, "x", "y"]
     shared.forget("step/")
     assert list(shared.held) == ["images"]
 
@@ -161,4 +163,4 @@ def test_a_second_run_of_a_process_reads_neither_images_nor_teacher_again(
         config = composed("method=logits", f"method.T={T}.0")
         run_module.run(config, shared=shared)
         assert json.loads((folder_of(config) / "result.json").read_text())["teacher"]["metrics"]["val_accuracy"] >= 0
-    assert len(loaded) == 2  # for the students, and for the teacher's own run
+    assert len(loaded) == 1, "nor for the teacher's own run"
