@@ -287,7 +287,10 @@ def test_two_processes_search_one_study_and_one_is_killed(place: Place) -> None:
     assert [t.state.name for t in found].count("RUNNING") == 0
     assert len(counted) == 20
     assert {t.state.name for t in counted} <= {"COMPLETE", "PRUNED"}
-    assert [t.params for t in counted if "again" in t.user_attrs] == [t.params for t in lost], "none is lost"
+    again = [t for t in counted if "again" in t.user_attrs]
+    assert len(again) == len(lost), "none is lost"
+    for new, old in zip(again, lost, strict=True):  # a kill may fall between two draws: what was drawn is kept
+        assert new.params.items() >= old.params.items()
     drawn = [str(t.params) for t in counted]
     assert len(set(drawn)) == 20, "two processes drew the same values"
     last = max(place.folder.glob("multirun/*/*"), key=lambda path: path.stat().st_mtime)
