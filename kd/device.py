@@ -17,6 +17,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from kd import kernels
+from kd.files import write_json
 from kd.models.base import Net, Out
 from kd.settings import UserError
 
@@ -85,9 +86,7 @@ def _bf16_pays(kind: str, cache: Path) -> bool:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 return bool(json.loads(path.read_text())["pays"])
             found = try_bf16()
-            aside = path.with_suffix(f".{os.getpid()}.part")
-            aside.write_text(json.dumps(found))
-            os.replace(aside, path)
+            write_json(path, found)
     except OSError:  # it cannot be remembered
         found = try_bf16()
     return bool(found["pays"])

@@ -7,7 +7,6 @@ import ctypes
 import hashlib
 import itertools
 import logging
-import os
 import platform
 import shutil
 import subprocess
@@ -19,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
+
+from kd.files import aside
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +55,9 @@ def library(folder: Path) -> Library | None:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
-                aside = path.with_suffix(f".{os.getpid()}.part")
-                command = [compiler, *FLAGS, str(SOURCE), "-o", str(aside)]
-                subprocess.run(command, capture_output=True, check=True, timeout=120)
-                os.replace(aside, path)
+                with aside(path) as part:
+                    command = [compiler, *FLAGS, str(SOURCE), "-o", str(part)]
+                    subprocess.run(command, capture_output=True, check=True, timeout=120)
         found = Library(path)
         return found if _right(found) else None
     except (OSError, subprocess.SubprocessError) as error:

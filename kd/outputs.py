@@ -26,6 +26,7 @@ from torch import Tensor
 from kd import views
 from kd.data.loader import Split
 from kd.device import Device
+from kd.files import aside
 from kd.methods.base import Batch
 from kd.models.base import Out
 from kd.settings import Settings
@@ -79,17 +80,12 @@ def _reserve(path: Path, size: int) -> None:
     """An empty file of that size whose room on the disk is its own: writing to its memory later cannot fail."""
     if shutil.disk_usage(path.parent).free < 2 * size:
         raise OSError(28, "the disk is too full", str(path))
-    aside = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        with open(aside, "wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                for start in range(0, size, 1 << 24):
-                    file.write(bytes(min(1 << 24, size - start)))
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(path) as part, open(part, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            for start in range(0, size, 1 << 24):
+                file.write(bytes(min(1 << 24, size - start)))
 
 
 class Place(NamedTuple):

@@ -8,7 +8,6 @@ kd.log, .hydra/    what was said, what Hydra composed
 
 import csv
 import io
-import json
 import os
 import platform
 import subprocess
@@ -23,25 +22,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or none."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """The value in a JSON file, or None when the file is absent or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
+from kd.files import read_json, tidy, write_json, write_text
 
 BEAT, SILENCE = 5.0, 60.0  # seconds between two heartbeats; after how many without one a run counts as dead
 
@@ -99,6 +80,7 @@ class Record:
         self.folder = folder
         self.rows: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)
+        tidy(folder)
         (folder / "error.txt").unlink(missing_ok=True)  # of an earlier try
         write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 

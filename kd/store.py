@@ -7,20 +7,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kd import models, views
+from kd import files, models, views
 from kd.models.base import Net
 from kd.settings import UserError
 
 
 def save(net: Net, path: Path, card: dict[str, Any]) -> None:
-    """Write `net`'s weights and its card, aside and then in place."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    save_file(tensors, aside, metadata={"kd": json.dumps(card)})
-    os.replace(aside, path)
+    """Write `net`'s weights and its card. **Raises:** OSError."""
+    tensors = net.state_dict()
+    with files.aside(path) as part:
+        files.save(tensors, part, {"kd": json.dumps(card), "sha256": files.checksum(tensors)})
 
 
 def card(model: dict[str, Any], classes: tuple[str, ...], size: int, mean: Tensor, std: Tensor) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import kd
 
 HERE = Path(kd.__file__).parent
 ORDER = [
+    "files",
     "settings",
     "registry",
     "seeds",

@@ -1,18 +1,15 @@
 """Decoded images, kept in one checksummed, memory-mapped file for each content of a data set."""
 
 import contextlib
-import hashlib
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from kd.data.base import Arrays
+from kd.files import aside, checksum, save
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +35,6 @@ def cached(folder: Path, key: str, decode: Callable[[], Arrays]) -> Arrays:
         return decode()
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].numpy().reshape(-1).view("u1").data)
-    return digest.hexdigest()
-
-
 def _read(path: Path) -> Arrays | None:
     if not path.exists():
         return None
@@ -53,7 +42,7 @@ def _read(path: Path) -> Arrays | None:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             expected = (file.metadata() or {}).get("sha256")
-        if _checksum(tensors) == expected:
+        if checksum(tensors) == expected:
             return Arrays(**tensors)
     log.warning("%s is damaged; decoding the images again", path)
     return None
@@ -61,11 +50,5 @@ def _read(path: Path) -> Arrays | None:
 
 def _write(path: Path, arrays: Arrays) -> None:
     tensors = {name: t.contiguous() for name, t in arrays._asdict().items() if t is not None}
-    aside = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        save_file(tensors, aside, metadata={"sha256": _checksum(tensors)})
-        os.replace(aside, path)
-    except SafetensorError as error:
-        raise OSError(28, str(error)) from error
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(path) as part:
+        save(tensors, part, {"sha256": checksum(tensors)})
