@@ -19,7 +19,8 @@ def save(net: Net, path: Path, card: dict[str, Any]) -> None:
     """Write `net`'s weights and its card. **Raises:** OSError."""
     tensors = net.state_dict()
     with files.aside(path) as part:
-        files.save(tensors, part, {"kd": json.dumps(card), "sha256": files.checksum(tensors)})
+        # one entry of metadata: safetensors writes several in any order, and equal weights shall be equal files
+        files.save(tensors, part, {"kd": json.dumps({**card, "sha256": files.checksum(tensors)})})
 
 
 def card(model: dict[str, Any], classes: tuple[str, ...], size: int, mean: Tensor, std: Tensor) -> dict[str, Any]:
