@@ -26,7 +26,8 @@ from benchmarks.networks import CACHE, MEAN, STD, network
 from benchmarks.throughput import pictures
 from kd import device as devices
 from kd import store
-from kd.record import environment, write_json
+from kd.files import write_json
+from kd.record import environment
 
 STUDENTS, TARGET, STARTUP = 16, 8.0, 6.0
 ALPHAS, TEMPERATURES = (0.1, 0.3, 0.5, 0.9), (1, 2, 4, 8)

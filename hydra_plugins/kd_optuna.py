@@ -45,7 +45,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        from kd.record import write_json
+        from kd.files import write_json
         from kd.settings import UserError
         from kd.study import Study
         from kd.sweep import concluding, plan, slots

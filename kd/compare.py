@@ -27,8 +27,7 @@ def paired(values: pd.Series, baseline: pd.Series) -> Paired:
     """
     from scipy import stats
 
-    both = pd.concat([values, baseline], axis=1, join="inner").dropna()
-    difference = both.iloc[:, 0] - both.iloc[:, 1]
+    difference = (values - baseline).dropna()
     n = len(difference)
     if n == 0:
         return Paired(0, math.nan, math.nan, math.nan)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from kd.settings import first_line
 from kd.table import Tables, finished_runs
 
 MARKERS = ["o", "s", "D", "^", "v", "P", "X", "*"]
@@ -36,8 +37,11 @@ class Unfit(Exception):  # noqa: N818
     """This sweep does not call for the figure; the text says why."""
 
 
-def draw(tables: Tables, folder: Path, study: Mapping[str, str] | None = None) -> tuple[list[Figure], list[Left]]:
-    """Draw what the sweep's shape calls for into `folder`, as PNG and SVG; `study` names an Optuna study.
+def draw(
+    tables: Tables, folder: Path, study: Mapping[str, str] | None = None, damage: str = ""
+) -> tuple[list[Figure], list[Left]]:
+    """Draw what the sweep's shape calls for into `folder`, as PNG and SVG; `study` names an Optuna study, if there is
+    one, and `damage` says why it cannot be named.
 
     **Returns:** (drawn, left out).
     """
@@ -64,9 +68,9 @@ def draw(tables: Tables, folder: Path, study: Mapping[str, str] | None = None) -
         wanted.append(("heat", "Heat maps", lambda: _unfit("fewer than two numbers were swept")))
     wanted.append(("size", "Accuracy against size", lambda: size(tables)))
     wanted.append(("reliability", "Reliability", lambda: reliability(tables)))
-    if study:
-        wanted.append(("search-history", "History of the search", lambda: search(study, "history")))
-        wanted.append(("search-importance", "Importance of what was searched", lambda: search(study, "importance")))
+    if study or damage:
+        for what, title in (("history", "History of the search"), ("importance", "Importance of what was searched")):
+            wanted.append((f"search-{what}", title, partial(search, study, what) if study else partial(_unfit, damage)))
 
     drawn, left = [], []
     style: Any = {"svg.fonttype": "none", "font.size": 10, "axes.titlesize": 11, "figure.dpi": 110, "savefig.dpi": 150,
@@ -77,17 +81,27 @@ def draw(tables: Tables, folder: Path, study: Mapping[str, str] | None = None) -
         for name, title, make in wanted:
             try:
                 figure, caption = make()
+                for ending in ("png", "svg"):
+                    _save(figure, folder, name, ending)
+                width, height = figure.get_size_inches()
+                drawn.append(Figure(name, title, caption, width / height))
             except Unfit as why:
                 left.append(Left(title, str(why)))
-                continue
-            for ending in ("png", "svg"):
-                aside = folder / f".{name}.part.{ending}"
-                figure.savefig(aside, bbox_inches="tight", metadata={"Date": None} if ending == "svg" else None)
-                aside.replace(folder / f"{name}.{ending}")
-            width, height = figure.get_size_inches()
-            plt.close(figure)
-            drawn.append(Figure(name, title, caption, width / height))
+            except OSError:
+                raise
+            except Exception as error:  # of matplotlib, for values that no axis can hold
+                left.append(Left(title, f"it cannot be drawn: {first_line(error)}"))
+            plt.close("all")
     return drawn, left
+
+
+def _save(figure: Any, folder: Path, name: str, ending: str) -> None:
+    aside = folder / f".{name}.part.{ending}"
+    try:
+        figure.savefig(aside, bbox_inches="tight", metadata={"Date": None} if ending == "svg" else None)
+        aside.replace(folder / f"{name}.{ending}")
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _unfit(reason: str) -> Any:
@@ -100,7 +114,7 @@ def short(key: str) -> str:
 
 def _methods(tables: Tables) -> list[str]:
     """All methods, in one order for all figures, so that each keeps its colour and marker."""
-    return list(dict.fromkeys(tables.runs["method"]))
+    return list(dict.fromkeys(tables.runs["method"].dropna()))
 
 
 def palette(names: Sequence[str]) -> dict[str, Any]:
@@ -308,7 +322,7 @@ def _scatter(tables: Tables, key: str, figure: Any, axis: Any) -> tuple[Any, str
     for i, method in enumerate(dict.fromkeys(table["method"])):
         rows = table[table["method"] == method]
         axis.scatter(rows[key].astype(float), 100 * rows[which], s=24, color=colours[method],
-                     marker=MARKERS[i], label=method)  # fmt: skip
+                     marker=MARKERS[i % len(MARKERS)], label=method)  # fmt: skip
         best = rows[rows["chosen"]]
         axis.scatter(best[key].astype(float), 100 * best[which], s=120, facecolors="none", edgecolors="0.1",
                      label="chosen" if i == 0 else None)  # fmt: skip
@@ -405,6 +419,9 @@ def search(study: Mapping[str, str], what: str) -> tuple[Any, str]:
 
         from kd.study import opened
 
+        file = study["storage"].removeprefix("sqlite:///")
+        if "://" not in file and not Path(file).is_file():  # Optuna would make it
+            raise Unfit(f"the study cannot be read: there is no {file}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its plots call themselves experimental
             optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -418,7 +435,7 @@ def search(study: Mapping[str, str], what: str) -> tuple[Any, str]:
     except Unfit:
         raise
     except Exception as error:  # of Optuna, of SQLAlchemy, of any database's driver
-        raise Unfit(f"the study cannot be read: {str(error).splitlines()[0]}") from error
+        raise Unfit(f"the study cannot be read: {first_line(error)}") from error
     figure: Any = axis.figure
     figure.set_size_inches(6.4, 3.8)
     axis.set_title("")

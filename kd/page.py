@@ -61,7 +61,8 @@ def _embedded(folder: Path, figure: Figure) -> dict[str, Any]:
 def _run(row: pd.Series, folder: Path) -> dict[str, Any]:
     path = Path(str(row["folder"]))
     return {
-        "setting": row["setting"], "seed": row["seed"], "status": row["status"], "reason": row["reason"],
+        "setting": row["setting"], "seed": "" if pd.isna(row["seed"]) else row["seed"],
+        "status": row["status"], "reason": row["reason"],
         "test": _percent(row.get("test_accuracy")), "val": _percent(row.get("val_accuracy")),
         "name": path.name, "link": Path(os.path.relpath(path, folder)).as_posix(),
     }  # fmt: skip

@@ -3,11 +3,13 @@
 config.yaml        the configuration, resolved           history.csv           an epoch a row
 result.json        metrics, sizes, times, environment    student.safetensors   the trained student
 status.json        how far it is: see `Status`           error.txt             the traceback of a failed run
-kd.log, .hydra/    what was said, what Hydra composed
+kd.log, .hydra/    what was said, what Hydra composed     wandb.json    the id of its W&B run
+checkpoints/       while it is not finished: the last two
 """
 
 import csv
 import io
+import logging
 import os
 import platform
 import subprocess
@@ -23,6 +25,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from kd.files import read_json, tidy, write_json, write_text
+from kd.reader import Result, read
+from kd.settings import first_line
+
+log = logging.getLogger(__name__)
 
 BEAT, SILENCE = 5.0, 60.0  # seconds between two heartbeats; after how many without one a run counts as dead
 
@@ -44,7 +50,10 @@ def status(folder: Path) -> Status:
         return Status("planned")
     state, reason = str(said.get("state")), str(said.get("reason", ""))
     if state == "running":
-        silent = time.time() - (folder / "status.json").stat().st_mtime
+        try:
+            silent = time.time() - (folder / "status.json").stat().st_mtime
+        except OSError:  # removed this moment
+            return Status("planned")
         here, alive = said.get("host") == platform.node(), born(said.get("pid"))
         if silent > SILENCE or (here and (alive is None or alive != said.get("born"))):
             return Status("killed", f"its process ({said.get('pid')} on {said.get('host')}) is gone")
@@ -64,7 +73,7 @@ def born(pid: Any) -> float | None:
         os.kill(int(pid), 0)
     except PermissionError:
         pass
-    except (OSError, TypeError, ValueError):
+    except (OSError, TypeError, ValueError, OverflowError):
         return None
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -103,12 +112,21 @@ class Record:
 
     def ended(self, state: str, error: BaseException) -> None:
         """Keep why a run ended: one line in status.json, the whole traceback in error.txt."""
-        write_text(self.folder / "error.txt", "".join(traceback.format_exception(error)))
-        mark(self.folder, state, (str(error) or type(error).__name__).splitlines()[0])
+        with suppress(OSError):  # the disk may be what it ended of
+            write_text(self.folder / "error.txt", "".join(traceback.format_exception(error)))
+        with suppress(OSError):
+            mark(self.folder, state, first_line(error))
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        self.rows.append(dict(row))
-        write_text(self.folder / "history.csv", _csv(self.rows))
+        self.history([*self.rows, dict(row)])
+
+    def history(self, rows: list[dict[str, Any]]) -> None:
+        """These are the epochs so far. Where they cannot be written now, the next may."""
+        self.rows = rows
+        try:
+            write_text(self.folder / "history.csv", _csv(rows))
+        except OSError as error:
+            log.warning("%s cannot be written (%s); the training goes on", self.folder / "history.csv", error.strerror)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         write_json(self.folder / "result.json", result)
@@ -125,21 +143,22 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The result of a finished run, or None."""
-    found = read_json(folder / "result.json")
-    return found if isinstance(found, dict) and "metrics" in found else None
+    """The result of a finished run, or None: also where it is damaged, so that the same command trains it again."""
+    found: dict[str, Any] | None = read(Result, folder / "result.json")[0]
+    return found
 
 
 def set_aside(folder: Path) -> None:
     """Make room for a rerun: what is there moves to superseded/N/, so that nothing is lost."""
+    names = "result.json", "status.json", "history.csv", "config.yaml", "error.txt", "wandb.json", "checkpoints"
+    there = [path for path in (*(folder / name for name in names), *folder.glob("*.safetensors")) if path.exists()]
+    if not there:
+        return
     kept = folder / "superseded"
     target = kept / str(1 + sum(1 for _ in kept.iterdir()) if kept.exists() else 1)
     target.mkdir(parents=True)
-    for name in ("result.json", "status.json", "history.csv", "config.yaml", "error.txt"):
-        if (folder / name).exists():
-            os.replace(folder / name, target / name)
-    for weights in folder.glob("*.safetensors"):
-        os.replace(weights, target / weights.name)
+    for path in there:  # the result first: what is left without it is a run to be done
+        os.replace(path, target / path.name)
 
 
 def environment(device: Any) -> dict[str, Any]:

@@ -19,11 +19,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from kd.compare import against_standard
-from kd.record import read_json, write_text
-from kd.table import COLUMNS, Tables, find, gather, is_run
-
-MOST = 25  # lines of the comparison in a terminal
-
+from kd.files import write_text
+from kd.reader import Study, read
+from kd.table import COLUMNS, Tables, find, gather, is_run, printable
 
 MOST = 30  # settings that a terminal is shown
 
@@ -54,7 +52,7 @@ def write(places: Sequence[Path], out: Path, figures: bool = True) -> Report:
     notes = remarks(tables)
     cut = max(0, len(tables.summary) - MOST)  # of the settings that validation did not choose, which come last
     shown = [*rows[: MOST + 1], *rows[MOST + 1 + cut :]] if cut else rows
-    more = [f"... {cut} more settings in {out / 'summary.csv'}"] if cut else []
+    more = [f"... {cut} more settings in {printable(out / 'summary.csv')}"] if cut else []
     lines = [*aligned([row[:-1] for row in shown]), *more, *(f"note: {note}" for note in notes)]
     said = "\n".join(lines) if rows else "no job finished"
     if not figures:
@@ -63,9 +61,9 @@ def write(places: Sequence[Path], out: Path, figures: bool = True) -> Report:
     from kd.figures import draw
     from kd.page import render
 
-    studies = [study for place in places if isinstance(study := read_json(place / "study.json"), dict)]
-    drawn, left = draw(tables, out / "figures", studies[0] if studies else None)
-    title = " + ".join("/".join(place.absolute().parts[-2:]) for place in places)
+    studies = [found for place in places if any(found := read(Study, place / "study.json"))]
+    drawn, left = draw(tables, out / "figures", *(studies[0] if studies else (None, "")))
+    title = printable(" + ".join("/".join(place.absolute().parts[-2:]) for place in places))
     verdict = conclude(tables)
     write_text(out / "index.html", render(title, out, tables, verdict, notes, rows, drawn, left, files))
     return Report(tables, f"{said}\n\n{verdict}", [figure.name for figure in drawn], out / "index.html")
@@ -159,6 +157,8 @@ def remarks(tables: Tables) -> list[str]:
     if len(open_):
         states = ", ".join(f"{n} {name}" for name, n in open_["status"].value_counts().items())
         found.append(f"{len(open_)} of {len(runs)} runs are not done ({states}); the same command again runs those")
+        if damaged := sum(" is damaged" in reason for reason in open_["reason"]):
+            found.append(f"{damaged} of those have damaged files, which the column reason names")
     if table.empty:
         return found
     if table["n"].nunique() > 1:
@@ -226,7 +226,7 @@ def main(words: Sequence[str] | None = None) -> None:
         found = write(asked.places, out)
     except OSError as error:
         sys.exit(_refuse(f"cannot write to {error.filename or out} ({error.strerror}); choose another with --out DIR"))
-    print(f"{found.text}\n\nreport   {found.page}")
+    print(f"{found.text}\n\nreport   {printable(found.page or out)}")
 
 
 def _refuse(line: str) -> int:

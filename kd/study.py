@@ -10,7 +10,7 @@ from typing import Any
 
 from kd.pool import Outcome
 from kd.record import born, finished
-from kd.settings import UserError
+from kd.settings import UserError, first_line
 
 BEST = {
     "val_accuracy": "maximize",
@@ -57,7 +57,7 @@ class Study:
                 pruner=pruners[pruner](), sampler=self._sampler(0),
             )  # fmt: skip
         except Exception as error:  # of Optuna, of SQLAlchemy, of any database's driver
-            what = (str(error) or type(error).__name__).splitlines()[0]
+            what = first_line(error)
             raise UserError(f"hydra.sweeper.storage: {self.place} cannot be opened ({what})") from error
 
     def ask(self) -> Any:

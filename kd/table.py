@@ -1,16 +1,20 @@
 """Tables of runs, made from their files alone: no torch, no training, and any state of a sweep will do."""
 
 import csv
+import functools
+import io
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import yaml
 
-from kd.record import finished, read_json, status, write_json
+from kd.files import write_json
+from kd.reader import LARGEST, Config, Job, Placed, Plan, Result, Said, read, wrong_with
+from kd.record import Status, status
+from kd.settings import flatten
 
 PLAN = "jobs.json"  # in a sweep's directory: the jobs that were planned
 
@@ -21,7 +25,7 @@ COLUMNS = {  # of the tables below; those of `summary` that fold seeds are means
     "student": "the student's architecture and its numbers",
     "seed": "of everything random in the student's run",
     "status": "planned, running, done, failed, diverged, pruned or killed",
-    "reason": "why a run is not done",
+    "reason": "why a run is not done, or which of its files is damaged; damaged results are not counted",
     "overrides": "what was typed for this run",
     "epochs": "epochs of the student's training",
     "samples": "training images",
@@ -62,7 +66,7 @@ COLUMNS = {  # of the tables below; those of `summary` that fold seeds are means
     "folder": "where the run's files are",
 }
 
-IGNORED = ("seed", "device", "threads", "rerun", "paths.", "tracker.")  # keys that set no run apart
+IGNORED = ("seed", "device", "threads", "rerun", "paths.", "tracker.", "checkpoint.")  # keys that set no run apart
 CONTEXT = ("student.", "data.")  # keys that say what is trained on what: compared within, never chosen
 FOLDED = ("test_nll", "test_ece", "test_agreement", "test_teacher_kl", "val_accuracy", "val_nll", "val_ece",
           "train_seconds", "images_per_second", "teacher_test_accuracy")  # fmt: skip
@@ -81,11 +85,7 @@ class Tables(NamedTuple):
 
 def read_plan(folder: Path) -> list[dict[str, Any]]:
     """The planned jobs of a sweep, or none. Their folders are kept relative to the sweep's, which may have moved."""
-    found = read_json(folder / PLAN)
-    jobs = [job for job in found if isinstance(job, dict)] if isinstance(found, list) else []
-    return [
-        job | {key: str((folder / job[key]).resolve()) for key in ("folder", "baseline") if key in job} for job in jobs
-    ]
+    return [job for job in _plan(folder) if "damage" not in job]
 
 
 def write_plan(folder: Path, jobs: Iterable[Mapping[str, Any]]) -> None:
@@ -99,110 +99,171 @@ def write_plan(folder: Path, jobs: Iterable[Mapping[str, Any]]) -> None:
 
 def find(places: Iterable[Path]) -> list[dict[str, Any]]:
     """The jobs of sweeps' directories, and the runs that lie in any other directory; each run once. And the finished
-    `standard` runs that are the jobs' baselines, though they were not part of the sweep."""
+    `standard` runs that are the jobs' baselines, though they were not part of the sweep. What is damaged beyond use is
+    a job without a configuration; `damage` says why."""
     found: dict[str, dict[str, Any]] = {}
     for place in places:
-        jobs = read_plan(place) or [_lone(f.parent) for f in sorted(place.glob("**/config.yaml")) if is_run(f.parent)]
-        for job in jobs:
+        planned = _plan(place)
+        whole = any("damage" not in job for job in planned)
+        for job in planned if whole else [*planned, *map(_lone, _runs(place))]:
             found.setdefault(job["folder"], job)
-    for path in dict.fromkeys(job["baseline"] for job in list(found.values()) if job.get("baseline")):
-        if path not in found and finished(Path(path)):
+    for path in dict.fromkeys(job["baseline"] for job in found.values() if job.get("baseline")):
+        if path not in found and read(Result, Path(path, "result.json"))[0]:
             found[path] = _lone(Path(path))
-    return [job for job in found.values() if isinstance(job.get("config"), dict)]
+    return list(found.values())
 
 
 def is_run(folder: Path) -> bool:
-    """Whether that is one run's own directory."""
-    return (folder / "status.json").exists() and "superseded" not in folder.parts
+    """Whether that is one run's own directory: any two of its files are there, damaged or not."""
+    own = ("config.yaml", "history.csv", "status.json", "result.json")
+    return "superseded" not in folder.parts and sum(os.path.lexists(folder / name) for name in own) > 1
+
+
+def _runs(place: Path) -> Iterator[Path]:
+    for folder, inner, _ in os.walk(place):
+        inner.sort()
+        if is_run(Path(folder)):
+            yield Path(folder)
+
+
+def _plan(folder: Path) -> list[dict[str, Any]]:
+    """The planned jobs of a sweep. In place of a damaged one what its run's own files say, if they can be found."""
+    entries, damage = read(Plan, folder / PLAN)
+    base = os.path.realpath(folder)
+    jobs: list[dict[str, Any]] = [{"folder": base, "overrides": [], "damage": damage}] if damage else []
+    for number, job in enumerate(entries or (), 1):
+        if wrong := wrong_with(Job, job):
+            own = _lone(Path(base, "." if wrong_with(Placed, job) else job["folder"])) | {"number": number - 1}
+            jobs.append(own | {"damage": f"{PLAN} is damaged: job {number}: {wrong}"} if "damage" in own else own)
+        else:
+            places = {key: os.path.realpath(Path(base, job[key])) for key in ("folder", "baseline") if job.get(key)}
+            jobs.append(job | places)
+    return jobs
 
 
 def _lone(folder: Path) -> dict[str, Any]:
     """A run as if it had been planned, from its own files."""
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        config = None
-    result = finished(folder) or {}
+    result, _ = read(Result, folder / "result.json")
+    config, damage = (result.get("config"), "") if result else (None, "")
+    if config is None:
+        config, damage = read(Config, folder / "config.yaml")
+    where = {"folder": os.path.realpath(folder), "overrides": []}
+    if config is None:
+        return where | {"damage": damage or "config.yaml is missing"}
     taught = result.get("teacher") is not None if result else True
-    where = {"folder": str(folder.resolve()), "content": result.get("content")}
-    return {"overrides": [], "taught": taught, "config": config, **where}
+    return where | {"taught": taught, "config": config, "content": result.get("content") if result else None}
+
+
+# ---- rows
 
 
 def gather(places: Iterable[Path]) -> Tables:
     """All tables of the sweeps and runs in `places`, as far as they are."""
     jobs = find(places)
-    settings, swept = label(jobs)
+    whole = [job for job in jobs if "damage" not in job]
+    settings, swept = label(whole)
+    swept = [key for key in swept if key == "batch_size" or not (key in COLUMNS or key.startswith(("test_", "val_")))]
+    for job, setting in zip(whole, settings, strict=True):
+        job["setting"] = setting
     rows, epochs = [], []
     reliability: dict[str, dict[str, list[float]]] = {}
-    for job, setting in zip(jobs, settings, strict=True):
+    for job in jobs:
         folder = Path(job["folder"])
+        result, damage = read(Result, folder / "result.json")
+        if "damage" in job:
+            rows.append(_row(job, None, Status("failed", job["damage"])))
+            continue
+        rows.append(row := _row(job, result, Status("done") if result else _state(folder, damage)))
         flat = flatten(job["config"])
-        result = finished(folder)
-        row = _row(job, result)
-        row |= {"setting": setting, **{key: flat.get(key) for key in swept if _applies(job, key)}}
-        rows.append(row)
-        if result and isinstance(result.get("reliability"), dict):
-            reliability[setting] = _add(reliability.get(setting), result["reliability"])
+        row |= {key: flat.get(key) for key in swept if _applies(job, key)}
+        if result and result.get("reliability"):
+            reliability[row["setting"]] = _add(reliability.get(row["setting"]), result["reliability"])
+        history, damage = _history(folder / "history.csv")
+        row["reason"] = row["reason"] or damage
         same = {key: row[key] for key in ("id", "setting", "method", "seed")}
-        epochs += [{**same, **epoch} for epoch in _history(folder / "history.csv")]
-    runs = _typed(pd.DataFrame(rows, columns=None if rows else ["setting", "method", "seed", "status", "reason"]))
-    history = _typed(pd.DataFrame(epochs, columns=None if epochs else ["id", "setting", "method", "seed", "epoch"]))
-    return Tables(runs, history, summarise(runs, swept), swept, reliability)
+        epochs += [{**same, **epoch} for epoch in history]
+    runs = _typed(rows, ["setting", "method", "seed", "status", "reason"])
+    return Tables(runs, _typed(epochs, ["id", "setting", "method", "seed", "epoch"]), summarise(runs, swept), swept,
+                  reliability)  # fmt: skip
 
 
-def _row(job: Mapping[str, Any], result: Mapping[str, Any] | None) -> dict[str, Any]:
-    config, state = job["config"], status(Path(job["folder"]))
+def _state(folder: Path, damage: str) -> Status:
+    """How far a run is. One whose files are damaged is not done, whatever it says."""
+    said, wrong = read(Said, folder / "status.json")
+    if wrong:
+        return Status("failed", damage or wrong)
+    state = status(folder)
+    if not damage:
+        return state
+    return Status("failed" if "done" in (state.state, said and said["state"]) else state.state, damage)
+
+
+def _row(job: Mapping[str, Any], result: Mapping[str, Any] | None, state: Status) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "id": job.get("id"), "setting": "", "method": config["method"]["name"], "student": None,
-        "seed": config["seed"], "status": state.state, "reason": state.reason,
-        "overrides": " ".join(job["overrides"]), "epochs": config["student"]["epochs"],
-        "batch_size": config["batch_size"],
+        "id": job.get("id"), "setting": job.get("setting", ""), "method": None, "student": None, "seed": None,
+        "status": state.state, "reason": state.reason, "overrides": " ".join(job["overrides"]), "epochs": None,
+        "batch_size": None,
     }  # fmt: skip
+    if config := job.get("config"):
+        row |= {"method": config["method"]["name"], "seed": config["seed"]}
+        row |= {"epochs": config["student"]["epochs"], "batch_size": config["batch_size"]}
     if result:
-        teacher = result.get("teacher") or {}
+        teacher = result["teacher"] or {}
         row |= {"id": result["id"], "student": result["student"], "samples": result["samples"]["train"]}
-        row |= {**result["metrics"], **result["size"]}
-        row |= {key: result["time"].get(key) for key in ("train_seconds", "images_per_second")}
+        row |= {key: value for key, value in result["metrics"].items() if key.startswith(("test_", "val_"))}
+        row |= {key: result["size"][key] for key in ("params", "macs", "method_params")}
+        row |= {key: result["time"][key] for key in ("train_seconds", "images_per_second")}
         row |= {"teacher": teacher.get("name"), "teacher_params": teacher.get("params")}
         row |= {"teacher_macs": teacher.get("macs")}
         row |= {"teacher_test_accuracy": teacher.get("metrics", {}).get("test_accuracy")}
         row["budget"] = f"{row['epochs']} x {row['samples']:,}"
-    return {**row, "folder": job["folder"]}
+    return {**row, "folder": printable(job["folder"])}
 
 
-def _history(path: Path) -> list[dict[str, Any]]:
-    """The rows of a history file, numbers as numbers; none when it is absent; whole rows only."""
+def printable(path: Path | str) -> str:
+    """A path as text that any file can hold: its odd bytes as escapes."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def _history(path: Path) -> tuple[list[dict[str, float]], str]:
+    """(The epochs of a history file, up to the first line that is not whole; what is wrong with that line). A number
+    that is not finite is left out."""
+    rows: list[dict[str, float]] = []
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
-    except (OSError, ValueError, TypeError, csv.Error):
-        return []
+        text = path.read_text(encoding="utf-8", errors="replace")
+        lines = csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))
+        head = next(lines, [])
+        if "epoch" not in head or {"id", "setting", "method", "seed"} & set(head):
+            raise ValueError
+        for number, cells in enumerate(lines, 1):
+            row = {name: float(cell) for name, cell in zip(head, cells, strict=True) if cell}
+            if row.get("epoch") != number:
+                raise ValueError
+            rows.append({name: value for name, value in row.items() if abs(value) <= LARGEST})
+        if not text.endswith("\n"):
+            raise ValueError
+    except FileNotFoundError:
+        return [], ""
+    except (OSError, ValueError, csv.Error):
+        return rows, f"{path.name} is damaged after epoch {len(rows)}"
+    return rows, ""
 
 
 def _add(a: dict[str, list[float]] | None, b: dict[str, list[float]]) -> dict[str, list[float]]:
     return b if a is None else {key: [x + y for x, y in zip(a[key], b[key], strict=True)] for key in a}
 
 
-def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+def _typed(rows: Sequence[Mapping[str, Any]], without: Sequence[str]) -> pd.DataFrame:
+    """A table of these rows, whole numbers as such though some are missing; its columns `without` any row."""
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(without))
     for name in ("seed", "epochs", "samples", "batch_size", "epoch", "params", "macs", "method_params",
                  "teacher_params", "teacher_macs"):  # fmt: skip
         if name in frame:
-            frame[name] = pd.to_numeric(frame[name]).astype("Int64")
+            frame[name] = pd.array([row.get(name) for row in rows], dtype="Int64")
     return frame
 
 
 # ---- what sets runs apart
-
-
-def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists become their text."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = str(value) if isinstance(value, list) else value
-    return flat
 
 
 def _applies(job: Mapping[str, Any], key: str) -> bool:
@@ -235,7 +296,7 @@ def label(jobs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
     def words(say: Callable[[Any], str]) -> list[str]:
         said = [[f"{k.removeprefix('method.').removesuffix('.name')}={say(flat[k])}" for k in keys]
                 for flat, keys in zip(flats, own, strict=True)]  # fmt: skip
-        return [" ".join([flat["method.name"], *w]) for flat, w in zip(flats, said, strict=True)]
+        return [" ".join([job["config"]["method"]["name"], *w]) for job, w in zip(jobs, said, strict=True)]
 
     brief, exact = words(lambda v: format(v, ".4g") if isinstance(v, float) else str(v)), words(str)
     return (brief if len(set(brief)) == len(set(exact)) else exact), swept
@@ -253,10 +314,15 @@ def _choices(flat: Mapping[str, Any], key: str) -> tuple[Any, ...]:
 
 def half_width(values: pd.Series) -> float:
     """Half the 95 % confidence interval of a mean, by Student's t; nan for fewer than two values."""
+    n = int(values.count())
+    return float(_quantile(n - 1) * values.std() / math.sqrt(n)) if n > 1 else math.nan
+
+
+@functools.cache
+def _quantile(freedom: int) -> float:
     from scipy import stats
 
-    n = int(values.count())
-    return float(stats.t.ppf(0.975, n - 1) * values.std() / math.sqrt(n)) if n > 1 else math.nan
+    return float(stats.t.ppf(0.975, freedom))
 
 
 def finished_runs(runs: pd.DataFrame) -> pd.DataFrame:
@@ -268,14 +334,13 @@ def summarise(runs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
     """A row per setting that has a finished run, the chosen ones first: n, means, spread of the test accuracy, and
     which setting of each method validation chooses."""
     rows = []
-    for setting, group in runs.groupby("setting", sort=False) if len(runs) else ():
-        done = finished_runs(group)
-        if done.empty:
-            continue
+    planned = runs.groupby("setting", sort=False)["seed"].nunique()
+    groups = dict(iter(finished_runs(runs).groupby("setting", sort=False)))
+    for setting, done in ((setting, groups[setting]) for setting in planned.index if setting in groups):
         first = done.iloc[0]
         row = {"setting": setting, "method": first["method"], "student": first["student"]}
-        row |= {key: first[key] for key in swept if key in group}
-        row |= {"n": len(done), "planned": group["seed"].nunique(), "test_accuracy": done["test_accuracy"].mean()}
+        row |= {key: first[key] for key in swept if key in done}
+        row |= {"n": len(done), "planned": planned[setting], "test_accuracy": done["test_accuracy"].mean()}
         row |= {
             "test_accuracy_std": done["test_accuracy"].std(),
             "test_accuracy_ci95": half_width(done["test_accuracy"]),
@@ -289,9 +354,9 @@ def summarise(runs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
         rows.append(row)
     table = pd.DataFrame(rows)
     if not table.empty:
-        groups = table.groupby(["context", "method"])
-        table["chosen"] = groups["setting"].transform("size") == 1
+        rivals = table.groupby(["context", "method"])
+        table["chosen"] = rivals["setting"].transform("size") == 1
         if "val_accuracy" in table and table["val_accuracy"].notna().all():
-            table["chosen"] |= table.index.isin(groups["val_accuracy"].idxmax())
+            table["chosen"] |= table.index.isin(rivals["val_accuracy"].idxmax())
         table = table.sort_values("chosen", ascending=False, kind="stable", ignore_index=True)
     return table

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import plain, readme
+from benchmarks import aggregate, plain, readme
 from benchmarks.networks import MEAN, STD, network
 from benchmarks.throughput import PATHS, pictures
 
@@ -51,6 +51,19 @@ def test_a_sweep_is_compared_with_as_many_plain_runs(tmp_path: Path) -> None:
     assert found["imported_for_nothing"] == [], "a run does not need these"
     throughput = json.loads((ROOT / "benchmarks" / "throughput.json").read_text())
     assert readme.section(throughput, found).count("typing to report") == 2
+
+
+def test_a_report_on_many_runs_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "aggregate.json"
+    monkeypatch.setattr(sys, "argv", ["aggregate", "--runs", "33", "--out", str(out)])
+    aggregate.main()
+    found = json.loads(out.read_text())
+    assert found["runs"] == 33
+    assert found["seconds"] > 0
+    assert found["memory_mb"] > 50
+    assert "33 runs of 15 epochs: " in capfd.readouterr().out
 
 
 def test_the_plain_loop_learns(monkeypatch: pytest.MonkeyPatch) -> None:
