@@ -27,13 +27,14 @@ from kd import device as devices
 from kd import methods
 from kd.data.loader import Split, batches
 from kd.device import Device
+from kd.files import write_json
 from kd.methods import Batch, Spec
 from kd.models import Out
 from kd.optim import SGD, Schedule
 from kd.outputs import Outputs, Place
-from kd.record import environment, write_json
+from kd.record import environment
 from kd.teacher import Live, freeze
-from kd.train import train
+from kd.train import State, train
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "standard": {},
@@ -106,8 +107,8 @@ def our_steps(path: Way, found: Pictures, device: Device, kept: Path) -> Iterato
     """kd's loop: an item a step."""
     made = ours(path, found, device, kept)
     schedule = Schedule(name="constant", warmup=0.0, final=0.0, milestones=[], gamma=1.0)
-    rows = train(made.student, made.teach, made.method, made.split, AUGMENT, made.optimizer, schedule, 10**6, BATCH, 0,
-                 device)  # fmt: skip
+    state = State(made.student, made.method, made.optimizer)
+    rows = train(state, made.teach, made.split, AUGMENT, schedule, 10**6, BATCH, 0, device)
     return (row for row in rows if row is None)
 
 

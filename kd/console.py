@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,12 +85,14 @@ def place(path: Path) -> Path:
 _OWN = ("epoch", "lr", "accuracy", "loss", "seconds", "images_per_second")
 
 
-def watch(title: str, rows: Iterable[dict[str, Any] | None], epochs: int) -> Iterator[dict[str, Any] | None]:
-    """Pass rows through, saying one line for each; None is passed through silently."""
+def watch(
+    title: str, rows: Iterable[dict[str, Any] | None], epochs: int, before: Sequence[dict[str, Any]] = ()
+) -> Iterator[dict[str, Any] | None]:
+    """Pass rows through, saying one line for each; None is passed through silently. `before`: rows of earlier."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    spent = 0.0
+    spent = sum(row["seconds"] for row in before)
     with Progress(*columns, console=get_console(), transient=True, disable=not get_console().is_terminal) as bar:
-        task = bar.add_task(title, total=epochs)
+        task = bar.add_task(title, total=epochs, completed=len(before))
         for row in rows:
             if row is None:
                 yield None

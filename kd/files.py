@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,16 +17,16 @@ def aside(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
-        with open(part, "rb") as file:
+        with open(part, "r+b") as file:
             os.fsync(file.fileno())  # a rename may reach the disk before what it names
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def tidy(folder: Path) -> None:
-    """Remove what a process that was killed had half written. Only for who alone writes into `folder`."""
-    for part in folder.glob(".*.part"):
+def tidy(folder: Path, name: str = "*") -> None:
+    """Remove what a process that was killed had half written of `name`. Only for who alone writes it."""
+    for part in folder.glob(f".{name}.*.part"):
         part.unlink(missing_ok=True)
 
 
@@ -55,7 +56,9 @@ def save(tensors: Mapping[str, Any], path: Path, metadata: dict[str, str] | None
     try:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata)
     except SafetensorError as error:
-        raise OSError(errno.EIO, str(error), str(path)) from error
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def checksum(tensors: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from torch import Tensor
 from kd import views
 from kd.data.loader import Split
 from kd.device import Device
-from kd.files import aside
+from kd.files import aside, tidy
 from kd.methods.base import Batch
 from kd.models.base import Out
 from kd.settings import Settings
@@ -46,6 +46,7 @@ class Table:
         size = Table.bytes(rows, width)
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
+            tidy(path.parent, path.name)
             if not path.exists() or path.stat().st_size != size:
                 _reserve(path, size)
             raw = torch.from_file(str(path), shared=True, size=size // 2, dtype=torch.int16)

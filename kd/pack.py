@@ -12,14 +12,17 @@ from typing import Any
 
 import torch
 
+from kd.stop import Stop
+
 Steps = Generator[None, None, Any]
 
 
 class Shared:
-    """A memory of one thing of each kind, for runs that ask for the same."""
+    """What the runs of one process have in common: a memory of one thing of each kind, and the wish to stop."""
 
     def __init__(self) -> None:
         self.held: dict[str, tuple[Any, Any]] = {}
+        self.stop = Stop()
 
     def last(self, kind: str, key: Any, make: Callable[[], Any], *hanging: str) -> Any:
         """`make()`, or what it gave before if the last of this `kind` had this `key`. What is made replaces the last,
@@ -56,11 +59,11 @@ def together(
     An interrupt reaches every member.
     """
     ends: list[Any] = [None] * len(members)
-    states = {number: _random_state() for number in range(len(members))}
+    states = {number: random_state() for number in range(len(members))}
     try:
         while states:
             for number in list(states):
-                _restore(states[number])
+                restore(states[number])
                 try:
                     with around(number):
                         next(members[number])
@@ -69,7 +72,7 @@ def together(
                 except Exception as error:
                     ends[number] = error.with_traceback(None)  # which would keep its tensors
                 else:
-                    states[number] = _random_state()
+                    states[number] = random_state()
                     continue
                 del states[number]
                 ended(number, ends[number])
@@ -81,12 +84,13 @@ def together(
     return ends
 
 
-def _random_state() -> tuple[Any, Any, Any]:
+def random_state() -> tuple[Any, Any, Any]:
+    """Of torch's generators: the CPU's, those of all GPUs, MPS's."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     return torch.get_rng_state(), cuda, torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
 
 
-def _restore(state: tuple[Any, Any, Any]) -> None:
+def restore(state: tuple[Any, Any, Any]) -> None:
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state_all(state[1])

@@ -78,6 +78,10 @@ def run(
     finally:
         _end(workers)
         for worker in workers:
+            for message in worker.messages():
+                if message[0] == "ended" and worker.job is not None:
+                    ended(worker.job[0], message[1])
+                    worker.job = None
             if worker.job is not None:
                 ended(worker.job[0], Outcome("killed", "interrupted"))
 

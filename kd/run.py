@@ -1,26 +1,30 @@
 """One run, from a checked configuration to its directory: data, teacher, student, training, evaluation, record."""
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+import yaml
 from filelock import FileLock, Timeout
-from safetensors.torch import save_file
 
-from kd import console, data, evaluate, models, outputs, record, store, teacher, tracker
+from kd import console, data, evaluate, files, models, outputs, record, store, teacher, tracker
+from kd.checkpoint import Checkpoints
 from kd.config import Config, file_digest, model_name
 from kd.data import Data
 from kd.device import Device, resolve
-from kd.methods import Batch, Spec
-from kd.models import Out
+from kd.methods import Batch, Method, Spec
+from kd.models import Net, Out
 from kd.outputs import Outputs, Place
 from kd.pack import Shared, alone
 from kd.seeds import seeded
+from kd.settings import UserError, first_line, flatten
 from kd.teacher import Live, Teacher
-from kd.train import DivergedError, train
+from kd.train import DivergedError, State, train
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +41,15 @@ def run(
 ) -> dict[str, Any]:
     """Train, evaluate and record what `config` says, unless that was done before; return the content of result.json.
 
-    `tell("epoch", row)` is called after each epoch of the student; its answer True ends the run. `shared` keeps images
-    and teacher for the next run of this process.
+    A run that was interrupted goes on from its last checkpoint. `tell("epoch", row)` is called after each epoch of the
+    student; its answer True ends the run. `shared` keeps images and teacher for the next run of this process. A signal
+    that ends the process waits for the end of a step, and for a checkpoint.
     **Raises:** UserError for what a user can mend; DivergedError when the loss is not finite; PrunedError.
     """
     shared = shared or Shared()
     try:
-        return alone(steps(config, title, tell, shared))
+        with shared.stop.installed():
+            return alone(steps(config, title, tell, shared))
     finally:
         shared.forget("step/")
 
@@ -52,40 +58,66 @@ def steps(
     config: Config, title: str, tell: Callable[..., bool] | None, shared: Shared, packed: int = 1
 ) -> Generator[None, None, dict[str, Any]]:
     """`run`, a step at a time, so that several can go in turn (`packed`: how many do)."""
-    folder = folder_of(config)
+    folder, root = folder_of(config), config.root
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder, title):
+    with _alone(folder, title, shared):
         found = record.finished(folder)
-        if found is not None and not config.root.rerun:
+        if found is not None and not root.rerun:
+            Checkpoints(folder).clear()  # of a process that was killed at its very end
             log.info("%s: found in %s (rerun=true trains it again)", title, console.place(folder))
             return found
-        if found is not None:
+        if root.rerun:
             record.set_aside(folder)
-        cache = _path(config.root.paths.cache)
-        root = config.root
+        refuse_change(config)
+        cache = _path(root.paths.cache)
         device = resolve(root.device, root.precision, cache, root.kernels == "auto", root.compile)
         kept = record.Record(folder, config.plain())
         try:
             with kept.running():
                 same = config.data, config.described, cache, device.torch
                 images = shared.last("images", same, lambda: data.load(*same), "teacher", "step/")
-                return (yield from _distill(config, kept, images, device, title, tell, shared, packed))
+                result = yield from _distill(config, kept, images, device, title, tell, shared, packed)
         except (Exception, KeyboardInterrupt) as error:
             shared.forget("teacher")  # whatever happened to it is over with this run
             states = {DivergedError: "diverged", PrunedError: "pruned", KeyboardInterrupt: "killed"}
             kept.ended(next((name for kind, name in states.items() if isinstance(error, kind)), "failed"), error)
             raise
+        Checkpoints(folder).clear()
+        return result
+
+
+def refuse_change(config: Config) -> None:
+    """A run that was interrupted goes on as it began, or not at all. **Raises:** UserError, which says what differs.
+
+    Most keys name another run, with a directory of its own. This is for those that do not, and yet change its numbers.
+    """
+    folder = folder_of(config)
+    if config.root.rerun or not Checkpoints(folder).any() or record.finished(folder):
+        return
+    try:
+        began = flatten(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return
+    now = flatten(config.plain())
+    differ = [key for key in ("device", "kernels", "compile", "threads") if began.get(key) != now[key]]
+    if differ:
+        said = ", ".join(f"{key}={began.get(key)} then and {key}={now[key]} now" for key in differ)
+        where = console.place(folder)
+        raise UserError(f"{differ[0]}: the run in {where} was interrupted with {said}; give the same, or rerun=true")
 
 
 @contextmanager
-def _alone(folder: Path, title: str) -> Iterator[None]:
+def _alone(folder: Path, title: str, shared: Shared) -> Iterator[None]:
     """One process has a run; who wants the same waits, and then finds it. The lock ends with its process."""
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
         log.info("%s: waiting for the process that trains it", title)
-        lock.acquire()
+        while not lock.is_locked:
+            shared.stop.heed()  # of others in this process, which may be between two steps
+            with suppress(Timeout):
+                lock.acquire(timeout=1)
     try:
         yield
     finally:
@@ -101,6 +133,31 @@ def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
+class Parts(NamedTuple):
+    """What a run is made of."""
+
+    images: Data
+    device: Device
+    tutor: Teacher | None
+    student: Net
+    method: Method
+    teach: Outputs | None
+
+
+def _parts(config: Config, images: Data, device: Device, shared: Shared) -> Parts:
+    seed = config.root.seed
+    tutor = _teacher(config, images, device, shared) if config.needs_teacher else None
+    with seeded(seed, "student"):
+        student = device.place(models.build(config.student, len(images.classes), images.size))
+    taught_by = tutor.net if tutor else None
+    shapes = taught_by.shapes(images.size) if taught_by else {}
+    spec = Spec(student.shapes(images.size), shapes, len(images.classes), images.samples, taught_by)
+    with seeded(seed, "method"):
+        method = device.place(config.method_class(config.method, spec))
+    teach = _outputs(config, tutor, images, method, device) if tutor else None
+    return Parts(images, device, tutor, student, method, teach)
+
+
 def _distill(
     config: Config,
     kept: record.Record,
@@ -111,101 +168,189 @@ def _distill(
     shared: Shared,
     packed: int,
 ) -> Generator[None, None, dict[str, Any]]:
-    seed = config.root.seed
-    tutor = _teacher(config, images, device, shared) if config.needs_teacher else None
+    parts = _parts(config, images, device, shared)
+    state = State(parts.student, parts.method, config.root.optimizer)
+    checkpoints = Checkpoints(kept.folder, *config.root.checkpoint.model_dump().values())
+    began = _go_on(checkpoints, state, kept, device, title)
+    started, clock = time.monotonic(), Clock(began["clock"])
 
-    with seeded(seed, "student"):
-        student = device.place(models.build(config.student, len(images.classes), images.size))
-    taught_by = tutor.net if tutor else None
-    shapes = taught_by.shapes(images.size) if taught_by else {}
-    spec = Spec(student.shapes(images.size), shapes, len(images.classes), images.samples, taught_by)
-    with seeded(seed, "method"):
-        method = device.place(config.method_class(config.method, spec))
+    def save() -> None:
+        seconds = began["seconds"] + time.monotonic() - started
+        more = {"rows": kept.rows, "clock": clock.seconds, "seconds": seconds, "numerics": numerics(device)}
+        if checkpoints.save(state.epoch, state.step, {**state.dump(), **more, "resumed": began["resumed"]}):
+            log.debug("%s: checkpoint after epoch %d and %d steps", title, state.epoch, state.step)
 
-    teach = _outputs(config, tutor, images, method, device) if tutor else None
+    with tracker.open(config, kept.folder, title) as mirror, shared.stop.watching():
+        for row in kept.rows:
+            mirror.epoch(row)
+        stop = [tell("epoch", row) for row in kept.rows] if tell else []
+        rows = _rows(config, parts, state, clock, shared)
+        for new in console.watch(title, rows, config.epochs, kept.rows):
+            if new is not None:
+                kept.epoch(new)
+            if checkpoints.due(state.epoch, state.step) or shared.stop.asked:
+                save()
+            if new is not None:
+                mirror.epoch(new)
+                stop = [tell("epoch", new)] if tell else []
+            shared.stop.heed()
+            if stop and stop[-1]:
+                raise PrunedError(f"stopped after epoch {kept.rows[-1]['epoch']}: other trials do better")
+            if new is None:
+                try:
+                    yield
+                except KeyboardInterrupt:
+                    save()
+                    raise
+        if parts.tutor and parts.teach:
+            try:
+                parts.tutor.guard.check()
+            except RuntimeError:
+                parts.teach.discard()
+                raise
+        seconds = began["seconds"] + time.monotonic() - started
+        times = {"train_seconds": seconds, "packed": packed, "resumed": began["resumed"]}
+        result, logits = _result(config, kept.rows, parts, times)
+        mirror.finish(result, images, logits)
+        _keep(config, kept, parts, result)
+    return result
+
+
+class Clock:
+    """The seconds of an epoch. While other runs have their turn it stands still."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.began = seconds, time.monotonic()
+
+    def start(self) -> None:
+        self.began = time.monotonic()
+
+    def stop(self) -> float:
+        self.seconds += time.monotonic() - self.began
+        return self.seconds
+
+
+def _rows(config: Config, parts: Parts, state: State, clock: Clock, shared: Shared) -> Iterator[dict[str, Any] | None]:
+    """The training, with what is known of the validation images after each epoch."""
+    root, images, method, teach = config.root, parts.images, parts.method, parts.teach
 
     def said(batch: Batch) -> Out:
         assert teach is not None
-        asked = seed, method.views, len(batch.x), batch.epoch
+        asked = root.seed, method.views, len(batch.x), batch.epoch
         same = images, config.teaching, config.teacher, method.teacher_taps, asked
-        return shared.last(f"step/teacher/{seed}", same, lambda: teach(batch))
-
-    def rows() -> Iterator[dict[str, Any] | None]:
-        spent, begun = 0.0, time.time()  # while others have their turn the clock stands still
-        for row in train(
-            student, said if teach else None, method, images.train, config.data.augment, config.root.optimizer,
-            config.root.schedule, config.epochs, config.root.batch_size, seed, device, shared,
-        ):  # fmt: skip
-            spent += time.time() - begun
-            if row is None:
-                yield None
-                begun = time.time()
-                continue
-            speed = images.train.batches(config.root.batch_size) * config.root.batch_size / spent
-            begun = time.time()
-            found = validate()
-            yield {**row, **found, "seconds": spent + time.time() - begun, "images_per_second": speed}
-            spent, begun = 0.0, time.time()
+        return shared.last(f"step/teacher/{root.seed}", same, lambda: teach(batch))
 
     def validate() -> dict[str, float]:
         if images.val is None:
             return {}
-        logits = evaluate.infer(method.deploy(student), images.val, device)
-        found = evaluate.metrics(logits, images.val.targets, tutor.val_logits if tutor else None)
+        logits = evaluate.infer(method.deploy(parts.student), images.val, parts.device)
+        found = evaluate.metrics(logits, images.val.targets, parts.tutor.val_logits if parts.tutor else None)
         return {f"val_{name}": value for name, value in found.items()}
 
-    started = time.time()
-    with tracker.open(config, kept.folder, title) as mirror:
-        for row in console.watch(title, rows(), config.epochs):
-            if row is None:
-                yield
-                continue
-            kept.epoch(row)
-            mirror.epoch(row)
-            if tell and tell("epoch", row):
-                raise PrunedError(f"stopped after epoch {row['epoch']}: other trials do better")
-        if tutor and teach:
-            try:
-                tutor.guard.check()
-            except RuntimeError:
-                teach.discard()
-                raise
-        seconds = time.time() - started
+    clock.start()
+    for row in train(
+        state, said if teach else None, images.train, config.data.augment, root.schedule, config.epochs,
+        root.batch_size, root.seed, parts.device, shared,
+    ):  # fmt: skip
+        spent = clock.stop()
+        if row is not None:
+            speed = images.train.batches(root.batch_size) * root.batch_size / max(spent, 1e-9)
+            clock.start()
+            row = {**row, **validate(), "seconds": clock.stop(), "images_per_second": speed}
+            clock.seconds = 0.0
+        yield row
+        clock.start()
 
-        deployed = method.deploy(student)
-        logits = evaluate.infer(deployed, images.test, device)  # the test images are read once, here
-        taught = evaluate.infer(tutor.net, images.test, device) if tutor else None
-        test = evaluate.metrics(logits, images.test.targets, taught)
-        last = kept.rows[-1]
-        result = {
-            "id": config.identity(),
-            "method": config.method.name,
-            "student": model_name(config.student),
-            "seed": seed,
-            "epochs": config.epochs,
-            "metrics": {f"test_{k}": v for k, v in test.items()} | {k: last[k] for k in last if k.startswith("val_")},
-            "teacher": _about(config, tutor, taught, images),
-            "reliability": evaluate.reliability(logits, images.test.targets),
-            "size": evaluate.size(deployed, images.size) | {"method_params": evaluate.count(method.parameters())},
-            "time": {
-                "train_seconds": seconds,
-                "packed": packed,  # runs that shared these seconds
-                "epoch_seconds": [row["seconds"] for row in kept.rows],
-                "images_per_second": sum(row["images_per_second"] for row in kept.rows) / len(kept.rows),
-                "teacher_read": teach.known if teach else None,  # the part it need not compute
-            },
-            "content": config.described.fingerprint,
-            "samples": {"train": len(images.train), "val": len(images.val or ()), "test": len(images.test)},
-            "environment": record.environment(device),
-            "config": config.plain(),
-        }
-        card = store.card(config.student.model_dump(), images.classes, images.size, images.train.mean, images.train.std)
-        store.save(deployed, kept.folder / "student.safetensors", card)
-        if extra := method.state_dict():
-            save_file({k: v.cpu().contiguous() for k, v in extra.items()}, kept.folder / "method.safetensors")
-        mirror.finish(result, images, logits)
+
+def _go_on(checkpoints: Checkpoints, state: State, kept: record.Record, device: Device, title: str) -> dict[str, Any]:
+    """Take up the run where its last checkpoint left it, if there is one. **Raises:** UserError when it cannot."""
+    found = checkpoints.load()
+    if found is None:
+        return {"clock": 0.0, "seconds": 0.0, "resumed": 0}
+    now, was, where = numerics(device), found["numerics"], console.place(kept.folder)
+    for what in ("device", "precision", "kernels"):
+        if was[what] != now[what]:
+            said = f"{what} {was[what]}, here it is {now[what]}"
+            raise UserError(f"{what}: the run in {where} was interrupted with {said}; go on there, or rerun=true")
+    if was != now:
+        said = ", ".join(f"{k} {v} (now {now[k]})" for k, v in was.items() if v != now[k])
+        log.warning("%s was interrupted with %s: its last bits may differ from those of a whole run", where, said)
+    try:
+        state.load(found)
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+        what = first_line(error)
+        raise UserError(f"rerun: the checkpoint in {where} does not fit ({what}); rerun=true begins anew") from error
+    kept.history(found["rows"])
+    log.info("%s: goes on after epoch %d and %d steps, from %s", title, state.epoch, state.step, where)
+    return {**found, "resumed": found["resumed"] + 1}
+
+
+def numerics(device: Device) -> dict[str, str]:
+    """What the last bits of a training depend on, beside its configuration."""
+    return {
+        "device": device.torch.type, "precision": str(device.dtype).removeprefix("torch."),
+        "kernels": "torch" if device.kernels is None else "kd", "threads": str(torch.get_num_threads()),
+        "torch": str(torch.__version__),
+    }  # fmt: skip
+
+
+def _result(
+    config: Config, rows: list[dict[str, Any]], parts: Parts, times: dict[str, Any]
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """Read the test images, once. **Returns:** what result.json is to hold, and the test logits."""
+    images, device, tutor, method = parts.images, parts.device, parts.tutor, parts.method
+    deployed = method.deploy(parts.student)
+    logits = evaluate.infer(deployed, images.test, device)
+    taught = evaluate.infer(tutor.net, images.test, device) if tutor else None
+    test = evaluate.metrics(logits, images.test.targets, taught)
+    last = rows[-1]
+    result = {
+        "id": config.identity(),
+        "method": config.method.name,
+        "student": model_name(config.student),
+        "seed": config.root.seed,
+        "epochs": config.epochs,
+        "metrics": {f"test_{k}": v for k, v in test.items()} | {k: last[k] for k in last if k.startswith("val_")},
+        "teacher": _about(config, tutor, taught, images),
+        "reliability": evaluate.reliability(logits, images.test.targets),
+        "size": evaluate.size(deployed, images.size) | {"method_params": evaluate.count(method.parameters())},
+        "time": {
+            **times,  # of the training; `packed`: runs that shared them; `resumed`: how often it went on
+            "epoch_seconds": [row["seconds"] for row in rows],
+            "images_per_second": sum(row["images_per_second"] for row in rows) / len(rows),
+            "teacher_read": parts.teach.known if parts.teach else None,  # the part it need not compute
+        },
+        "content": config.described.fingerprint,
+        "samples": {"train": len(images.train), "val": len(images.val or ()), "test": len(images.test)},
+        "environment": record.environment(device),
+        "config": config.plain(),
+    }
+    return result, logits
+
+
+def _keep(config: Config, kept: record.Record, parts: Parts, result: dict[str, Any]) -> None:
+    """Write weights and result. **Raises:** UserError where that cannot be done; then they lie in another place."""
+    images, train = parts.images, parts.images.train
+    card = store.card(config.student.model_dump(), images.classes, images.size, train.mean, train.std)
+
+    def write(folder: Path) -> None:
+        store.save(parts.method.deploy(parts.student), folder / "student.safetensors", card)
+        if extra := parts.method.state_dict():
+            with files.aside(folder / "method.safetensors") as part:
+                files.save(extra, part)
+
+    try:
+        write(kept.folder)
         kept.finish(result)
-    return result
+    except OSError as error:
+        what, then = f"paths.runs: cannot write to {kept.folder} ({error.strerror})", "it is lost: no room elsewhere"
+        with suppress(OSError):
+            rescued = record.Record(Path(tempfile.mkdtemp(prefix=f"kd-{kept.folder.name}-")), config.plain())
+            rescued.history(kept.rows)
+            write(rescued.folder)
+            rescued.finish(result)
+            then = f"the finished run is in {rescued.folder}: make room, and move its files"
+        raise UserError(f"{what}; {then}") from error
 
 
 def _teacher(config: Config, images: Data, device: Device, shared: Shared) -> Teacher:

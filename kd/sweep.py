@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from kd import console, pool, record, report, tracker
+from kd.checkpoint import Checkpoints
 from kd.config import Config, check
 from kd.pack import Shared, together
 from kd.pool import Outcome
-from kd.run import PrunedError, folder_of, steps, summary
-from kd.settings import UserError
+from kd.run import PrunedError, folder_of, refuse_change, steps, summary
+from kd.settings import UserError, first_line, flatten
 from kd.table import PLAN, read_plan, write_plan
 from kd.train import DivergedError
 
@@ -36,6 +37,7 @@ def plan(
     for number, (words, composed) in enumerate(jobs, len(before)):
         try:
             config = check(composed)
+            refuse_change(config)
         except UserError as error:
             raise UserError(f"{error} (job {number + 1}: {' '.join(words)}; no job was started)") from error
         added.append({
@@ -66,7 +68,7 @@ def concluding(folder: Path) -> Iterator[Path]:
             log.info("interrupted; the same command again goes on")
             _conclude(folder, figures=False)
             raise
-        what = (str(error) or type(error).__name__).splitlines()[0]
+        what = first_line(error)
         if what not in {record.status(Path(job["folder"])).reason for job in read_plan(folder)}:  # not a job's own
             log.error("the launcher failed: %s", what, exc_info=log.isEnabledFor(logging.DEBUG))
         raise SweepFailedError(_conclude(folder) or f"the launcher failed: {what}") from error
@@ -129,6 +131,7 @@ def run_local(
                 if not record.finished(Path(job["folder"])) or job["config"]["rerun"]:
                     left.append((job["number"], work_))
                     continue
+                Checkpoints(Path(job["folder"])).clear()  # of a process that was killed at its very end
                 log.info("%s: found in %s", name(job), console.place(Path(job["folder"])))
                 over(job, Outcome("done"))
                 advance()
@@ -163,6 +166,8 @@ def run_local(
 
     def one_ended(number: int, outcome: Outcome) -> None:
         path = Path(jobs[number]["folder"])
+        if outcome.state == "killed" and record.finished(path):  # at its very end
+            outcome = Outcome("done")
         if outcome.state != "done":
             log.error("%s %s: %s (%s)", name(jobs[number]), *outcome, console.place(path))
             known = record.status(path)
@@ -210,17 +215,18 @@ def attempt_pack(configs: Mapping[int, Config], shared: Shared, tell: pool.Tell)
                     log.info(line)
         tell("part", (number, outcomes[-1]))
 
-    together([steps(configs[n], "student", None, shared, len(numbers)) for n in numbers], around, ended)
+    with shared.stop.installed():
+        together([steps(configs[n], "student", None, shared, len(numbers)) for n in numbers], around, ended)
     shared.forget("step/")
     return next((o for o in outcomes if o.state == "failed"), outcomes[0])
 
 
 def _outcome(error: Exception) -> Outcome:
     state = {DivergedError: "diverged", PrunedError: "pruned"}.get(type(error), "failed")
-    return Outcome(state, (str(error) or type(error).__name__).splitlines()[0])
+    return Outcome(state, first_line(error))
 
 
-_OWN = re.compile(r"seed|(optimizer|schedule)\..*|method\.(alpha|beta|T)|paths\..*|tracker\..*|rerun")
+_OWN = re.compile(r"seed|(optimizer|schedule)\..*|method\.(alpha|beta|T)|paths\..*|tracker\..*|checkpoint\..*|rerun")
 
 
 def packs(jobs: Sequence[Job], most: int) -> list[list[Job]]:
@@ -230,7 +236,7 @@ def packs(jobs: Sequence[Job], most: int) -> list[list[Job]]:
     """
     groups: dict[str, list[Job]] = {}
     folders: set[str] = set()
-    said = {job["number"]: _flat(job["config"]) for job in jobs}
+    said = {job["number"]: flatten(job["config"]) for job in jobs}
     for job in jobs:
         alike = {key: value for key, value in said[job["number"]].items() if not _OWN.fullmatch(key)}
         again = job["folder"] in folders  # the same run a second time: it waits for the first, outside its pack
@@ -246,13 +252,6 @@ def packs(jobs: Sequence[Job], most: int) -> list[list[Job]]:
             differ = [k for k, v in said[number].items() if not _OWN.fullmatch(k) and said[other].get(k) != v]
             log.info("job %d is not packed: no other job has its %s", number + 1, ", ".join(differ) or "method's keys")
     return sorted(found, key=lambda pack: pack[0]["number"])
-
-
-def _flat(node: Mapping[str, Any], start: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found |= _flat(value, f"{start}{key}.") if isinstance(value, Mapping) else {f"{start}{key}": value}
-    return found
 
 
 def slots(asked: int | None, jobs: int, device: str, each_core: bool = True) -> list[dict[str, str]]:

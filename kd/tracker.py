@@ -4,6 +4,7 @@ import contextlib
 import logging
 import netrc
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from kd import console
 from kd.config import Config, Tracker
 from kd.data import Data
 from kd.evaluate import confusion
+from kd.files import read_json, write_json
+from kd.settings import first_line
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,8 @@ class Mirror:
     def epoch(self, row: Mapping[str, Any]) -> None:
         """One row of history: `epoch` is the step; val_* become val/*, all else train/*."""
         named = {f"val/{n[4:]}" if n.startswith("val_") else f"train/{n}": v for n, v in row.items() if n != "epoch"}
-        self.send(lambda run: run.log({"epoch": row["epoch"], **named}, step=row["epoch"]))
+        if row["epoch"] >= getattr(self.run, "starting_step", 0):  # else the server has it, from before an interruption
+            self.send(lambda run: run.log({"epoch": row["epoch"], **named}, step=row["epoch"]))
 
     def finish(self, result: Mapping[str, Any], data: Data, logits: Tensor) -> None:
         """The summary, the confusion matrix of the test images, and 32 of them with what the student said."""
@@ -47,17 +51,30 @@ class Mirror:
         try:
             act(self.run)
         except Exception as error:
-            log.warning("W&B: %s; logging to it stops, the training goes on", _first_line(error))
+            log.warning("W&B: %s; logging to it stops, the training goes on", first_line(error))
             self.run = None
 
 
 @contextlib.contextmanager
 def open(config: Config, folder: Path, job_type: str) -> Iterator[Mirror]:
-    """A mirror for one run; when the block ends the W&B run is finished, as failed if an error leaves the block."""
+    """A mirror for one run; when the block ends the W&B run is finished, as failed if an error leaves the block.
+
+    A run that goes on after an interruption keeps its W&B id, and is to be told all its epochs again: online those that
+    the server has are passed over, and each offline segment holds all from the first (of a killed process nothing may
+    be left), so that a sync of it replaces what was synced before. In the end the earlier ones go to superseded/.
+    """
     tags = [*config.root.tracker.tags, config.method.name]
     content = {**config.plain(), "run_id": config.identity()}
-    with _mirrored(config.root.tracker, folder, job_type, config.label(), tags, content) as run:
+    known = read_json(folder / "wandb.json")
+    id_ = str(known["id"]) if isinstance(known, dict) and "id" in known else secrets.token_hex(6)
+    with _mirrored(config.root.tracker, folder, job_type, config.label(), tags, content, id_) as run:
+        if run is not None:
+            write_json(folder / "wandb.json", {"id": id_})
         yield Mirror(run)
+    for segment in sorted((folder / "wandb").glob(f"*run-*-{id_}"))[:-1]:
+        with contextlib.suppress(OSError):
+            (folder / "wandb" / "superseded").mkdir(exist_ok=True)
+            segment.rename(folder / "wandb" / "superseded" / segment.name)
 
 
 def sweep(settings: Tracker, folder: Path, tables: Mapping[str, Any], figures: Sequence[Path], text: str) -> None:
@@ -78,7 +95,13 @@ def group(folder: Path) -> str:
 
 @contextlib.contextmanager
 def _mirrored(
-    settings: Tracker, folder: Path, job_type: str, name: str, tags: Sequence[str], content: Mapping[str, Any]
+    settings: Tracker,
+    folder: Path,
+    job_type: str,
+    name: str,
+    tags: Sequence[str],
+    content: Mapping[str, Any],
+    id_: str | None = None,
 ) -> Iterator[Any]:
     """A W&B run, or None when there is to be none or none can be had."""
     mode: str = settings.mode if settings.mode != "auto" else os.environ.get("WANDB_MODE") or _auto()
@@ -86,7 +109,8 @@ def _mirrored(
         yield None
         return
     said = {"group": settings.group, "job_type": job_type, "name": name, "tags": tags, "config": content,
-            "notes": settings.notes, "project": settings.project, "entity": settings.entity}  # fmt: skip
+            "notes": settings.notes, "project": settings.project, "entity": settings.entity,
+            "id": id_}  # fmt: skip
     run, code = _start(settings.timeout, folder, "online" if mode == "online" else "offline", said), 1
     try:
         yield run
@@ -106,6 +130,8 @@ def _start(timeout: int, folder: Path, mode: Literal["online", "offline"], said:
         return wandb.init(
             mode=mode,
             dir=str(folder),
+            # a sync of an offline segment that says `resume` appends it to what the server has of earlier ones
+            resume="allow" if mode == "online" and said["id"] else None,
             settings=wandb.Settings(
                 init_timeout=timeout,
                 finish_timeout=4 * timeout,
@@ -119,7 +145,7 @@ def _start(timeout: int, folder: Path, mode: Literal["online", "offline"], said:
         )
     except Exception as error:
         after = "; it is kept offline" if mode == "online" else "; this run is not mirrored"
-        log.warning("W&B (%s): %s%s", mode, _first_line(error), after)
+        log.warning("W&B (%s): %s%s", mode, first_line(error), after)
         return _start(timeout, folder, "offline", said) if mode == "online" else None
 
 
@@ -143,10 +169,6 @@ def _say_where(run: Any) -> None:
         else:
             place = console.place(Path(run.dir).parent)
             log.info("W&B      offline; to see it: wandb leet %s; to upload it: wandb sync %s", place, place)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _summary(result: Mapping[str, Any]) -> dict[str, Any]:

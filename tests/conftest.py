@@ -2,8 +2,10 @@
 
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +23,9 @@ from kd.config import Config, check
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it; its children would too
 
+SWEPT = ["data=digits", "student.epochs=2", "teacher.epochs=1", "student.scale=2", "teacher.scale=2", "device=cpu"]
+SWEPT += ["threads=1", "tracker.mode=disabled"]
+LONG = [*SWEPT, "student.epochs=100000", "method=standard"]
 SMALL = ["data=digits", "teacher.scale=2", "student.scale=1", "teacher.epochs=1", "student.epochs=1", "device=cpu"]
 
 
@@ -90,3 +95,54 @@ def shared_cifar() -> Path:
     if not (root / "train").is_dir():
         pytest.skip(f"no CIFAR-10 image folder at {root}")
     return root
+
+
+class Place:
+    """A directory in which sweeps are typed."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.started = folder, list[subprocess.Popen]()
+        folder.mkdir()
+
+    def start(self, *words: str, module: str = "kd") -> subprocess.Popen:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *words], cwd=self.folder, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def type(self, *words: str) -> tuple[int, str, str]:
+        process = self.start(*words)
+        out, err = process.communicate(timeout=200)
+        return process.returncode, out, err
+
+    def runs(self) -> list[Path]:
+        return sorted(path.parent for path in self.folder.glob("runs/*/status.json"))
+
+    def wait(self, for_: Callable[[], object], seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not for_():
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.05)
+
+    def workers(self) -> list[int]:
+        """Processes that work in this directory."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if (path / "cwd").readlink() == self.folder and b"spawn_main" in (path / "cmdline").read_bytes():
+                    found.append(int(path.name))
+            except OSError:
+                continue
+        return found
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path / "place")
+    yield made
+    for process in made.started:
+        process.kill()
+        process.communicate()

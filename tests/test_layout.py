@@ -12,6 +12,7 @@ import kd
 HERE = Path(kd.__file__).parent
 ORDER = [
     "files",
+    "stop",
     "settings",
     "registry",
     "seeds",
@@ -29,7 +30,9 @@ ORDER = [
     "train",
     "teacher",
     "outputs",
+    "reader",
     "record",
+    "checkpoint",
     "console",
     "tracker",
     "run",

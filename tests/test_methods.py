@@ -171,11 +171,15 @@ def test_terms_vanish_when_the_student_is_the_teacher(name: str) -> None:
         assert terms[term][1].abs() < 1e-12
 
 
+@pytest.mark.parametrize("T", [0.001, 1.0, 100.0, 1e4])
 @pytest.mark.parametrize("name", TABLE)
-def test_extreme_logits_stay_finite(name: str) -> None:
+def test_extreme_logits_stay_finite(name: str, T: float) -> None:
+    """As a network in bfloat16 gives them, and as large as the teacher's table can hold: the loss is in float32."""
     method = build(name).float()
+    if hasattr(method.config, "T"):
+        method.config = method.config.model_copy(update={"T": T})
     s, t = (
-        Out(1e4 * o.logits.float(), {k: v.float() for k, v in o.taps.items()})
+        Out((2e4 * o.logits).clamp(-65504, 65504).bfloat16(), {k: v.bfloat16() for k, v in o.taps.items()}).float()
         for o in (outputs(1, STUDENT), outputs(2, TEACHER))
     )
     s.logits.requires_grad_()

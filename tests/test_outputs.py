@@ -24,7 +24,7 @@ from kd.models import Net
 from kd.outputs import Outputs, Place, Table
 from kd.seeds import seeded
 from kd.teacher import Live
-from kd.train import Teach, train
+from kd.train import State, Teach, train
 
 FP32, BF16 = (Device(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
 ROOM = 1.0  # gigabytes
@@ -41,8 +41,8 @@ def losses(config: Config, found: Data, teacher: Net, teach: Callable[[Any], Tea
     with seeded(0, "method"):
         method = config.method_class(config.method, Spec(student.shapes(32), teacher.shapes(32), 10, found.samples))
     rows = train(
-        student, teach(method), method, found.train, config.data.augment, config.root.optimizer, config.root.schedule,
-        2, 128, 0, device,
+        State(student, method, config.root.optimizer), teach(method), found.train, config.data.augment,
+        config.root.schedule, 2, 128, 0, device,
     )  # fmt: skip
     return [row for row in rows if row]
 

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from conftest import SWEPT as SMALL
+from conftest import Place
 from safetensors.torch import load_file
-from test_sweep import SMALL, Place, place  # noqa: F401
 
 from kd import record
 from kd import run as run_module
@@ -26,7 +27,7 @@ DROPPING = [*SMALL, "student.dropout=0.5", "student.epochs=3"]
 SWEEP = ["-m", *DROPPING, "method=logits", "method.T=1,4", "optimizer.lr=0.02,0.1", "seed=0,1"]
 
 
-def test_packed_runs_end_with_the_bits_and_files_that_they_have_alone(place: Place, tmp_path: Path) -> None:  # noqa: F811
+def test_packed_runs_end_with_the_bits_and_files_that_they_have_alone(place: Place, tmp_path: Path) -> None:
     """Eight runs of two seeds, with dropout and batch norm: in one pack, in two packs, and each by itself."""
     apart = Place(tmp_path / "apart")
     assert apart.type(*SWEEP)[0] == 0
@@ -79,7 +80,7 @@ def test_one_batch_and_one_teacher_pass_serve_all_of_a_seed(
     assert 2 * batches <= len(taught) <= 2 * batches + 2  # and once a run, whether the table still holds
 
 
-def test_one_that_diverges_does_not_touch_the_others(place: Place) -> None:  # noqa: F811
+def test_one_that_diverges_does_not_touch_the_others(place: Place) -> None:
     words = ["-m", *DROPPING, "method=standard"]
     code, out, _ = place.type(*words, "optimizer.lr=0.05,1e30,0.01", "hydra.launcher.pack=3")
     assert code == 1
@@ -92,7 +93,7 @@ def test_one_that_diverges_does_not_touch_the_others(place: Place) -> None:  # n
             assert record.finished(place.folder / "runs" / name)["metrics"] == result["metrics"]
 
 
-def test_an_interrupt_reaches_every_member(place: Place) -> None:  # noqa: F811
+def test_an_interrupt_reaches_every_member(place: Place) -> None:
     words = [*DROPPING, "method=standard", "student.epochs=100000", "seed=0,1,2", "hydra.launcher.pack=3"]
     process = place.start("-m", *words)
     place.wait(lambda: len([p for p in place.runs() if (p / "history.csv").exists()]) == 3)

@@ -29,6 +29,11 @@ def act(number: int, tell: Tell) -> Outcome:
             time.sleep(0.05)
             if tell("epoch", {}):
                 return Outcome("pruned")
+    if number == 15:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:  # it had all but finished
+            return Outcome("done", "in time")
     return Outcome("done", os.environ.get("SLOT", ""))
 
 
@@ -108,3 +113,11 @@ def test_an_interrupt_ends_the_workers_starts_no_job_and_goes_on() -> None:
     assert time.monotonic() - begun < 4 + 10
     assert seen.outcomes == {13: Outcome("killed", "interrupted")}
     assert gone(seen.pids)
+
+
+def test_a_job_that_ends_while_its_worker_is_ended_is_done() -> None:
+    seen = Seen()
+    threading.Timer(4.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        pool.run(each([15, 1]), act, [{}], seen.ended, seen.heard)
+    assert seen.outcomes == {15: Outcome("done", "in time")}

@@ -11,7 +11,8 @@ import torch
 
 import kd as package
 from kd import evaluate, tracker
-from kd.record import Record, finished, read_json, set_aside
+from kd.files import read_json
+from kd.record import Record, finished, set_aside
 from kd.settings import UserError
 
 SMALL = ["data=digits", "student.epochs=2", "teacher.epochs=1", "student.scale=2", "teacher.scale=2", "device=cpu"]
@@ -139,10 +140,15 @@ def test_a_teacher_whose_weights_changed_is_refused(kd: Callable) -> None:
         metadata = file.metadata()
     tensors = load_file(weights)
     tensors["stages.head.1.weight"] = tensors["stages.head.1.weight"].flip(0).contiguous()
-    save_file(tensors, weights, metadata)
-    said = kd(*SMALL, "method=logits", "seed=1")
-    assert said.code == 2
-    assert "it had when it was trained; its weights or the data changed" in said.err
+    card = json.loads(metadata["kd"])
+    for kept, line in (
+        (card, "is damaged"),
+        ({k: v for k, v in card.items() if k != "sha256"}, "it had when it was trained; its weights or the data"),
+    ):
+        save_file(tensors, weights, {"kd": json.dumps(kept)})
+        said = kd(*SMALL, "method=logits", "seed=1")
+        assert said.code == 2
+        assert line in said.err
 
 
 def test_a_sweep_ends_in_a_table_whatever_happens_to_its_jobs(kd: Callable) -> None:
@@ -152,7 +158,7 @@ def test_a_sweep_ends_in_a_table_whatever_happens_to_its_jobs(kd: Callable) -> N
     assert said.err == "kd: 2 of 4 jobs are not done: 3, 4\n"
     runs = pd.read_csv("sweep/runs.csv")
     assert runs["status"].tolist() == ["done", "done", "diverged", "diverged"]
-    assert runs["reason"].tolist()[2].startswith("epoch 1: the loss term 'hard' is")
+    assert runs["reason"].tolist()[2].startswith("epoch 1, step ")
     summary = pd.read_csv("sweep/summary.csv")
     assert summary["setting"].tolist() == ["standard optimizer.lr=0.05"]
     assert summary["n"].tolist() == [2]
@@ -253,10 +259,22 @@ def test_files_are_whole_or_absent(tmp_path: Path) -> None:
     assert finished(record.folder) is None
     (record.folder / "result.json").write_text('{"metrics": {"te')
     assert finished(record.folder) is None
-    record.finish({"metrics": {}})
-    assert finished(record.folder) == {"metrics": {}}
+    result = {
+        "id": "0",
+        "student": "cnn-1",
+        "metrics": {"test_accuracy": 0.5},
+        "teacher": None,
+        "samples": {"train": 9},
+    }
+    result |= {"size": {"params": 1, "macs": 1, "method_params": 0}}
+    result |= {"time": {"train_seconds": 1.0, "images_per_second": 1.0}}
+    record.finish(result)
+    assert finished(record.folder) == result
     for n in (1, 2):
         set_aside(record.folder)
         assert finished(record.folder) is None
-        record.finish({"metrics": {"n": n}})
+        record.finish({**result, "n": n})
+    set_aside(tmp_path / "nothing there")
     assert sorted(p.name for p in (record.folder / "superseded").iterdir()) == ["1", "2"]
+    record.finish({**result, "metrics": {"test_accuracy": float("nan")}})
+    assert finished(record.folder) is None, "what the report does not count is not done"

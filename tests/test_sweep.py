@@ -6,70 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from conftest import LONG, Place
+from conftest import SWEPT as SMALL
 
 from kd import record
-
-SMALL = ["data=digits", "student.epochs=2", "teacher.epochs=1", "student.scale=2", "teacher.scale=2", "device=cpu"]
-SMALL += ["threads=1", "tracker.mode=disabled"]
-LONG = [*SMALL, "student.epochs=100000", "method=standard"]
-
-
-class Place:
-    """A directory in which sweeps are typed."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.started = folder, list[subprocess.Popen]()
-        folder.mkdir()
-
-    def start(self, *words: str, module: str = "kd") -> subprocess.Popen:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, *words], cwd=self.folder, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        self.started.append(process)
-        return process
-
-    def type(self, *words: str) -> tuple[int, str, str]:
-        process = self.start(*words)
-        out, err = process.communicate(timeout=200)
-        return process.returncode, out, err
-
-    def runs(self) -> list[Path]:
-        return sorted(path.parent for path in self.folder.glob("runs/*/status.json"))
-
-    def wait(self, for_: Callable[[], object], seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
-        while not for_():
-            assert time.monotonic() < deadline, "waited in vain"
-            time.sleep(0.05)
-
-    def workers(self) -> list[int]:
-        """Processes that work in this directory."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                if (path / "cwd").readlink() == self.folder and b"spawn_main" in (path / "cmdline").read_bytes():
-                    found.append(int(path.name))
-            except OSError:
-                continue
-        return found
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    made = Place(tmp_path / "place")
-    yield made
-    for process in made.started:
-        process.kill()
-        process.communicate()
 
 
 def measured(folder: Path) -> pd.DataFrame:
@@ -177,7 +123,7 @@ def test_a_single_run_is_stopped_by_sigterm(place: Place) -> None:
     process.terminate()
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (143, "kd: terminated\n")
-    assert record.status(place.runs()[0]) == ("killed", "TerminatedError")
+    assert record.status(place.runs()[0]) == ("killed", "terminated by SIGTERM")
 
 
 def test_a_sweep_with_a_mistake_leaves_nothing(place: Place) -> None:

@@ -20,7 +20,7 @@ from kd.methods import Batch, Method, Spec, Terms
 from kd.models import Net, Out
 from kd.seeds import seeded, stream
 from kd.teacher import Guard, Live, freeze
-from kd.train import DivergedError, train
+from kd.train import DivergedError, State, train
 
 CPU = Device(torch.device("cpu"), torch.float32)
 
@@ -55,7 +55,7 @@ class Seen:
 def one_epoch(config: Config, found: Data, teacher: Net | None, student: Net, method: Method, epochs: int = 1) -> list:
     teach = Live(teacher, method.teacher_taps, CPU) if teacher else None
     rows = train(
-        student, teach, method, found.train, config.data.augment, config.root.optimizer, config.root.schedule,
+        State(student, method, config.root.optimizer), teach, found.train, config.data.augment, config.root.schedule,
         epochs, 128, config.root.seed, CPU,
     )  # fmt: skip
     return [row for row in rows if row]
@@ -163,9 +163,9 @@ def beginnings(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[st
     """The student's weights before the first step, and the first batch, of the run that `config` describes."""
     kept: list[Any] = []
 
-    def stop_at_first_batch(student: Net, teacher: Any, method: Any, split: Any, augment: Any, *rest: Any) -> Iterator:
-        kept.append({k: v.clone() for k, v in student.state_dict().items()})
-        kept.append(next(loader.batches(split, rest[3], rest[4], 0, augment)))
+    def stop_at_first_batch(state: State, teach: Any, split: Any, augment: Any, *rest: Any) -> Iterator:
+        kept.append({k: v.clone() for k, v in state.student.state_dict().items()})
+        kept.append(next(loader.batches(split, rest[2], rest[3], 0, augment)))
         raise StopError
         yield
 
@@ -267,7 +267,7 @@ def test_the_student_trains_in_train_mode_in_every_epoch(composed: Callable, tmp
     method = config.method_class(config.method, Spec(student.shapes(32), {}, 10, found.samples))
     student.stages["head"].register_forward_pre_hook(lambda module, _: modes.append(module.training))
     for row in train(
-        student, None, method, found.train, config.data.augment, config.root.optimizer, config.root.schedule,
+        State(student, method, config.root.optimizer), None, found.train, config.data.augment, config.root.schedule,
         2, 256, 0, CPU,
     ):  # fmt: skip
         if row:
@@ -278,8 +278,20 @@ def test_the_student_trains_in_train_mode_in_every_epoch(composed: Callable, tmp
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_term(composed: Callable, tmp_path: Path) -> None:
     config = composed("method=standard", "optimizer.lr=1e30")
-    with pytest.raises(DivergedError, match=r"epoch 1: the loss term 'hard' is (nan|inf)"):
+    with pytest.raises(DivergedError, match=r"epoch 1, step [2-9]: the loss term 'hard' is (nan|inf)"):
         distilled(config, tmp_path, None, epochs=2)
+
+
+def test_weights_that_are_not_finite_after_the_last_step_end_the_run(composed: Callable) -> None:
+    config = composed("method=standard")
+    student = network(config.student)
+    state = State(student, config.method_class(config.method, Spec({}, {}, 10, 9)), config.root.optimizer)
+    state.values = {"loss": [torch.tensor(1.0), torch.tensor(3.0)]}
+    assert state.means() == {"loss": 2.0}
+    with torch.no_grad():
+        next(student.parameters())[0] = torch.inf
+    with pytest.raises(DivergedError, match="epoch 1, step 0: the student's weights are not finite"):
+        state.means()
 
 
 def test_rows_hold_every_term_and_their_weighted_sum(composed: Callable, tmp_path: Path) -> None:

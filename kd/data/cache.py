@@ -9,7 +9,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from kd.data.base import Arrays
-from kd.files import aside, checksum, save
+from kd.files import aside, checksum, save, tidy
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,7 @@ def cached(folder: Path, key: str, decode: Callable[[], Arrays]) -> Arrays:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
+            tidy(folder, path.name)
             found = _read(path)
             if found is None:
                 found = decode()

@@ -47,8 +47,10 @@ def batches(
     augment: Augment,
     views_each: int = 1,
     shared: Shared | None = None,
+    start: int = 0,
 ) -> Iterator[Batch]:
-    """The training batches of one epoch: order and views are pure functions of (seed, epoch, sample index).
+    """The training batches of one epoch from the `start`th on: order and views are pure functions of (seed, epoch,
+    sample index).
 
     With several views of each sample a batch has that many times as many rows: first all samples' first views.
     With `shared`, runs of the same data, seed and batch size that go in step see one and the same batch.
@@ -65,7 +67,7 @@ def batches(
         return Batch(x, data.labels[index], index, view, epoch + step / count)
 
     same = data, batch_size, seed, epoch, augment, views_each
-    for step in range(count):
+    for step in range(start, count):
         yield shared.last(f"step/batch/{seed}", (*same, step), lambda: batch(step)) if shared else batch(step)  # noqa: B023
 
 

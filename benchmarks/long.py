@@ -1,0 +1,72 @@
+"""Does a process grow over a long sweep? Many short jobs in one multirun, through one worker:
+
+    python -m benchmarks.long [--jobs 200]
+
+Prints, as jobs are done, the memory (PSS) and the open files of the parent and of its worker; JSON beside this file.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from kd.files import write_json
+
+WORDS = ["data=digits", "student.scale=1", "teacher.scale=1", "student.epochs=1", "teacher.epochs=1", "device=cpu",
+         "threads=1", "tracker.mode=disabled", "method=logits", "hydra.launcher.slots=1"]  # fmt: skip
+
+
+def seen(pid: int) -> dict[str, float]:
+    """Megabytes and open files of a process."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    pss = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+    return {"megabytes": round(pss / 1024, 1), "files": len(os.listdir(f"/proc/{pid}/fd"))}
+
+
+def workers(parent: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[1]) == parent and b"spawn_main" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
+
+
+def measure(jobs: int) -> list[dict[str, float]]:
+    """A row each time that a tenth of the jobs is done."""
+    rows: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        words = [*WORDS, f"seed=range(0,{jobs})"]
+        process = subprocess.Popen([sys.executable, "-m", "kd", "-m", *words], cwd=folder, stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+            done = len(list(Path(folder).glob("runs/logits-*/result.json")))
+            if done >= (len(rows) + 1) * jobs / 10 and done < jobs and (found := workers(process.pid)):
+                row = {"jobs": done}
+                for name, pid in (("parent", process.pid), ("worker", found[0])):
+                    row |= {f"{name}_{key}": value for key, value in seen(pid).items()}
+                rows.append(row)
+            time.sleep(0.05)
+        if process.returncode:
+            raise SystemExit(f"the sweep ended with code {process.returncode}")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--jobs", type=int, default=200)
+    asked = parser.parse_args()
+    rows = measure(asked.jobs)
+    print("  ".join(f"{name:>16}" for name in rows[0]))
+    for row in rows:
+        print("  ".join(f"{value:>16}" for value in row.values()))
+    write_json(Path(__file__).with_suffix(".json"), {"jobs": asked.jobs, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

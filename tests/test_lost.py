@@ -1,0 +1,203 @@
+"""What a machine does to a run: full disks, folders that cannot be written, and others that want the same at once."""
+
+import errno
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Place
+from safetensors.torch import load_file
+
+from kd import files, record
+from kd.run import folder_of, run
+from kd.settings import UserError
+
+WORDS = ["data=digits", "student.scale=1", "teacher.scale=1", "student.epochs=2", "teacher.epochs=1", "device=cpu"]
+WORDS += ["method=logits"]
+
+
+# ---- disks
+
+
+@pytest.mark.parametrize("cache", ["/proc/nowhere", "/dev/null/x"])
+def test_a_cache_that_cannot_be_written_costs_time_only(cache: str, kd: Callable, monkeypatch: Any) -> None:
+    monkeypatch.setenv("KD_CACHE", cache)
+    said = kd(*WORDS)
+    assert said.code == 0
+    assert f"the decoded images cannot be kept in {cache} (" in said.out
+
+
+def test_runs_that_cannot_be_written_are_refused(kd: Callable) -> None:
+    Path("file").write_text("")
+    for place in ("/proc/x", "file", "a" * 300, "file/x"):
+        said = kd(*WORDS, f"paths.runs={place}")
+        assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
+        assert said.err.startswith("kd: cannot write to ")
+        assert "choose another folder with paths.runs=PATH" in said.err
+
+
+@pytest.mark.parametrize(
+    ("kilobytes", "code", "lines"),
+    [
+        (40, 0, ["no checkpoint can be written to ", "outputs cannot be kept in ", "; the training goes on"]),
+        (12, 2, ["kd: paths.runs: cannot write to ", "(File too large); it is lost: no room elsewhere"]),
+        (1, 2, ["kd: cannot write to "]),
+    ],
+)
+def test_a_disk_becomes_full(kilobytes: int, code: int, lines: list[str], tmp_path: Path) -> None:
+    """Files may not grow beyond a limit: what fits is kept, what does not is named, nothing is half written."""
+    import resource
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, resource.RLIM_INFINITY))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "kd", *WORDS],
+        cwd=tmp_path,
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    for line in lines:
+        assert line in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.part"))
+    found = list(tmp_path.glob("runs/*/result.json"))
+    assert len(found) == (2 if code == 0 else 0)
+    for path in tmp_path.glob("runs/*/student.safetensors"):
+        load_file(path)
+
+
+def full(folder: Path, monkeypatch: pytest.MonkeyPatch, *spared: str) -> None:
+    """From now on nothing can be written below `folder` but files of these names."""
+    replace = os.replace
+
+    def refuse(source: Any, target: Any) -> None:
+        if Path(target).is_relative_to(folder) and Path(target).name not in spared:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr("kd.files.os.replace", refuse)
+
+
+def test_a_result_for_which_there_is_no_room_is_kept_elsewhere(
+    composed: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = composed("method=feature", "student.epochs=2")
+    run(config.as_teacher())
+    (tmp_path / "other").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "other"))
+    full(folder_of(config), monkeypatch, "status.json", "config.yaml")
+    with pytest.raises(UserError, match=r"No space left on device\); the finished run is in .*: make room") as told:
+        run(config)
+    monkeypatch.undo()
+    assert record.finished(folder_of(config)) is None
+    assert record.status(folder_of(config)).reason == str(told.value)
+    (kept,) = (tmp_path / "other").iterdir()
+    names = {path.name for path in kept.iterdir()}
+    assert names >= {"result.json", "history.csv", "config.yaml", "student.safetensors", "method.safetensors"}
+    for path in kept.iterdir():  # as the message says
+        path.rename(folder_of(config) / path.name)
+    assert run(config)["metrics"] == json.loads((folder_of(config) / "result.json").read_text())["metrics"]
+
+
+def test_a_history_for_which_there_was_no_room_is_written_when_there_is(
+    composed: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = composed("method=standard", "student.epochs=3")
+    caplog.set_level(logging.WARNING)
+
+    def tell(kind: str, row: dict[str, Any]) -> bool:
+        monkeypatch.undo()
+        if row["epoch"] == 1:
+            full(folder_of(config), monkeypatch)
+        return False
+
+    run(config, tell=tell)
+    assert "history.csv cannot be written (No space left on device); the training goes on" in caplog.text
+    assert "no checkpoint can be written to" in caplog.text
+    assert len((folder_of(config) / "history.csv").read_text().splitlines()) == 4
+
+
+# ---- others
+
+
+BUILD = """
+import os, sys, time
+from pathlib import Path
+import torch
+from kd.data.base import Arrays
+from kd.data.cache import cached
+folder = Path(sys.argv[1])
+
+def decode():
+    print("decodes", flush=True)
+    time.sleep(float(sys.argv[2]))
+    x, y = torch.full((8, 4, 4, 3), 7, dtype=torch.uint8), torch.arange(8)
+    return Arrays(x, y, x.clone(), y.clone())
+
+found = cached(folder, "key", decode)
+assert found.train_images.eq(7).all() and found.train_labels.tolist() == list(range(8))
+print("has it", flush=True)
+"""
+
+
+def test_images_are_decoded_by_one_of_many_and_a_dead_one_is_replaced_at_once(tmp_path: Path) -> None:
+    def start(seconds: float) -> subprocess.Popen:
+        command = [sys.executable, "-c", BUILD, str(tmp_path / "cache"), str(seconds)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    first = start(60.0)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "decodes\n"
+    others = [start(0.5) for _ in range(4)]
+    (tmp_path / "cache" / ".key.safetensors.1.part").write_bytes(b"half")
+    time.sleep(4)  # they wait
+    first.kill()
+    killed = time.monotonic()
+    said = [process.communicate(timeout=60)[0] for process in others]
+    assert time.monotonic() - killed < 20
+    first.communicate()
+    assert sorted(said) == ["decodes\nhas it\n", *["has it\n"] * 3]
+    assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_a_teacher_whose_trainer_dies_is_trained_on_by_another_at_once(place: Place) -> None:
+    words = [*WORDS, "teacher.epochs=40", "threads=1", "tracker.mode=disabled"]
+    first = place.start(*words, "seed=0")
+    place.wait(lambda: list(place.folder.glob("runs/standard-*/checkpoints/*.pt")))
+    (teacher,) = place.folder.glob("runs/standard-*")
+    others = [place.start(*words, f"seed={seed}") for seed in (1, 2)]
+    place.wait(lambda: len(list(place.folder.glob("runs/logits-*/status.json"))) == 3)
+    time.sleep(1)
+    assert record.finished(teacher) is None, "too quick to be killed"
+    first.send_signal(signal.SIGKILL)
+    said = [process.communicate(timeout=120) for process in others]
+    assert [process.returncode for process in others] == [0, 0], said
+    assert sum("teacher: goes on after epoch" in out for out, _ in said) == 1
+    assert sum("teacher: found in" in out for out, _ in said) == 1
+    result = record.finished(teacher)
+    assert result is not None
+    assert result["time"]["resumed"] == 1
+    assert (teacher / "history.csv").read_text().count("\n") == 41
+    assert record.status(next(place.folder.glob("runs/logits-cnn-1-s0-*"))).state == "killed"
+
+
+def test_a_file_is_synchronised_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr("kd.files.os.fsync", lambda fd: order.append("sync") or sync(fd))
+    monkeypatch.setattr("kd.files.os.replace", lambda a, b: order.append("rename") or replace(a, b))
+    files.write_json(tmp_path / "a.json", {"a": 1})
+    assert order == ["sync", "rename"]
+    assert files.read_json(tmp_path / "a.json") == {"a": 1}
