@@ -3,15 +3,20 @@
 import contextlib
 import errno
 import itertools
+import logging
 import os
 import re
-import signal
 import sys
+import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import hydra
+import omegaconf
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.core.utils import env_override
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -19,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.settings import UserError
+from kd.stop import Stop, TerminatedError
 
 _HERE = Path(__file__).resolve().parent
 CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())  # wheel, or source tree
@@ -35,9 +41,10 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def run_dir(*, _root_: DictConfig) -> str:
     """The resolver behind hydra.run.dir: only a valid configuration has an identity, and so a directory."""
     from kd.config import check
-    from kd.run import folder_of
+    from kd.run import folder_of, refuse_change
 
-    return str(folder_of(check(plain(_root_))))
+    refuse_change(config := check(plain(_root_)))
+    return str(folder_of(config))
 
 
 OmegaConf.register_new_resolver("kd.run_dir", run_dir, replace=True)
@@ -70,6 +77,7 @@ def prepare(composed: DictConfig, sweep: str | None) -> Any:
         composed.tracker.group = tracker.group(Path(sweep).absolute())
     config = check(plain(composed))
     device.settle(config.root.threads)
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to say so for each line
     return config
 
 
@@ -78,17 +86,18 @@ def task(composed: DictConfig, tell: Any = None, shared: Any = None) -> None:
     from kd.run import folder_of, log, run, summary
 
     job = HydraConfig.get()
-    config = prepare(composed, job.sweep.dir if job.mode == RunMode.MULTIRUN else None)
-    for line in summary(config, run(config, tell=tell, shared=shared), folder_of(config)):
-        log.info(line)
+    try:
+        config = prepare(composed, job.sweep.dir if job.mode == RunMode.MULTIRUN else None)
+        for line in summary(config, run(config, tell=tell, shared=shared), folder_of(config)):
+            log.info(line)
+    except Exception as error:
+        if job.mode == RunMode.MULTIRUN:
+            raise
+        raise _EndedError from error
 
 
-class TerminatedError(KeyboardInterrupt):
-    """SIGTERM: as Ctrl-C, with another exit code."""
-
-
-def _terminate(*_: Any) -> None:
-    raise TerminatedError
+class _EndedError(BaseException):
+    """A single job's error on its way past Hydra, which would print a line of its own."""
 
 
 def main() -> None:
@@ -97,9 +106,10 @@ def main() -> None:
         sys.argv[1:], key=lambda word: not word.startswith("-") and "=" in word
     )  # flags may come last
     full = os.environ.get("HYDRA_FULL_ERROR")
-    before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra hands its errors on, instead of printing and exiting
+        # Hydra hands its errors on, instead of printing and exiting
+        with Stop().installed(), env_override({"HYDRA_FULL_ERROR": "1"}):
+            _check_words(sys.argv[1:])
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
     except KeyboardInterrupt as interrupt:
         ended = isinstance(interrupt, TerminatedError)
@@ -108,16 +118,77 @@ def main() -> None:
     except BrokenPipeError:  # `kd --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except Exception as error:
-        if full and full != "0":
-            raise
+    except (Exception, _EndedError) as raised:
+        error = raised.__cause__ or raised if isinstance(raised, _EndedError) else raised
         code, line = _explain(error)
-        if line is None:
-            raise
-        print(f"kd: {line}", file=sys.stderr)
+        if line is None or (full and full != "0"):
+            raise error from None
+        print(f"kd: {_printable(line)}", file=sys.stderr)
         sys.exit(code)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+
+def _check_words(words: list[str]) -> None:
+    """Raise UserError for what Hydra would do that kd does not want, or would refuse with a traceback."""
+    for word in words:
+        if word.startswith("--e"):
+            raise UserError("--experimental-rerun: it reads a pickle, which could run code; give the overrides again")
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException:  # Hydra has a line for it
+            continue
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{word.partition('=')[0]}: {error}") from error
+        key, value = override.key_or_group, override._value
+        if key.split(".")[0] == "hydra":
+            _refuse_code(key, value)
+        elif ("/" in key or (CONF / key).is_dir()) and not override.is_delete() and not _is_choice(value):
+            known = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
+            raise UserError(f"{key}: {value!r} is not a choice; allowed: {known or 'a name'}")
+
+
+def _is_choice(value: Any) -> bool:
+    """Can Hydra look for it, or for all of it, among the choices of a group?"""
+    value = getattr(value, "list", getattr(value, "text", value))
+    several = isinstance(value, list) and all(_is_choice(v) and not isinstance(v, list) for v in value)
+    return several or isinstance(value, Glob) or (isinstance(value, str) and len(value) < 100)
+
+
+_OURS = {"_target_": ("hydra", "hydra_plugins", "kd"), "class": ("hydra", "kd", "logging")}
+_RUNS = r"hydra($|\.(callbacks|launcher|sweeper|job_logging|hydra_logging))"  # what Hydra makes objects of
+
+
+def _refuse_code(path: str, value: Any) -> None:
+    """Raise UserError where this would make Hydra import or call what is not its own, a plugin's or kd's."""
+    value = getattr(value, "list", getattr(value, "text", value))
+    key, said = path.rpartition(".")[2], str(value)
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_code(f"{path}.{name}", inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_code(path, inner)
+    elif path.startswith("hydra.sweeper.params."):
+        _check_words([f"{path.removeprefix('hydra.sweeper.params.')}={said}"])
+    elif key in _OURS and not _is_class(said, _OURS[key]):
+        allowed = ", ".join(f"{package}.*" for package in _OURS[key])
+        raise UserError(f"{path}: {said!r} would run foreign code; allowed: the classes in {allowed}")
+    elif key == "()" or "ext://" in said or "pkg://" in said:
+        raise UserError(f"{path}: {said!r} would run foreign code; it cannot be given as an override")
+    elif re.match(_RUNS, path) and re.match(r"\$\{(?!now:|oc\.env:|hydra\.sweep\.|hydra\.runtime\.output_dir)", said):
+        raise UserError(f"{path}: {said!r} could lead to foreign code; write out what it stands for")
+
+
+def _is_class(name: str, packages: tuple[str, ...]) -> bool:
+    """Is it a class in a module of these packages, and not what such a module has imported from elsewhere?"""
+    module, _, last = name.rpartition(".")
+    with contextlib.suppress(ImportError, ValueError):
+        return module.split(".")[0] in packages and last[:1].isupper() and find_spec(module) is not None
+    return False
+
+
+def _printable(text: str) -> str:
+    """On one line, and as it is, whatever the names in it hold."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _explain(error: BaseException) -> tuple[int, str | None]:
@@ -133,17 +204,28 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
         if isinstance(one, UserError):
             return 2, str(one)
     for one in chain:
+        if isinstance(one, OSError) and one.errno in _UNWRITABLE:
+            if one.filename and os.path.exists(one.filename) and not os.access(one.filename, os.R_OK):  # noqa: PTH110
+                return 2, f"cannot read {one.filename} ({one.strerror})"
+            other = "paths.runs=PATH, or a sweep's with hydra.sweep.dir=PATH"
+            return (
+                2,
+                f"cannot write to {one.filename or 'the disk'} ({one.strerror}); choose another folder with {other}",
+            )
+    for one in chain:
         if str(one).startswith("Only one of --run"):  # Hydra's flags
             return 2, str(one)
         if isinstance(one, HydraException | OmegaConfBaseException) and str(one):
             return 2, _reword(str(one), str(one.__cause__ or ""))
-        if isinstance(one, OSError) and one.filename and one.errno in _UNWRITABLE:
-            other = "paths.runs=PATH, or a sweep's with hydra.sweep.dir=PATH"
-            return 2, f"cannot write to {one.filename} ({one.strerror}); choose another folder with {other}"
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename) if error.__traceback__ else _HERE
+    if any(raised_in.is_relative_to(Path(str(module.__file__)).parent) for module in (hydra, omegaconf, logging)):
+        what = str(error.__cause__ or error) or type(error).__name__
+        return 2, f"Hydra refuses these words ({what}); HYDRA_FULL_ERROR=1 shows where"
     return 1, None
 
 
-_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC, errno.EDQUOT}
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG,
+               errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # fmt: skip
 
 
 def _reword(text: str, cause: str) -> str:

@@ -19,11 +19,12 @@ from pydantic import Field, ValidationError, field_validator
 from kd import data, methods, models, store
 from kd.data import Description
 from kd.optim import VARIANTS, Optimizer, Schedule
-from kd.settings import Settings, UserError
+from kd.settings import PathText, Seed, Settings, UserError
 
 RECIPE = 2  # raise it when the same configuration would train to other numbers: it renames every run and teacher
 
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, le=1_000_000)]
+Batch = Annotated[int, Field(ge=2, le=1_000_000)]
 
 
 class Student(Settings):
@@ -44,9 +45,9 @@ class Teacher(Settings):
     """What is said of the teacher beside its model's own keys: its recipe, or where its weights are."""
 
     epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]
-    seed: Annotated[int, Field(ge=0)]
-    checkpoint: str | None
+    batch_size: Batch
+    seed: Seed
+    checkpoint: PathText | None
     store: Store
     optimizer: Optimizer
     schedule: Schedule
@@ -64,9 +65,16 @@ class Tracker(Settings):
     timeout: int = Field(ge=1, le=600)
 
 
+class Checkpoint(Settings):
+    """How often a run writes down where it is, to go on from there."""
+
+    epochs: Count | None
+    minutes: Annotated[float, Field(gt=0)] | None
+
+
 class Paths(Settings):
-    runs: str = Field(min_length=1)
-    cache: str = Field(min_length=1)
+    runs: PathText
+    cache: PathText
 
 
 class Root(Settings):
@@ -78,13 +86,14 @@ class Root(Settings):
     data: dict[str, Any]
     optimizer: Optimizer
     schedule: Schedule
-    batch_size: Annotated[int, Field(ge=2)]
-    seed: Annotated[int, Field(ge=0)]
+    batch_size: Batch
+    seed: Seed
     device: str
     precision: Literal["auto", "fp32", "bf16"]
     kernels: Literal["auto", "torch"]
     compile: bool
-    threads: Count | None
+    threads: Annotated[int, Field(gt=0, le=1024)] | None
+    checkpoint: Checkpoint
     tracker: Tracker
     paths: Paths
     rerun: bool
@@ -170,9 +179,12 @@ def model_name(model: Settings) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """16 hex digits of a file's content."""
-    with open(path.expanduser(), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    """16 hex digits of the content of a file of weights. **Raises:** UserError."""
+    try:
+        with open(path.expanduser(), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"teacher: cannot read its weights in {path} ({error.strerror})") from error
 
 
 def check(composed: Mapping[str, Any]) -> Config:
@@ -252,4 +264,5 @@ def _line(settings: type[Settings], error: ValidationError, where: str, also: li
     if kind == "union_tag_invalid":
         return f"{path}.name: {said.get('name')!r} is not known; allowed: {', '.join(VARIANTS)}"
     message = "should be a finite number" if kind == "finite_number" else first["msg"].removeprefix("Input ")
-    return f"{path}: {message}, got {said!r}"
+    got = repr(said)
+    return f"{path}: {message}, got {got if len(got) < 200 else f'{got[:150]} ...'}"

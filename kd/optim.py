@@ -10,8 +10,8 @@ from torch import nn
 
 from kd.settings import Settings
 
-Rate = Annotated[float, Field(gt=0)]
-Decay = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=1e30)]  # float32 holds it
+Decay = Annotated[float, Field(ge=0, le=1e3)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 

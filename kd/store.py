@@ -2,17 +2,33 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kd import files, models, views
 from kd.models.base import Net
-from kd.settings import UserError
+from kd.settings import Settings, UserError, first_line
+
+GIVEN = "teacher.checkpoint: "  # how a line on a file of the user's begins
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+class Card(Settings, extra="ignore"):
+    """What must be known, beside the weights, to build a network again and to feed it."""
+
+    model: dict[str, Any]
+    classes: list[str] = Field(min_length=1)
+    size: int = Field(ge=4, le=4096)
+    mean: list[float] = Field(min_length=3, max_length=3)
+    std: list[float] = Field(min_length=3, max_length=3)
+    sha256: str | None = None  # of the weights; kd has not always said it
 
 
 def save(net: Net, path: Path, card: dict[str, Any]) -> None:
@@ -24,57 +40,92 @@ def save(net: Net, path: Path, card: dict[str, Any]) -> None:
 
 
 def card(model: dict[str, Any], classes: tuple[str, ...], size: int, mean: Tensor, std: Tensor) -> dict[str, Any]:
-    """What must be known, beside the weights, to build a network again and to feed it."""
+    """The plain form of a `Card`."""
     return {"model": model, "classes": list(classes), "size": size, "mean": mean.tolist(), "std": std.tolist()}
 
 
-def read_card(path: Path) -> tuple[dict[str, Any] | None, dict[str, list[int]]]:
-    """(the card, or None for weights that are not ours; {tensor: shape}); no tensor is read. **Raises:** UserError."""
-    if not path.is_file():
-        raise UserError(f"teacher.checkpoint: no file {path}")
-    with open(path, "rb") as file:
-        start = file.read(2)
-    if start in (b"PK", b"\x80\x02", b"\x80\x04"):
-        raise UserError(
-            f"teacher.checkpoint: {path} is a pickle, which could run code when read; "
-            "save the state_dict with safetensors.torch.save_file"
-        )
+def check(path: Path, net: Net, classes: tuple[str, ...], size: int) -> None:
+    """Raise UserError unless the weights at `path` are whole and fit `net`, these classes and this image size."""
+    with _opened(path, GIVEN) as file:
+        found = _card(file, path, GIVEN)
+        if found is not None and len(found.classes) != len(classes):
+            raise UserError(
+                f"{GIVEN}{path} knows {len(found.classes)} classes, the data has {len(classes)}; "
+                "teacher and student must share them"
+            )
+        if found is not None and found.size != size:
+            raise UserError(
+                f"{GIVEN}{path} takes images of {found.size} pixels, the data has {size}; "
+                "teacher and student must see the same"
+            )
+        _tensors(file, found, path, net, GIVEN)
+
+
+def fill(net: nn.Module, path: Path, start: str = GIVEN) -> None:
+    """Load the weights at `path` into `net`. **Raises:** UserError, its line begun by `start`, when they do not fit or
+    are damaged."""
+    with _opened(path, start) as file:
+        net.load_state_dict(_tensors(file, _card(file, path, start), path, net, start))
+
+
+@contextmanager
+def _opened(path: Path, start: str) -> Iterator[Any]:
+    """The opened safetensors file. Whatever it says of itself that is not so ends in a UserError."""
+    try:
+        if not path.is_file():  # nor is a pipe opened, which would wait for ever
+            raise UserError(f"{start}no file {path}{', but a folder' if path.is_dir() else ''}")
+        with open(path, "rb") as file:
+            first = file.read(2)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{start}cannot read {path} ({getattr(error, 'strerror', error)})") from error
     try:
         with safe_open(path, framework="pt") as opened:
-            shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
-            text = (opened.metadata() or {}).get("kd")
-        return (json.loads(text) if text else None), shapes
-    except (SafetensorError, ValueError, OSError) as error:
-        raise UserError(
-            f"teacher.checkpoint: {path} is not a whole safetensors file ({str(error).splitlines()[0]})"
-        ) from error
+            yield opened
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        if first == b"PK" or first[:1] == b"\x80":
+            raise UserError(
+                f"{start}{path} is a pickle, which could run code when read; "
+                "save the state_dict with safetensors.torch.save_file"
+            ) from error
+        what = first_line(error)
+        raise UserError(f"{start}{path} is not a whole safetensors file ({what})") from error
 
 
-def check(path: Path, net: Net, classes: tuple[str, ...], size: int) -> None:
-    """Raise UserError unless the weights at `path` fit `net`, these classes and this image size."""
-    found, shapes = read_card(path)
-    if found is not None and len(found["classes"]) != len(classes):
-        raise UserError(
-            f"teacher.checkpoint: {path} knows {len(found['classes'])} classes, the data has {len(classes)}; "
-            "teacher and student must share them"
-        )
-    if found is not None and found["size"] != size:
-        raise UserError(
-            f"teacher.checkpoint: {path} takes images of {found['size']} pixels, the data has {size}; "
-            "teacher and student must see the same"
-        )
-    wanted = {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
+def _card(file: Any, path: Path, start: str) -> Card | None:
+    """The card, or None for weights that are not ours."""
+    text = (file.metadata() or {}).get("kd")
+    try:
+        return None if text is None else Card.model_validate(json.loads(text))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"])) or "all"
+        what = f"{key}: {first['msg'].removeprefix('Input ')}"
+    except (ValueError, RecursionError):
+        what = "it is not JSON"
+    raise UserError(f"{start}the card in {path} cannot be used ({what})")
+
+
+def _tensors(file: Any, card: Card | None, path: Path, net: nn.Module, start: str) -> dict[str, Tensor]:
+    """The tensors: those of `net`, finite and, where kd wrote them, as they were written."""
+    wanted = {name: (list(t.shape), t.is_floating_point()) for name, t in net.state_dict().items()}
+    parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    shapes = {name: (part.get_shape(), part.get_dtype() in FLOATS) for name, part in parts.items()}
     for name in sorted(set(wanted) | set(shapes)):
         if wanted.get(name) != shapes.get(name):
-            raise UserError(
-                f"teacher.checkpoint: {path} does not fit the teacher model: {name} is "
-                f"{shapes.get(name, 'absent')} there and {wanted.get(name, 'absent')} in the model"
-            )
+            model = "the teacher model" if start else "its card"
+            there, here = (_said(of.get(name)) for of in (shapes, wanted))
+            raise UserError(f"{start}{path} does not fit {model}: {name} is {there} there and {here} in the model")
+    tensors = {name: file.get_tensor(name) for name in wanted}
+    if card is not None and card.sha256 not in (None, files.checksum(tensors)):
+        raise UserError(f"{start}{path} is damaged: its weights are not those that were written")
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{start}{path} is of no use: {name} is not finite")
+    return tensors
 
 
-def fill(net: nn.Module, path: Path) -> None:
-    """Load the weights at `path` into `net`."""
-    net.load_state_dict(load_file(path))
+def _said(known: tuple[list[int], bool] | None) -> str:
+    return "absent" if known is None else f"{known[0]}" if known[1] else f"{known[0]} of integers"
 
 
 class Loaded(nn.Module):
@@ -105,10 +156,19 @@ def load(path: str | os.PathLike[str]) -> Loaded:
         file = file / "student.safetensors"
     if not file.is_file():
         raise UserError(f"{path}: no finished run here (no student.safetensors)")
-    found, _ = read_card(file)
-    if found is None:
-        raise UserError(f"{file}: these weights were not written by kd (no card)")
-    settings = models.find(found["model"]["name"], "model").Config(**found["model"])
-    net = models.build(settings, len(found["classes"]), found["size"])
-    fill(net, file)
-    return Loaded(net, found).eval()
+    with _opened(file, "") as opened:
+        found = _card(opened, file, "")
+        if found is None:
+            raise UserError(f"{file}: these weights were not written by kd (no card)")
+        kind = models.find(found.model.get("name"), f"the card in {file}: model")
+        try:
+            settings = kind.Config.model_validate(found.model)
+        except ValidationError as error:
+            what = error.errors(include_url=False)[0]
+            raise UserError(f"the card in {file}: model.{'.'.join(map(str, what['loc']))}: {what['msg']}") from error
+        with torch.device("meta"):  # only weights that fit are given room
+            empty = models.build(settings, len(found.classes), found.size)
+        tensors = _tensors(opened, found, file, empty, "")
+        net = models.build(settings, len(found.classes), found.size)
+        net.load_state_dict(tensors)
+    return Loaded(net, found.model_dump()).eval()

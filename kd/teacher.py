@@ -33,10 +33,16 @@ class Teacher(NamedTuple):
 def load(config: Config, data: Data, device: Device, source: Path, trained: dict[str, Any] | None) -> Teacher:
     """The teacher whose weights are at `source`; `trained` is the result of the run that made it, if there is one.
 
-    **Raises:** UserError when it no longer scores what it scored when it was trained.
+    **Raises:** UserError when its weights are damaged, or no longer score what they scored when they were trained.
     """
     net = models.build(config.teacher, len(data.classes), data.size)
-    store.fill(net, source)
+    if trained:
+        try:
+            store.fill(net, source, "teacher: ")
+        except UserError as error:
+            raise UserError(f"{error}; when {source.parent} is removed, the teacher is trained again") from error
+    else:
+        store.fill(net, source)
     freeze(net, device)
     guard = Guard(net)
     found = dict(trained["metrics"]) if trained else {}

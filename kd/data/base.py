@@ -1,7 +1,7 @@
 """What every data set here is: typed settings, a description that costs nothing, and arrays of pixels."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd import views
 from kd.data.loader import Split
-from kd.settings import Settings
+from kd.settings import Seed, Settings
 from kd.views import Augment
 
 
@@ -17,10 +17,10 @@ class DataSettings(Settings):
     """Keys that every data set has. `val_size` images are held out of training (null: see the data set)."""
 
     val_size: int | None = Field(ge=0)
-    split_seed: int = Field(ge=0)
+    split_seed: Seed
     augment: Augment
-    mean: list[float] | None = Field(min_length=3, max_length=3)
-    std: list[float] | None = Field(min_length=3, max_length=3)
+    mean: list[Annotated[float, Field(ge=0, le=1)]] | None = Field(min_length=3, max_length=3)
+    std: list[Annotated[float, Field(ge=1e-3, le=1e3)]] | None = Field(min_length=3, max_length=3)
 
 
 class Description(NamedTuple):

@@ -7,13 +7,13 @@ import torch
 from pydantic import Field
 
 from kd.data.base import Arrays, DataSettings, Description
-from kd.settings import UserError
+from kd.settings import PathText, UserError
 
 
 class Config(DataSettings):
     name: Literal["cifar10"]
-    root: str = Field(min_length=1)
-    classes: list[str]
+    root: PathText
+    classes: list[str] = Field(min_length=2)
     kind: ClassVar[str] = "CIFAR10"
 
 

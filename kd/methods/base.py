@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from kd.models.base import Net, Out
@@ -70,7 +70,14 @@ class Weights(Settings):
     """alpha weighs the hard loss, beta the method's feature loss; what remains of 1 weighs the soft loss."""
 
     alpha: float = Field(ge=0, le=1)
-    T: float = Field(gt=0)
+    T: float = Field(gt=0, le=1e4)
+
+    @field_validator("T")
+    @classmethod
+    def _divides(cls, T: float) -> float:
+        if T < 1e-3:
+            raise ValueError(f"should be 0.001 or more, got {T}: logits / T would be too large for float32")
+        return T
 
 
 class FeatureWeights(Weights):

@@ -1,0 +1,211 @@
+"""Whatever is typed for any key: it runs, or it ends in one line and exit code 2 before any work."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+import kd.run
+from kd import cli, tracker
+from kd.config import check
+from kd.data.loader import Split
+from kd.settings import flatten
+
+BASE = [
+    "data=digits", "student.scale=1", "teacher.scale=1", "student.epochs=1", "teacher.epochs=1", "device=cpu",
+    "precision=fp32", "data.augment.crop=1", "teacher.store.gigabytes=0.05",
+]  # fmt: skip
+GROUPS = {
+    "method": ["standard", "logits", "feature"],
+    "optimizer": ["sgd", "adam", "adamw", "muon"],
+    "optimizer@teacher.optimizer": ["sgd", "adam", "muon"],
+    "schedule": ["cosine", "onecycle", "step", "constant"],
+    "schedule@teacher.schedule": ["cosine", "step"],
+    "model@student": ["cnn"],
+    "model@teacher": ["cnn"],
+    "data": ["digits", "cifar10", "cifar100", "imagefolder"],
+    "tracker": ["wandb"],
+    "+experiment": ["original"],  # the others are sweeps
+}
+SENSIBLE = {  # beside the default
+    "method.T": ["1", "2.5", "16"],
+    "method.alpha": ["0", "0.5"],
+    "method.pairs": ["[[pool2,pool2]]", "[[pool1,pool1],[hidden,hidden]]", "[[conv1,conv2]]"],
+    "student.scale": ["1", "2", "3", "100000"],
+    "student.activation": ["elu", "gelu", "silu"],
+    "data.root": ["../images"],
+    "teacher.store.fill": ["lazy", "whole"],
+    "teacher.store.maps": ["true"],
+    "data.val_size": ["0", "1", "1400", "null"],
+    "data.augment.padding": ["reflect", "edge"],
+    "data.augment.crop": ["0", "2"],
+    "data.mean": ["null", "[0.5,0.5,0.5]"],
+    "precision": ["auto", "bf16", "fp32"],
+    "device": ["auto", "cpu", "cuda", "cuda:7", "mps"],
+    "threads": ["1", "2", "null"],
+    "compile": ["true", "false"],
+    "rerun": ["true"],
+    "batch_size": ["2", "7", "64"],
+    "tracker.mode": ["online", "offline", "disabled"],
+    "checkpoint.minutes": ["null", "0.001"],
+}
+NUMBERS = ["-1", "0", "1", "2", "3.5", "-0.0", "1e-9", "1e9", "1e400", "-1e400", "1e308", "1e-320", "nan", "inf",
+           "-inf", "1" + "0" * 400, "1" + "0" * 5000, "1_000", "0x10", str(2**31), str(2**63)]  # fmt: skip
+WORDS = ["", "''", "null", "true", "a", "nope", "../x", "漢字 é", "'a b'", "'a\nb'", "'\x1b[31mred'", "'\x07\u202e'",
+         "'\udcff'", "x" * 300, "x" * 5000, "???", "${seed}", "${nope}", "${oc.env:NO_SUCH}", "${", "~nosuchuser/x",
+         "\\", "'", "a=b", "a,b", "1,2", "range(1,5)", "interval(1,2)", "choice(a)", "glob(*)", "int(x)"]  # fmt: skip
+NESTS = ["[]", "[1]", "[a,b]", "[1,2,3]", "[-1,nan,1e400]", "[null]", "{}", "{a: 1}", "{name: nope}", "[[1,2]]",
+         "[[]]", "[[a]]", "[[pool2,hidden]]", "[1", "{a", "[" * 60 + "]" * 60, "{a: {b: {c: [1]}}}"]  # fmt: skip
+WILD = st.one_of(
+    st.sampled_from(NUMBERS),
+    st.sampled_from(WORDS),
+    st.sampled_from(NESTS),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.text(st.characters(exclude_characters="\0"), max_size=20),
+)
+
+
+def _composed(words: list[str]) -> DictConfig:
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        return compose("config", words)
+
+
+@cache
+def _keys(groups: tuple[str, ...] = ()) -> dict[str, str]:
+    """Every key with what it is by default: those there are with these choices or, without any, all there are."""
+    found: dict[str, Any] = {}
+    each = [groups] if groups else [(f"{g}={c}",) for g in GROUPS if g[0] != "+" for c in GROUPS[g]]
+    with suppress(Exception):
+        for words in each:
+            found |= flatten(OmegaConf.to_container(_base(words)))  # type: ignore[arg-type]
+    leaves = {k: json.dumps(v).strip('"') for k, v in found.items() if not (isinstance(v, str) and "$" in v)}
+    nodes = {key.rpartition(".")[0] for key in found} - {""}
+    return {**dict.fromkeys(nodes, "{}"), **dict.fromkeys(found, "here"), **leaves} if leaves else _keys()
+
+
+@st.composite
+def _words(draw: st.DrawFn) -> list[str]:
+    """1 to 6 overrides, of which about half the time all are sensible."""
+    wild = draw(st.sampled_from([0, 0, 1, 2, 4]))  # of ten
+    chance = st.integers(0, 9)
+    words = []
+    for group in draw(st.lists(st.sampled_from(sorted(GROUPS)), max_size=3, unique=True)):
+        foreign = draw(chance) < wild
+        words.append(f"{group}={draw(WILD if foreign else st.sampled_from(GROUPS[group]))}")
+    known = _keys(tuple(words))
+    for _ in range(draw(st.integers(0 if words else 1, 6 - len(words)))):
+        key = draw(st.sampled_from(sorted(known if draw(chance) >= wild else _keys())))
+        likely = st.sampled_from([known.get(key, "1"), *SENSIBLE.get(key, [])])
+        value = draw(WILD if draw(chance) < wild else likely)
+        if key.startswith(("paths", "student.scale", "teacher.scale")) and len(value) > 3 and value != "100000":
+            value = "here"  # nothing is written elsewhere; scale=1024, which is allowed, takes 17 GB
+        sign = draw(st.sampled_from(["", "", "+", "++", "~"])) if draw(chance) < wild else ""
+        words.append(f"{sign}{key}" if sign == "~" else f"{sign}{key}={value}")
+    return words
+
+
+def _one_line(text: str) -> bool:
+    return text.startswith("kd: ") and text.count("\n") == 1 and text[:-1].isprintable() and len(text) > 8
+
+
+@cache
+def _base(groups: tuple[str, ...]) -> DictConfig:
+    return _composed([*BASE, *groups])
+
+
+def _quickly(words: list[str]) -> DictConfig:
+    """As Hydra composes it; what the groups give is kept, as it takes the most time."""
+    parsed = OverridesParser.create().parse_overrides(words)
+    groups = [o for o in parsed if o.get_key_element().lstrip("+") in GROUPS or "@" in o.get_key_element()]
+    config = _base(tuple(str(o.input_line) for o in groups)).copy()
+    ConfigLoaderImpl._apply_overrides_to_config([o for o in parsed if o not in groups], config)
+    return config
+
+
+def _settings(examples: int) -> settings:
+    return settings(max_examples=examples, derandomize=True, database=None, deadline=None,
+                    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
+
+
+@pytest.fixture
+def _beside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`data.root=../images` is an image folder, as it is for the fixture `kd`."""
+    (folder.parent / "pure").mkdir()
+    monkeypatch.chdir(folder.parent / "pure")
+
+
+@pytest.mark.usefixtures("_beside")
+@_settings(300)
+@given(words=_words())
+def test_any_configuration_is_right_or_refused(words: list[str]) -> None:
+    try:
+        cli._check_words(words)
+        config = check(cli.plain(_quickly(words)))
+    except Exception as error:
+        code, line = cli._explain(error)
+        assert code == 2, words
+        assert line is not None
+        assert _one_line(f"kd: {cli._printable(line)}\n"), line
+        event("refused")
+        return
+    event("right")
+    plain = config.plain()
+    json.dumps(plain, allow_nan=False, ensure_ascii=False).encode()
+    assert len(config.label().encode()) < 200
+    again = check(plain)
+    assert (again, again.identity()) == (config, config.identity())
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A training, of student or teacher, is one real step. **Returns:** a list that grows by one for each."""
+    count: list[str] = []
+    train = kd.run.train
+
+    def first(*args: Any, **keys: Any) -> Iterator[Any]:
+        for row in train(*args, **keys):
+            yield row
+            if row is not None:
+                count.append("")
+                return
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(kd.run, "train", first)
+    monkeypatch.setattr(Split, "batches", lambda self, batch_size: 1)
+    monkeypatch.setattr(tracker, "_start", lambda *_: None)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", refuse)
+    return count
+
+
+@_settings(25)
+@given(words=_words())
+def test_any_command_line_runs_or_ends_in_one_line(
+    folder: Path, kd: Callable, trained: list[str], words: list[str]
+) -> None:
+    trained.clear()
+    shutil.rmtree("runs", ignore_errors=True)
+    said = kd(*BASE, *words)
+    assert "Traceback" not in said.err
+    if said.code == 0:
+        event(f"{len(trained)} trained")
+        return
+    event("refused")
+    assert said.code == 2, said.err
+    assert _one_line(said.err), said.err
