@@ -74,7 +74,8 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(place: Place, tmp_
     draw, killed, done = random.Random(KILLS), [], dict[Path, int]()
     parent = place.start(*SWEEP)
     while len(killed) < KILLS and parent.poll() is None:
-        time.sleep(draw.uniform(0.2, 6.0))
+        place.wait(lambda parent=parent: place.workers() or parent.poll() is not None)
+        time.sleep(draw.uniform(0.2, 8.0))
         killed.append(kill(place, parent, draw))
         check(place, done)
         if killed[-1] == "parent":
