@@ -232,6 +232,8 @@ def _reword(text: str, cause: str) -> str:
     """Hydra's own errors, as one line, without its advice to force an unknown key in with `+`."""
     if found := re.search(r"Error merging override (\S+?)=", text):
         return f"{found[1]}: {cause.splitlines()[0] if cause else 'is not allowed'}"
+    if found := re.search(r"LexerNoViableAltException: (\S+?)=", text):  # such as ~
+        return f"{found[1]}: the value must be quoted, for Hydra and for the shell: \"{found[1]}='...'\""
     if "does not support sweep type" in text:
         return "interval(a,b) is for hydra/sweeper=optuna; a grid takes values, as method.T=1,2,4"
     if found := re.search(r"Could not override '([^']+)'", text):

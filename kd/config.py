@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, field_validator
 from kd import data, methods, models, store
 from kd.data import Description
 from kd.optim import VARIANTS, Optimizer, Schedule
-from kd.settings import PathText, Seed, Settings, UserError
+from kd.settings import PathText, Seed, Settings, Text, UserError
 
 RECIPE = 2  # raise it when the same configuration would train to other numbers: it renames every run and teacher
 
@@ -58,10 +58,10 @@ class Tracker(Settings):
 
     mode: Literal["auto", "online", "offline", "disabled"]
     project: str = Field(min_length=1)
-    entity: str | None
-    group: str | None
-    tags: list[str]
-    notes: str | None
+    entity: Text | None
+    group: Text | None
+    tags: list[Text]
+    notes: Text | None
     timeout: int = Field(ge=1, le=600)
 
 

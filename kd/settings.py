@@ -41,5 +41,6 @@ def _expands(path: str) -> str:
     return path
 
 
+Text = Annotated[str, Field(max_length=10_000)]  # a bare str may hold what is not valid UTF-8
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_expands)]

@@ -7,13 +7,13 @@ import torch
 from pydantic import Field
 
 from kd.data.base import Arrays, DataSettings, Description
-from kd.settings import PathText, UserError
+from kd.settings import PathText, Text, UserError
 
 
 class Config(DataSettings):
     name: Literal["cifar10"]
     root: PathText
-    classes: list[str] = Field(min_length=2)
+    classes: list[Text] = Field(min_length=2)
     kind: ClassVar[str] = "CIFAR10"
 
 
