@@ -28,7 +28,7 @@ from kd.data.loader import Split
 from kd.device import Device
 from kd.files import aside, tidy
 from kd.methods.base import Batch
-from kd.models.base import Out
+from kd.models.base import PRE, Out
 from kd.settings import Settings
 from kd.teacher import Live
 from kd.views import Augment
@@ -126,7 +126,7 @@ class Outputs:
         self.live, self.data, self.augment, self.place = live, data, augment, place
         self.seed, self.views_each = seed, views_each
         shapes = {name: torch.Size(shape) for name, shape in live.net.shapes(data.images.shape[1]).items()}
-        self.shapes = {"logits": list(shapes.values())[-1], **{tap: shapes[tap] for tap in live.taps}}
+        self.shapes = {"logits": list(shapes.values())[-1], **{tap: shapes[tap.removesuffix(PRE)] for tap in live.taps}}
         self.asked = self.computed = 0  # images
         self.epoch = -1
         self.tables: dict[str, Table] = {}

@@ -71,8 +71,10 @@ def open(config: Config, folder: Path, job_type: str) -> Iterator[Mirror]:
         if run is not None:
             write_json(folder / "wandb.json", {"id": id_})
         yield Mirror(run)
-    for segment in sorted((folder / "wandb").glob(f"*run-*-{id_}"))[:-1]:
-        with contextlib.suppress(OSError):
+    for segment in (folder / "wandb").glob(f"*run-*-{id_}*"):  # two of one second have another ending
+        with contextlib.suppress(Exception):
+            if run is None or segment == Path(run.dir).parent:
+                continue
             (folder / "wandb" / "superseded").mkdir(exist_ok=True)
             segment.rename(folder / "wandb" / "superseded" / segment.name)
 

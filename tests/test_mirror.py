@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 from kd import record
 
@@ -101,6 +102,8 @@ def test_an_interrupted_run_is_one_run_with_every_epoch_once(
         segments = [str(path) for path in Path("runs").glob("*/wandb/offline-run-*")]
         subprocess.run([sys.executable, "-m", "wandb", "sync", *segments], check=True, capture_output=True, timeout=60)
 
+    # all starts are of one second, and in time's order all the same
+    monkeypatch.setattr(wandb.Settings, "timespec", "20260101_000000")
     for after in (2, 3):
         with monkeypatch.context() as patch:
             patch.setattr(record.Record, "epoch", stopped(after))

@@ -1,5 +1,6 @@
 """Every network: its row below says what it must be."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from kd import models, registry
 from kd.evaluate import size
+from kd.kernels import library, quicken
 from kd.models import Net
 
 
@@ -61,6 +63,30 @@ def test_taps_are_what_the_next_stage_reads(name: str) -> None:
     assert torch.equal(x, out.logits)
     *_, last = list(out.taps)[:-1]
     assert torch.equal(net.head(out.taps[last]), out.logits)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_tap_before_an_activation(ours: bool, inplace: bool, tmp_path: Path) -> None:
+    """Also where kd's kernels compute norm and ReLU in one."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(16)
+    nn.init.normal_(norm.bias)
+    net = Net(
+        first=nn.Sequential(nn.Conv2d(3, 16, 3), norm, nn.ReLU(inplace)),
+        pool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        head=nn.Linear(16, 2),
+    ).eval()
+    x = torch.randn(2, 3, 8, 8)
+    pre = norm(net.stages["first"][0](x))
+    logits = net(x)
+    if ours:
+        quicken(net, library(tmp_path))
+    out = net.tapped(x, ["first.pre", "first", "pool.pre"])
+    torch.testing.assert_close(out.taps["first.pre"], pre)
+    torch.testing.assert_close(out.taps["first"], pre.relu())
+    torch.testing.assert_close(out.taps["pool.pre"], pre.relu().mean((2, 3)))
+    torch.testing.assert_close(out.logits, logits)
 
 
 def test_a_tap_that_is_overwritten_in_place_is_refused() -> None:

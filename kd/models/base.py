@@ -6,7 +6,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kd.kernels import NormReLU
 from kd.settings import Settings
+
+ACTIVATIONS = nn.ReLU, nn.ReLU6, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish
+PRE = ".pre"
 
 
 class Out(NamedTuple):
@@ -23,8 +27,9 @@ class Out(NamedTuple):
 class Net(nn.Module):
     """A classifier that is a chain of named stages. Every stage but the last is a tap; the last is the head.
 
-    No hooks: the forward pass returns the taps it is asked for. A stage must not write into its input; a tap that
-    was overwritten raises RuntimeError at once.
+    The tap "stage1.pre" is what the activation that ends stage1 reads (stage1 itself where none does). No hooks: the
+    forward pass returns the taps it is asked for. A stage must not write into its input; a tap that was overwritten
+    raises RuntimeError at once.
     """
 
     Config: ClassVar[type[Settings]]
@@ -47,7 +52,12 @@ class Net(nn.Module):
         kept: dict[str, Tensor] = {}
         versions: dict[str, int] = {}
         for name, stage in self.stages.items():
-            x = stage(x)
+            if (pre := name + PRE) in taps:
+                x, activation = _before_activation(stage, x)
+                kept[pre], versions[pre] = x, 0 if x.is_inference() else x._version
+                x = activation(x)
+            else:
+                x = stage(x)
             if name in taps:
                 kept[name], versions[name] = x, 0 if x.is_inference() else x._version
         for name, tap in kept.items():
@@ -66,3 +76,19 @@ class Net(nn.Module):
         with torch.no_grad():
             out = net.tapped(torch.empty(1, 3, size, size, device="meta"), net.stages)
         return {name: tuple(tap.shape[1:]) for name, tap in out.taps.items()}
+
+
+def _before_activation(stage: nn.Module, x: Tensor) -> tuple[Tensor, nn.Module]:
+    """What `stage` gives before its last activation, and that activation."""
+    if not isinstance(stage, nn.Sequential):
+        return stage(x), nn.Identity()
+    *first, last = stage
+    if isinstance(last, nn.Identity) and first and isinstance(first[-1], NormReLU):  # see kernels.quicken
+        for module in first[:-1]:
+            x = module(x)
+        return nn.BatchNorm2d.forward(first[-1], x), nn.ReLU()
+    if not isinstance(last, ACTIVATIONS):
+        return stage(x), nn.Identity()
+    for module in first:
+        x = module(x)
+    return x, type(last)() if getattr(last, "inplace", False) else last
