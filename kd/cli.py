@@ -40,8 +40,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def run_dir(*, _root_: DictConfig) -> str:
     """The resolver behind hydra.run.dir: only a valid configuration has an identity, and so a directory."""
-    from kd.config import check
-    from kd.run import folder_of, refuse_change
+    from kd.config import check, folder_of
+    from kd.run import refuse_change
 
     refuse_change(config := check(plain(_root_)))
     return str(folder_of(config))
@@ -83,7 +83,9 @@ def prepare(composed: DictConfig, sweep: str | None) -> Any:
 
 def task(composed: DictConfig, tell: Any = None, shared: Any = None) -> None:
     """One job of Hydra's, by whatever launcher; its files go to the run's own directory."""
-    from kd.run import folder_of, log, run, summary
+    from kd.config import folder_of
+    from kd.result import summary
+    from kd.run import log, run
 
     job = HydraConfig.get()
     try:

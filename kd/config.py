@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -172,6 +172,16 @@ class Config:
         }
 
 
+def folder_of(config: Config) -> Path:
+    """Where a run with this configuration is kept."""
+    return absolute(config.root.paths.runs) / config.label()
+
+
+def absolute(path: str) -> Path:
+    """`path` from the root, with ~ replaced."""
+    return Path(path).expanduser().absolute()
+
+
 def model_name(model: Settings) -> str:
     """For people: the architecture and its numbers, e.g. cnn-16."""
     keys = model.model_dump()
@@ -187,14 +197,18 @@ def file_digest(path: Path) -> str:
         raise UserError(f"teacher: cannot read its weights in {path} ({error.strerror})") from error
 
 
-def check(composed: Mapping[str, Any]) -> Config:
-    """The typed configuration. **Raises:** UserError, one line naming the key and what is allowed."""
+def check(composed: Mapping[str, Any], known: dict[Any, Any] | None = None) -> Config:
+    """The typed configuration. `known`, given with each of many, remembers what was found out about files.
+
+    **Raises:** UserError, one line naming the key and what is allowed.
+    """
+    known = {} if known is None else known
     root = typed(Root, composed, "")
     method = typed(methods.find(root.method.get("name")).Config, root.method, "method")
     student, own = _model(root.student, Student, "student")
     teacher, teaching = _model(root.teacher, Teacher, "teacher")
     dataset = typed(data.find(root.data.get("name")).Config, root.data, "data")
-    described = data.describe(dataset)
+    described = _once(known, dataset.model_dump_json(), lambda: data.describe(dataset))
     config = Config(root, method, student, own.epochs, teacher, teaching, dataset, described)
 
     if described.val >= described.train and not described.own_val:
@@ -202,7 +216,8 @@ def check(composed: Mapping[str, Any]) -> Config:
         raise UserError(f"data.val_size: {described.val} leaves nothing to train on; allowed: 0 to {limit}")
     nets = {side: _empty(model, described, side) for side, model in (("student", student), ("teacher", teacher))}
     if config.needs_teacher and teaching.checkpoint is not None:
-        store.check(Path(teaching.checkpoint).expanduser(), nets["teacher"], described.classes, described.size)
+        given, fits = Path(teaching.checkpoint).expanduser(), (described.classes, described.size)
+        _once(known, (given, teacher.model_dump_json(), fits), lambda: store.check(given, nets["teacher"], *fits))
     shapes = {side: net.shapes(described.size) for side, net in nets.items()}
     try:
         spec = methods.Spec(shapes["student"], shapes["teacher"], len(described.classes), described.train)
@@ -210,6 +225,12 @@ def check(composed: Mapping[str, Any]) -> Config:
     except ValueError as error:
         raise UserError(f"method.{error}") from error
     return config
+
+
+def _once(known: dict[Any, Any], key: Any, find: Callable[[], Any]) -> Any:
+    if key not in known:
+        known[key] = find()
+    return known[key]
 
 
 def _model(node: dict[str, Any], training: type[Settings], side: str) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from kd.files import aside
 from kd.settings import first_line
 from kd.table import Tables, finished_runs
 
@@ -96,12 +97,9 @@ def draw(
 
 
 def _save(figure: Any, folder: Path, name: str, ending: str) -> None:
-    aside = folder / f".{name}.part.{ending}"
-    try:
-        figure.savefig(aside, bbox_inches="tight", metadata={"Date": None} if ending == "svg" else None)
-        aside.replace(folder / f"{name}.{ending}")
-    finally:
-        aside.unlink(missing_ok=True)
+    said = {"Date": None} if ending == "svg" else None
+    with aside(folder / f"{name}.{ending}") as part:
+        figure.savefig(part, format=ending, bbox_inches="tight", metadata=said)
 
 
 def _unfit(reason: str) -> Any:

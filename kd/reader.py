@@ -148,6 +148,9 @@ def wrong_with(kind: type[BaseModel], value: Any) -> str:
         kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        what = "is missing" if first["type"] == "missing" else first["msg"].removeprefix("Input ")
-        return " ".join([".".join(map(str, first["loc"])), what.removeprefix("Value error, ")]).strip()
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            return f"{key} is missing"
+        what = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        return f"{key}: {what}" if key else what
     return ""

@@ -161,21 +161,29 @@ def set_aside(folder: Path) -> None:
         os.replace(path, target / path.name)
 
 
-def environment(device: Any) -> dict[str, Any]:
-    """What the numbers were made on: a kd.device.Device, in this process, on this machine."""
+def numerics(device: Any) -> dict[str, Any]:
+    """What the last bits of a training depend on, beside its configuration: of a kd.device.Device, in this process."""
     import torch
 
-    where, precision = str(device.torch), str(device.dtype).removeprefix("torch.")
-
     return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "processor": torch.cuda.get_device_name() if where.startswith("cuda") else _processor(),
-        "device": where,
-        "precision": precision,
+        "device": device.torch.type,
+        "precision": str(device.dtype).removeprefix("torch."),
         "kernels": "torch" if device.kernels is None else "kd",
         "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """What the numbers were made on."""
+    import torch
+
+    on_gpu = device.torch.type == "cuda"
+    return {
+        **numerics(device),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": torch.cuda.get_device_name(device.torch) if on_gpu else _processor(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": git_state(),
     }

@@ -10,7 +10,6 @@ summary.md, summary.tex                                      index.html
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from kd.compare import against_standard
-from kd.files import write_text
+from kd.files import aside, write_text
 from kd.reader import Study, read
 from kd.table import COLUMNS, Tables, find, gather, is_run, printable
 
@@ -77,12 +76,11 @@ def latex(frame: pd.DataFrame) -> str:
 def save(frame: pd.DataFrame, path: Path) -> list[str]:
     """`path`.csv and `path`.parquet, each whole or not at all."""
     write_text(path.with_suffix(".csv"), frame.to_csv(index=False))
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     typed = frame.convert_dtypes()
     for name in typed.select_dtypes(object):  # a swept key that is now a number, now a word
         typed[name] = typed[name].map(str, na_action="ignore").astype("string")
-    typed.to_parquet(aside, index=False)
-    os.replace(aside, path.with_suffix(".parquet"))
+    with aside(path.with_suffix(".parquet")) as part:
+        typed.to_parquet(part, index=False)
     return [f"{path.name}.csv", f"{path.name}.parquet"]
 
 

@@ -1,26 +1,24 @@
 """One run, from a checked configuration to its directory: data, teacher, student, training, evaluation, record."""
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-import yaml
 from filelock import FileLock, Timeout
 
-from kd import console, data, evaluate, files, models, outputs, record, store, teacher, tracker
+from kd import console, data, evaluate, models, outputs, reader, record, teacher, tracker
 from kd.checkpoint import Checkpoints
-from kd.config import Config, file_digest, model_name
+from kd.config import Config, absolute, file_digest, folder_of, model_name
 from kd.data import Data
 from kd.device import Device, resolve
-from kd.methods import Batch, Method, Spec
-from kd.models import Net, Out
+from kd.methods import Batch, Spec
+from kd.models import Out
 from kd.outputs import Outputs, Place
 from kd.pack import Shared, alone
+from kd.result import Parts, keep, measure
 from kd.seeds import seeded
 from kd.settings import UserError, first_line, flatten
 from kd.teacher import Live, Teacher
@@ -69,7 +67,7 @@ def steps(
         if root.rerun:
             record.set_aside(folder)
         refuse_change(config)
-        cache = _path(root.paths.cache)
+        cache = absolute(root.paths.cache)
         device = resolve(root.device, root.precision, cache, root.kernels == "auto", root.compile)
         kept = record.Record(folder, config.plain())
         try:
@@ -94,11 +92,10 @@ def refuse_change(config: Config) -> None:
     folder = folder_of(config)
     if config.root.rerun or not Checkpoints(folder).any() or record.finished(folder):
         return
-    try:
-        began = flatten(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+    said, _ = reader.read(reader.Config, folder / "config.yaml")
+    if said is None:
         return
-    now = flatten(config.plain())
+    began, now = flatten(said), flatten(config.plain())
     differ = [key for key in ("device", "kernels", "compile", "threads") if began.get(key) != now[key]]
     if differ:
         said = ", ".join(f"{key}={began.get(key)} then and {key}={now[key]} now" for key in differ)
@@ -122,26 +119,6 @@ def _alone(folder: Path, title: str, shared: Shared) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def folder_of(config: Config) -> Path:
-    """Where a run with this configuration is kept."""
-    return _path(config.root.paths.runs) / config.label()
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
-
-
-class Parts(NamedTuple):
-    """What a run is made of."""
-
-    images: Data
-    device: Device
-    tutor: Teacher | None
-    student: Net
-    method: Method
-    teach: Outputs | None
 
 
 def _parts(config: Config, images: Data, device: Device, shared: Shared) -> Parts:
@@ -176,7 +153,7 @@ def _distill(
 
     def save() -> None:
         seconds = began["seconds"] + time.monotonic() - started
-        more = {"rows": kept.rows, "clock": clock.seconds, "seconds": seconds, "numerics": numerics(device)}
+        more = {"rows": kept.rows, "clock": clock.seconds, "seconds": seconds, "numerics": record.numerics(device)}
         if checkpoints.save(state.epoch, state.step, {**state.dump(), **more, "resumed": began["resumed"]}):
             log.debug("%s: checkpoint after epoch %d and %d steps", title, state.epoch, state.step)
 
@@ -210,9 +187,9 @@ def _distill(
                 raise
         seconds = began["seconds"] + time.monotonic() - started
         times = {"train_seconds": seconds, "packed": packed, "resumed": began["resumed"]}
-        result, logits = _result(config, kept.rows, parts, times)
+        result, logits = measure(config, kept.rows, parts, times)
         mirror.finish(result, images, logits)
-        _keep(config, kept, parts, result)
+        keep(config, kept, parts, result)
     return result
 
 
@@ -267,7 +244,7 @@ def _go_on(checkpoints: Checkpoints, state: State, kept: record.Record, device: 
     found = checkpoints.load()
     if found is None:
         return {"clock": 0.0, "seconds": 0.0, "resumed": 0}
-    now, was, where = numerics(device), found["numerics"], console.place(kept.folder)
+    now, was, where = record.numerics(device), found["numerics"], console.place(kept.folder)
     for what in ("device", "precision", "kernels"):
         if was[what] != now[what]:
             said = f"{what} {was[what]}, here it is {now[what]}"
@@ -283,74 +260,6 @@ def _go_on(checkpoints: Checkpoints, state: State, kept: record.Record, device: 
     kept.history(found["rows"])
     log.info("%s: goes on after epoch %d and %d steps, from %s", title, state.epoch, state.step, where)
     return {**found, "resumed": found["resumed"] + 1}
-
-
-def numerics(device: Device) -> dict[str, str]:
-    """What the last bits of a training depend on, beside its configuration."""
-    return {
-        "device": device.torch.type, "precision": str(device.dtype).removeprefix("torch."),
-        "kernels": "torch" if device.kernels is None else "kd", "threads": str(torch.get_num_threads()),
-        "torch": str(torch.__version__),
-    }  # fmt: skip
-
-
-def _result(
-    config: Config, rows: list[dict[str, Any]], parts: Parts, times: dict[str, Any]
-) -> tuple[dict[str, Any], torch.Tensor]:
-    """Read the test images, once. **Returns:** what result.json is to hold, and the test logits."""
-    images, device, tutor, method = parts.images, parts.device, parts.tutor, parts.method
-    deployed = method.deploy(parts.student)
-    logits = evaluate.infer(deployed, images.test, device)
-    taught = evaluate.infer(tutor.net, images.test, device) if tutor else None
-    test = evaluate.metrics(logits, images.test.targets, taught)
-    last = rows[-1]
-    result = {
-        "id": config.identity(),
-        "method": config.method.name,
-        "student": model_name(config.student),
-        "seed": config.root.seed,
-        "epochs": config.epochs,
-        "metrics": {f"test_{k}": v for k, v in test.items()} | {k: last[k] for k in last if k.startswith("val_")},
-        "teacher": _about(config, tutor, taught, images),
-        "reliability": evaluate.reliability(logits, images.test.targets),
-        "size": evaluate.size(deployed, images.size) | {"method_params": evaluate.count(method.parameters())},
-        "time": {
-            **times,  # of the training; `packed`: runs that shared them; `resumed`: how often it went on
-            "epoch_seconds": [row["seconds"] for row in rows],
-            "images_per_second": sum(row["images_per_second"] for row in rows) / len(rows),
-            "teacher_read": parts.teach.known if parts.teach else None,  # the part it need not compute
-        },
-        "content": config.described.fingerprint,
-        "samples": {"train": len(images.train), "val": len(images.val or ()), "test": len(images.test)},
-        "environment": record.environment(device),
-        "config": config.plain(),
-    }
-    return result, logits
-
-
-def _keep(config: Config, kept: record.Record, parts: Parts, result: dict[str, Any]) -> None:
-    """Write weights and result. **Raises:** UserError where that cannot be done; then they lie in another place."""
-    images, train = parts.images, parts.images.train
-    card = store.card(config.student.model_dump(), images.classes, images.size, train.mean, train.std)
-
-    def write(folder: Path) -> None:
-        store.save(parts.method.deploy(parts.student), folder / "student.safetensors", card)
-        if extra := parts.method.state_dict():
-            with files.aside(folder / "method.safetensors") as part:
-                files.save(extra, part)
-
-    try:
-        write(kept.folder)
-        kept.finish(result)
-    except OSError as error:
-        what, then = f"paths.runs: cannot write to {kept.folder} ({error.strerror})", "it is lost: no room elsewhere"
-        with suppress(OSError):
-            rescued = record.Record(Path(tempfile.mkdtemp(prefix=f"kd-{kept.folder.name}-")), config.plain())
-            rescued.history(kept.rows)
-            write(rescued.folder)
-            rescued.finish(result)
-            then = f"the finished run is in {rescued.folder}: make room, and move its files"
-        raise UserError(f"{what}; {then}") from error
 
 
 def _teacher(config: Config, images: Data, device: Device, shared: Shared) -> Teacher:
@@ -386,41 +295,10 @@ def _teacher(config: Config, images: Data, device: Device, shared: Shared) -> Te
 def _outputs(config: Config, tutor: Teacher, images: Data, method: Any, device: Device) -> Outputs:
     """What the teacher says, kept beside it (or, of a file of the user's own, in the cache)."""
     live, wanted, weights = Live(tutor.net, method.teacher_taps, device), config.teaching.store, Path(tutor.source)
-    beside = weights.parent if config.teaching.checkpoint is None else _path(config.root.paths.cache)
+    beside = weights.parent if config.teaching.checkpoint is None else absolute(config.root.paths.cache)
     augment, content = config.data.augment, config.described.fingerprint
     name = outputs.key(file_digest(weights), config.teacher, content, images.train, augment, device)
     small = len(images.train) * augment.views * images.size**2 < 1e10  # pixels to look at: seconds on a GPU
     whole = wanted.fill == "whole" or (wanted.fill == "auto" and device.torch.type == "cuda" and small)
     place = Place(beside / "outputs" / name, wanted.gigabytes, wanted.maps, whole)
     return Outputs(live, images.train, augment, config.root.seed, method.views, place)
-
-
-def _about(config: Config, tutor: Teacher | None, taught: Any, images: Data) -> dict[str, Any] | None:
-    """What the result says of its teacher."""
-    if tutor is None:
-        return None
-    measured = {f"test_{k}": v for k, v in evaluate.metrics(taught, images.test.targets).items()}
-    size = evaluate.size(tutor.net, images.size)
-    return {"name": model_name(config.teacher), "source": tutor.source, "metrics": tutor.metrics | measured, **size}
-
-
-def summary(config: Config, result: dict[str, Any], folder: Path) -> list[str]:
-    """The last lines of a run: teacher, student, how much of the gap was closed, where the files are."""
-    accuracy = result["metrics"]["test_accuracy"]
-    lines = []
-    if result["teacher"]:
-        tutor = result["teacher"]
-        top = tutor["metrics"]["test_accuracy"]
-        lines.append(f"teacher  {tutor['name']:<10} test {console.percent(top)}  {tutor['params']:,} parameters")
-    lines.append(
-        f"student  {result['student']:<10} test {console.percent(accuracy)}  {result['size']['params']:,} parameters"
-        f"  (method={result['method']}, seed={result['seed']}, {result['epochs']} epochs)"
-    )
-    standard = record.finished(folder_of(config.as_standard()))
-    if result["teacher"] and standard:
-        base = standard["metrics"]["test_accuracy"]
-        gap = f", {100 * (accuracy - base) / (top - base):.0f} % of its gap to the teacher closed" if top > base else ""
-        lines.append(f"against  standard   test {console.percent(base)}  {100 * (accuracy - base):+.2f} points{gap}")
-    elif result["teacher"]:
-        lines.append("against  standard   not run yet: the same command with method=standard gives the baseline")
-    return [*lines, f"files    {console.place(folder)}"]

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from kd import files, models, views
 from kd.models.base import Net
+from kd.reader import wrong_with
 from kd.settings import Settings, UserError, first_line
 
 GIVEN = "teacher.checkpoint: "  # how a line on a file of the user's begins
@@ -94,15 +95,16 @@ def _opened(path: Path, start: str) -> Iterator[Any]:
 def _card(file: Any, path: Path, start: str) -> Card | None:
     """The card, or None for weights that are not ours."""
     text = (file.metadata() or {}).get("kd")
+    if text is None:
+        return None
     try:
-        return None if text is None else Card.model_validate(json.loads(text))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"])) or "all"
-        what = f"{key}: {first['msg'].removeprefix('Input ')}"
+        said = json.loads(text)
+        what = wrong_with(Card, said)
     except (ValueError, RecursionError):
         what = "it is not JSON"
-    raise UserError(f"{start}the card in {path} cannot be used ({what})")
+    if what:
+        raise UserError(f"{start}the card in {path} cannot be used ({what})")
+    return Card.model_validate(said)
 
 
 def _tensors(file: Any, card: Card | None, path: Path, net: nn.Module, start: str) -> dict[str, Tensor]:
@@ -161,11 +163,9 @@ def load(path: str | os.PathLike[str]) -> Loaded:
         if found is None:
             raise UserError(f"{file}: these weights were not written by kd (no card)")
         kind = models.find(found.model.get("name"), f"the card in {file}: model")
-        try:
-            settings = kind.Config.model_validate(found.model)
-        except ValidationError as error:
-            what = error.errors(include_url=False)[0]
-            raise UserError(f"the card in {file}: model.{'.'.join(map(str, what['loc']))}: {what['msg']}") from error
+        if what := wrong_with(kind.Config, found.model):
+            raise UserError(f"the card in {file}: model.{what}")
+        settings = kind.Config.model_validate(found.model)
         with torch.device("meta"):  # only weights that fit are given room
             empty = models.build(settings, len(found.classes), found.size)
         tensors = _tensors(opened, found, file, empty, "")

@@ -11,10 +11,11 @@ from typing import Any
 
 from kd import console, pool, record, report, tracker
 from kd.checkpoint import Checkpoints
-from kd.config import Config, check
+from kd.config import Config, check, folder_of
 from kd.pack import Shared, together
 from kd.pool import Outcome
-from kd.run import PrunedError, folder_of, refuse_change, steps, summary
+from kd.result import summary
+from kd.run import PrunedError, refuse_change, steps
 from kd.settings import UserError, first_line, flatten
 from kd.table import PLAN, read_plan, write_plan
 from kd.train import DivergedError
@@ -34,9 +35,10 @@ def plan(
     """Check every job (what was typed, its configuration) and write them down in the sweep's directory, after those
     that came before. **Raises:** UserError naming the first job that cannot be run; then nothing is written."""
     added = []
+    known: dict[Any, Any] = {}
     for number, (words, composed) in enumerate(jobs, len(before)):
         try:
-            config = check(composed)
+            config = check(composed, known)
             refuse_change(config)
         except UserError as error:
             raise UserError(f"{error} (job {number + 1}: {' '.join(words)}; no job was started)") from error

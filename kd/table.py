@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from kd import record
 from kd.files import write_json
 from kd.reader import LARGEST, Config, Job, Placed, Plan, Result, Said, read, wrong_with
 from kd.record import Status, status
@@ -108,7 +109,7 @@ def find(places: Iterable[Path]) -> list[dict[str, Any]]:
         for job in planned if whole else [*planned, *map(_lone, _runs(place))]:
             found.setdefault(job["folder"], job)
     for path in dict.fromkeys(job["baseline"] for job in found.values() if job.get("baseline")):
-        if path not in found and read(Result, Path(path, "result.json"))[0]:
+        if path not in found and record.finished(Path(path)):
             found[path] = _lone(Path(path))
     return list(found.values())
 

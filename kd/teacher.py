@@ -36,13 +36,11 @@ def load(config: Config, data: Data, device: Device, source: Path, trained: dict
     **Raises:** UserError when its weights are damaged, or no longer score what they scored when they were trained.
     """
     net = models.build(config.teacher, len(data.classes), data.size)
-    if trained:
-        try:
-            store.fill(net, source, "teacher: ")
-        except UserError as error:
-            raise UserError(f"{error}; when {source.parent} is removed, the teacher is trained again") from error
-    else:
-        store.fill(net, source)
+    try:
+        store.fill(net, source, "teacher: " if trained else store.GIVEN)
+    except UserError as error:
+        again = f"; when {source.parent} is removed, the teacher is trained again" if trained else ""
+        raise UserError(f"{error}{again}") from error
     freeze(net, device)
     guard = Guard(net)
     found = dict(trained["metrics"]) if trained else {}

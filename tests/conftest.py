@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "disabled"  # tests of the tracker say otherwise
@@ -146,3 +146,15 @@ def place(tmp_path: Path) -> Iterator[Place]:
     for process in made.started:
         process.kill()
         process.communicate()
+
+
+def is_one_line(said: Any, start: str) -> bool:
+    text = said.err.removesuffix("\n")
+    return said.code == 2 and text.startswith(f"kd: {start}") and text.isprintable()
+
+
+class Trap:
+    """Unpickled, it makes a folder."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("sprung",)

@@ -38,7 +38,7 @@ BAD = {  # what is typed: what the one line must say
     "word for a number": ("method.T=hot", "method.T: should be a valid number, got 'hot'"),
     "temperature nan": ("method.T=nan", "method.T: should be a finite number, got nan"),
     "temperature inf": ("method.T=inf", "method.T: should be a finite number, got inf"),
-    "temperature zero": ("method.T=0", "method.T: should be greater than 0, got 0"),
+    "temperature zero": ("method.T=0", "method.T: should be greater than or equal to 0.001, got 0"),
     "alpha above one": ("method.alpha=1.5", "method.alpha: should be less than or equal to 1, got 1.5"),
     "alpha below zero": ("method.alpha=-0.1", "method.alpha: should be greater than or equal to 0, got -0.1"),
     "alpha and beta": (
@@ -97,7 +97,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(case: str, kd: Callable) -> None:
 def test_a_sweep_is_checked_before_its_first_job(kd: Callable) -> None:
     said = kd("-m", *DIGITS, "method=logits", "method.T=1,4,0")
     assert said.code == 2
-    assert "method.T: should be greater than 0, got 0 (job 3: " in said.err
+    assert "method.T: should be greater than or equal to 0.001, got 0 (job 3: " in said.err
     assert not Path("runs").exists()
 
 

@@ -129,7 +129,7 @@ def test_a_single_run_is_stopped_by_sigterm(place: Place) -> None:
 def test_a_sweep_with_a_mistake_leaves_nothing(place: Place) -> None:
     code, out, err = place.type("-m", *SMALL, "method=logits", "method.T=1,0")
     assert (code, out) == (2, "")
-    assert "method.T: should be greater than 0, got 0 (job 2: " in err
+    assert "method.T: should be greater than or equal to 0.001, got 0 (job 2: " in err
     code, _, err = place.type("-m", *SMALL, "method=standard", "hydra.launcher.slots=0")
     assert (code, err) == (2, "kd: hydra.launcher.slots: should be 1 or more, got 0\n")
     assert list(place.folder.iterdir()) == []
@@ -247,7 +247,7 @@ def test_a_search_is_checked_and_never_looks_at_the_test_images(place: Place) ->
     for words, line in {
         ("hydra.sweeper.objective=test_accuracy",): "'test_accuracy' is not known; allowed: val_accuracy, ",
         ("hydra.sweeper.pruner=axe",): "hydra.sweeper.pruner: 'axe' is not known; allowed: median, hyperband, none",
-        ("method.T=interval(0,4)",): "method.T: should be greater than 0, got 0",
+        ("method.T=interval(0,4)",): "method.T: should be greater than or equal to 0.001, got 0",
         ("method.T=tag(log,interval(0.0,4.0))",): "method.T: interval(a,b) needs a <= b, and a > 0 for its logarithm",
         ("data.val_size=0",): "data.val_size: a search needs validation images, got 0",
         ("hydra.sweeper.storage=nodriver://x",): "hydra.sweeper.storage: nodriver://x cannot be opened (",

@@ -107,8 +107,10 @@ def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
     except OSError as error:
         raise UserError(f"data.root: cannot read the folder {error.filename} ({error.strerror})") from error
     for entry in found:
-        if any("\ud800" <= c <= "\udfff" for c in entry.name):
-            raise UserError(f"data.root: the name of {entry.path} is not valid UTF-8; rename it")
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"data.root: the name of {entry.path} is not valid UTF-8; rename it") from error
     return found
 
 

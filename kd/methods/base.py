@@ -1,10 +1,10 @@
 """What every distillation method is: the taps it reads, the parts it trains, and the loss terms it returns."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch.nn.functional as F
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kd.models.base import Net, Out
@@ -66,18 +66,14 @@ class Method(nn.Module):
         return student
 
 
+Temperature = Annotated[float, Field(ge=1e-3, le=1e4)]  # below it, logits / T would be too large for float32
+
+
 class Weights(Settings):
     """alpha weighs the hard loss, beta the method's feature loss; what remains of 1 weighs the soft loss."""
 
     alpha: float = Field(ge=0, le=1)
-    T: float = Field(gt=0, le=1e4)
-
-    @field_validator("T")
-    @classmethod
-    def _divides(cls, T: float) -> float:
-        if T < 1e-3:
-            raise ValueError(f"should be 0.001 or more, got {T}: logits / T would be too large for float32")
-        return T
+    T: Temperature
 
 
 class FeatureWeights(Weights):

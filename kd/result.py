@@ -1,0 +1,119 @@
+"""What a run leaves: it reads the test images, once, and keeps weights, metrics and the words that sum them up."""
+
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from kd import console, evaluate, files, record, store
+from kd.config import Config, folder_of, model_name
+from kd.data import Data
+from kd.device import Device
+from kd.methods import Method
+from kd.models import Net
+from kd.outputs import Outputs
+from kd.settings import UserError
+from kd.teacher import Teacher
+
+
+class Parts(NamedTuple):
+    """What a run is made of."""
+
+    images: Data
+    device: Device
+    tutor: Teacher | None
+    student: Net
+    method: Method
+    teach: Outputs | None
+
+
+def measure(
+    config: Config, rows: list[dict[str, Any]], parts: Parts, times: dict[str, Any]
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """Read the test images, once. **Returns:** what result.json is to hold, and the test logits."""
+    images, device, tutor, method = parts.images, parts.device, parts.tutor, parts.method
+    deployed = method.deploy(parts.student)
+    logits = evaluate.infer(deployed, images.test, device)
+    taught = evaluate.infer(tutor.net, images.test, device) if tutor else None
+    test = evaluate.metrics(logits, images.test.targets, taught)
+    last = rows[-1]
+    result = {
+        "id": config.identity(),
+        "method": config.method.name,
+        "student": model_name(config.student),
+        "seed": config.root.seed,
+        "epochs": config.epochs,
+        "metrics": {f"test_{k}": v for k, v in test.items()} | {k: last[k] for k in last if k.startswith("val_")},
+        "teacher": _about(config, tutor, taught, images),
+        "reliability": evaluate.reliability(logits, images.test.targets),
+        "size": evaluate.size(deployed, images.size) | {"method_params": evaluate.count(method.parameters())},
+        "time": {
+            **times,  # of the training; `packed`: runs that shared them; `resumed`: how often it went on
+            "epoch_seconds": [row["seconds"] for row in rows],
+            "images_per_second": sum(row["images_per_second"] for row in rows) / len(rows),
+            "teacher_read": parts.teach.known if parts.teach else None,  # the part it need not compute
+        },
+        "content": config.described.fingerprint,
+        "samples": {"train": len(images.train), "val": len(images.val or ()), "test": len(images.test)},
+        "environment": record.environment(device),
+        "config": config.plain(),
+    }
+    return result, logits
+
+
+def keep(config: Config, kept: record.Record, parts: Parts, result: dict[str, Any]) -> None:
+    """Write weights and result. **Raises:** UserError where that cannot be done; then they lie in another place."""
+    images, train = parts.images, parts.images.train
+    card = store.card(config.student.model_dump(), images.classes, images.size, train.mean, train.std)
+
+    def write(folder: Path) -> None:
+        store.save(parts.method.deploy(parts.student), folder / "student.safetensors", card)
+        if extra := parts.method.state_dict():
+            with files.aside(folder / "method.safetensors") as part:
+                files.save(extra, part)
+
+    try:
+        write(kept.folder)
+        kept.finish(result)
+    except OSError as error:
+        what, then = f"paths.runs: cannot write to {kept.folder} ({error.strerror})", "it is lost: no room elsewhere"
+        with suppress(OSError):
+            rescued = record.Record(Path(tempfile.mkdtemp(prefix=f"kd-{kept.folder.name}-")), config.plain())
+            rescued.history(kept.rows)
+            write(rescued.folder)
+            rescued.finish(result)
+            then = f"the finished run is in {rescued.folder}: make room, and move its files"
+        raise UserError(f"{what}; {then}") from error
+
+
+def _about(config: Config, tutor: Teacher | None, taught: Any, images: Data) -> dict[str, Any] | None:
+    """What the result says of its teacher."""
+    if tutor is None:
+        return None
+    measured = {f"test_{k}": v for k, v in evaluate.metrics(taught, images.test.targets).items()}
+    size = evaluate.size(tutor.net, images.size)
+    return {"name": model_name(config.teacher), "source": tutor.source, "metrics": tutor.metrics | measured, **size}
+
+
+def summary(config: Config, result: dict[str, Any], folder: Path) -> list[str]:
+    """The last lines of a run: teacher, student, how much of the gap was closed, where the files are."""
+    accuracy = result["metrics"]["test_accuracy"]
+    lines = []
+    if result["teacher"]:
+        tutor = result["teacher"]
+        top = tutor["metrics"]["test_accuracy"]
+        lines.append(f"teacher  {tutor['name']:<10} test {console.percent(top)}  {tutor['params']:,} parameters")
+    lines.append(
+        f"student  {result['student']:<10} test {console.percent(accuracy)}  {result['size']['params']:,} parameters"
+        f"  (method={result['method']}, seed={result['seed']}, {result['epochs']} epochs)"
+    )
+    standard = record.finished(folder_of(config.as_standard()))
+    if result["teacher"] and standard:
+        base = standard["metrics"]["test_accuracy"]
+        gap = f", {100 * (accuracy - base) / (top - base):.0f} % of its gap to the teacher closed" if top > base else ""
+        lines.append(f"against  standard   test {console.percent(base)}  {100 * (accuracy - base):+.2f} points{gap}")
+    elif result["teacher"]:
+        lines.append("against  standard   not run yet: the same command with method=standard gives the baseline")
+    return [*lines, f"files    {console.place(folder)}"]
