@@ -311,7 +311,7 @@ def test_a_job_that_is_damaged_in_the_plan_is_read_from_its_own_files(place: Pat
     assert runs["status"].tolist() == ["done"] * 9 + ["failed", "failed"]
     assert runs["setting"].tolist()[:4] == ["standard", "standard", "standard", "logits T=2"]
     assert runs["reason"][9] == "it failed"
-    assert runs["reason"][10].startswith("jobs.json is damaged: job 11: folder ")
+    assert runs["reason"][10].startswith("jobs.json is damaged: job 11: folder: String should match")
     assert [Path(job["folder"]).name for job in table.read_plan(place)] == [f"r{n}" for n in range(9)] + ["failed"]
 
 

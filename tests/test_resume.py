@@ -137,7 +137,7 @@ def test_a_checkpoint_is_read_without_executing_code(tmp_path: Path) -> None:
 def test_a_run_does_not_go_on_with_another_configuration(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["data=digits", "student.scale=1", "student.epochs=3", "method=standard", "device=cpu", "threads=1"]
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "_result", lambda *_: (_ for _ in ()).throw(RuntimeError("the machine is lost")))
+        patch.setattr(run_module, "measure", lambda *_: (_ for _ in ()).throw(RuntimeError("the machine is lost")))
         with pytest.raises(RuntimeError):
             kd(*words)
     said = kd(*[word for word in words if word != "threads=1"], "threads=2")
