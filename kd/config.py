@@ -220,7 +220,9 @@ def check(composed: Mapping[str, Any], known: dict[Any, Any] | None = None) -> C
         _once(known, (given, teacher.model_dump_json(), fits), lambda: store.check(given, nets["teacher"], *fits))
     shapes = {side: net.shapes(described.size) for side, net in nets.items()}
     try:
-        spec = methods.Spec(shapes["student"], shapes["teacher"], len(described.classes), described.train)
+        spec = methods.Spec(
+            shapes["student"], shapes["teacher"], len(described.classes), described.train, epochs=own.epochs
+        )
         config.method_class.check(method, spec)
     except ValueError as error:
         raise UserError(f"method.{error}") from error

@@ -7,7 +7,7 @@ from typing import Any
 
 from kd.settings import UserError
 
-_NOT_A_CHOICE = {"base", "cache", "loader"}
+_NOT_A_CHOICE = {"base", "cache", "loader", "paired"}
 
 
 def choices(package: str) -> list[str]:

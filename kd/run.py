@@ -128,7 +128,7 @@ def _parts(config: Config, images: Data, device: Device, shared: Shared) -> Part
         student = device.place(models.build(config.student, len(images.classes), images.size))
     taught_by = tutor.net if tutor else None
     shapes = taught_by.shapes(images.size) if taught_by else {}
-    spec = Spec(student.shapes(images.size), shapes, len(images.classes), images.samples, taught_by)
+    spec = Spec(student.shapes(images.size), shapes, len(images.classes), images.samples, taught_by, config.epochs)
     with seeded(seed, "method"):
         method = device.place(config.method_class(config.method, spec))
     teach = _outputs(config, tutor, images, method, device) if tutor else None

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 import kd.run
-from kd import cli, tracker
+from kd import cli, registry, tracker
 from kd.config import check
 from kd.data.loader import Split
 from kd.settings import flatten
@@ -27,8 +27,9 @@ BASE = [
     "data=digits", "student.scale=1", "teacher.scale=1", "student.epochs=1", "teacher.epochs=1", "device=cpu",
     "precision=fp32", "data.augment.crop=1", "teacher.store.gigabytes=0.05",
 ]  # fmt: skip
+METHODS = registry.choices("methods")
 GROUPS = {
-    "method": ["standard", "logits", "feature"],
+    "method": METHODS,
     "optimizer": ["sgd", "adam", "adamw", "muon"],
     "optimizer@teacher.optimizer": ["sgd", "adam", "muon"],
     "schedule": ["cosine", "onecycle", "step", "constant"],
@@ -42,7 +43,18 @@ GROUPS = {
 SENSIBLE = {  # beside the default
     "method.T": ["1", "2.5", "16"],
     "method.alpha": ["0", "0.5"],
-    "method.pairs": ["[[pool2,pool2]]", "[[pool1,pool1],[hidden,hidden]]", "[[conv1,conv2]]"],
+    "method.standardize": ["true"],
+    "method.warmup": ["0", "1"],
+    "method.power": ["0.001", "10"],
+    "method.beta": ["0", "30000"],
+    "method.pairs": [
+        "last",
+        "stages",
+        "vector",
+        "[[pool2,pool2]]",
+        "[[pool1,pool1],[hidden,hidden]]",
+        "[[conv1,conv2]]",
+    ],
     "student.scale": ["1", "2", "3", "100000"],
     "student.activation": ["elu", "gelu", "silu"],
     "data.root": ["../images"],
@@ -214,8 +226,8 @@ def test_any_command_line_runs_or_ends_in_one_line(
 
 
 MENDED = {  # words that once ended in a traceback, or were believed: what the line says
-    "method=3": "method: 3 is not a choice; allowed: feature, logits, standard",
-    "method=x" + 5000 * "x": "is not a choice; allowed: feature, logits, standard",
+    "method=3": f"method: 3 is not a choice; allowed: {', '.join(METHODS)}",
+    "method=x" + 5000 * "x": f"is not a choice; allowed: {', '.join(METHODS)}",
     "tracker=null": "tracker: None is not a choice; allowed: wandb",
     "optimizer=[[sgd]]": "optimizer: [['sgd']] is not a choice; allowed: adam, adamw, muon, sgd",
     "seed=1" + 5000 * "0": "seed: Exceeds the limit (4300 digits)",

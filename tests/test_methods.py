@@ -1,92 +1,143 @@
-"""Every method: its row below holds a configuration and its loss, written again in float64 NumPy from the paper."""
+"""Every method: its row below holds a configuration and its loss, as tests/references.py has it from the paper."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
+import references as ref
 import torch
 from torch import Tensor
 
 from kd import methods, registry
 from kd.cli import CONF
 from kd.methods import Batch, Spec
+from kd.methods.paired import pairs
 from kd.models import Out
 
 CLASSES, SIZE = 5, 6
-STUDENT = {"low": (3, 8, 8), "mid": (4, 4, 4), "vec": (7,)}
-TEACHER = {"low": (6, 8, 8), "mid": (5, 2, 2), "vec": (9,)}
-SPEC = Spec(STUDENT, TEACHER, CLASSES, samples=100)
+STUDENT = {"low": (3, 8, 8), "mid": (4, 4, 4), "vec": (7,), "head": (CLASSES,)}
+TEACHER = {"low": (6, 8, 8), "mid": (5, 2, 2), "vec": (9,), "head": (CLASSES,)}
+SPEC = Spec(STUDENT, TEACHER, CLASSES, samples=100, epochs=10)
+STAGES = [("low", "low"), ("mid", "mid")]
 
 
-# ---- references: plain loops and formulas, sharing nothing with kd
-
-
-def softmax(z: np.ndarray) -> np.ndarray:
-    return np.exp(z - z.max()) / np.exp(z - z.max()).sum()
-
-
-def cross_entropy(z: np.ndarray, y: np.ndarray) -> float:
-    return float(np.mean([-np.log(softmax(row)[label]) for row, label in zip(z, y, strict=True)]))
-
-
-def soft(zs: np.ndarray, zt: np.ndarray, T: float) -> float:
-    """The mean over the batch of T^2 sum_k p_k (log p_k - log q_k)."""
-    total = 0.0
-    for row_s, row_t in zip(zs, zt, strict=True):
-        q, p = softmax(row_s / T), softmax(row_t / T)
-        total += sum(p[k] * (np.log(p[k]) - np.log(q[k])) for k in range(len(p)))
-    return T * T * total / len(zs)
-
-
-def pooled(x: np.ndarray, to: int) -> np.ndarray:
-    k = x.shape[-1] // to
-    return x.reshape(*x.shape[:2], to, k, to, k).mean((3, 5))
-
-
-def hint(x: np.ndarray, t: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> float:
+def hint(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The mean squared error of a regressor, with maps first mapped at full size and then averaged."""
     if x.ndim == 2:
-        return float(np.mean((x @ weight.T + bias - t) ** 2))
-    mapped = np.einsum("oi,bihw->bohw", weight[:, :, 0, 0], x) + bias[:, None, None]
-    to = min(x.shape[-1], t.shape[-1])
-    return float(np.mean((pooled(mapped, to) - pooled(t, to)) ** 2))
+        return (x @ weight.T + bias - t).square().mean()
+    mapped = torch.einsum("oi,bihw->bohw", weight[:, :, 0, 0], x) + bias[:, None, None]
+    return ref.simkd(*ref._same_size(mapped, t))
 
 
-def feature_reference(c: dict, s: Any, t: Any, y: np.ndarray, own: dict) -> dict:
+def feature(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
     names = [f"regressors.{i}" for i in range(len(c["pairs"]))]
     hints = [
         hint(s.taps[a], t.taps[b], own[f"{n}.weight"], own[f"{n}.bias"])
         for n, (a, b) in zip(names, c["pairs"], strict=True)
     ]
     return {
-        "hard": (c["alpha"], cross_entropy(s.logits, y)),
-        "feature": (c["beta"], np.mean(hints)),
-        "soft": (1 - c["alpha"] - c["beta"], soft(s.logits, t.logits, c["T"])),
+        "hard": (c["alpha"], ref.hard(s.logits, y)),
+        "feature": (c["beta"], sum(hints) / len(hints)),
+        "soft": (1 - c["alpha"] - c["beta"], ref.soft(s.logits, t.logits, c["T"])),
     }
+
+
+def vid(c: dict, s: Any, t: Any, own: dict) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for i, (a, b) in enumerate([*STAGES, ("vec", "vec")]):
+        fs, ft = (x if x.ndim == 4 else x[:, :, None, None] for x in (s.taps[a], t.taps[b]))
+        fs, ft = ref._same_size(fs, ft)
+        mean = ref.regress3(fs, *(own[f"means.{i}.{layer}.weight"] for layer in (0, 2, 4)))
+        total = total + ref.vid(mean, ft, own[f"raws.{i}"])
+    return total
+
+
+def ctkd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
+    """At epoch 2 of 10 and a warm-up of 0.4, half of it is done: the gradient of the temperature is times -1/2."""
+    raw = own["raw"]
+    T = ref.ctkd_temperature(-0.5 * raw + 1.5 * raw.detach(), c["low"], c["span"])
+    return {"hard": (0.2, ref.hard(s.logits, y)), "soft": (0.7, ref.soft(s.logits, t.logits, T))}
+
+
+def dkd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
+    """At epoch 2 of 10 and a warm-up of 0.4, half of it is done."""
+    target, other = ref.dkd(s.logits, t.logits, y, c["T"])
+    return {"hard": (0.9, ref.hard(s.logits, y)), "target": (0.5 * 1.5, target), "other": (0.5 * 3.0, other)}
+
+
+def dist(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
+    inter, intra = ref.dist(s.logits, t.logits, c["T"])
+    return {"hard": (0.9, ref.hard(s.logits, y)), "inter": (2.0, inter), "intra": (3.0, intra)}
+
+
+def nkd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
+    target, other = ref.nkd(s.logits, t.logits, y, c["T"])
+    return {"hard": (0.9, ref.hard(s.logits, y)), "target": (0.8, target), "other": (2.0, other)}
+
+
+def rkd(s: Tensor, t: Tensor) -> Tensor:
+    distance, angle = ref.rkd(s, t)
+    return 2.5 * distance + 5 * angle
 
 
 class Row(NamedTuple):
     settings: dict
-    reference: Callable[[dict, Any, Any, np.ndarray, dict], dict]
+    reference: Callable[[dict, Any, Any, Tensor, dict], dict]
     zero_when_equal: tuple[str, ...] = ()  # terms that vanish when the student says what the teacher says
 
 
+def soft(
+    settings: dict, term: Callable[[dict, Tensor, Tensor, Tensor], Tensor], weight: float, zero: bool = True
+) -> Row:
+    """A row of a method whose loss is 0.2 * hard + weight * soft, `soft` being term(settings, zs, zt, y)."""
+
+    def reference(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
+        return {"hard": (c["alpha"], ref.hard(s.logits, y)), "soft": (weight, term(c, s.logits, t.logits, y))}
+
+    return Row({"alpha": 0.2, **settings}, reference, ("soft",) if zero else ())
+
+
+def paired(name: str, pairs: Any, term: Callable[..., Tensor], used: list[tuple[str, str]], **settings: Any) -> Row:
+    """A row of a method whose loss is hard + 0.7 * the sum of term(student tap, teacher tap) over the pairs."""
+
+    def reference(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
+        each = [term(s.taps[a], t.taps[b]) for a, b in used]
+        return {"hard": (0.4, ref.hard(s.logits, y)), name: (0.7, sum(each[1:], each[0]))}
+
+    return Row({"alpha": 0.4, "beta": 0.7, "pairs": pairs, **settings}, reference)
+
+
+LAST, VECTOR = STAGES[-1:], [("vec", "vec")]
 TABLE = {
-    "standard": Row({}, lambda c, s, t, y, own: {"hard": (1, cross_entropy(s.logits, y))}),
-    "logits": Row(
-        {"alpha": 0.3, "T": 4.0},
-        lambda c, s, t, y, own: {
-            "hard": (0.3, cross_entropy(s.logits, y)),
-            "soft": (0.7, soft(s.logits, t.logits, 4)),
-        },
-        ("soft",),
+    "standard": Row({}, lambda c, s, t, y, own: {"hard": (1, ref.hard(s.logits, y))}),
+    "logits": soft({"T": 4.0}, lambda c, zs, zt, y: ref.soft(zs, zt, 4), 0.8),
+    "soft_labels": Row({"T": 3.0}, lambda c, s, t, y, own: {"soft": (1, ref.soft(s.logits, t.logits, 3))}, ("soft",)),
+    "standardized": soft(
+        {"beta": 9.0, "T": 2.0}, lambda c, zs, zt, y: ref.soft(ref.standardised(zs), ref.standardised(zt), 2), 9.0
     ),
+    "wttm": soft({"beta": 3.0, "power": 0.3}, lambda c, zs, zt, y: ref.wttm(zs, zt, 0.3), 3.0, zero=False),
+    "tfkd": soft({"correct": 0.9, "T": 2.0}, lambda c, zs, zt, y: ref.tfkd(zs, y, 0.9, 2), 0.8, zero=False),
+    "ctkd": Row({"alpha": 0.2, "beta": 0.7, "low": 1.0, "span": 4.0, "warmup": 0.4}, ctkd, ("soft",)),
+    "dkd": Row({"alpha": 0.9, "target": 1.5, "other": 3.0, "T": 4.0, "warmup": 0.4}, dkd, ("target", "other")),
+    "dist": Row({"alpha": 0.9, "inter": 2.0, "intra": 3.0, "T": 4.0}, dist, ("inter", "intra")),
+    "nkd": Row({"alpha": 0.9, "target": 0.8, "other": 2.0, "T": 3.0}, nkd),
     "feature": Row(
         {"alpha": 0.2, "beta": 0.3, "T": 2.0, "pairs": [["low", "low"], ["mid", "mid"], ["vec", "vec"]]},
-        feature_reference,
+        feature,
         ("soft",),
     ),
+    "attention": paired("attention", "stages", ref.attention, STAGES),
+    "similarity": paired("similarity", "last", ref.similarity, LAST),
+    "correlation": paired(
+        "correlation", "vector", lambda s, t: ref.correlation(s, t, 0.4, 2), VECTOR, gamma=0.4, order=2
+    ),
+    "vid": Row(
+        {"alpha": 0.4, "beta": 0.7, "pairs": [["low", "low"], ["mid", "mid"], ["vec", "vec"]]},
+        lambda c, s, t, y, own: {"hard": (0.4, ref.hard(s.logits, y)), "vid": (0.7, vid(c, s, t, own))},
+    ),
+    "rkd": paired("rkd", "vector", rkd, VECTOR, distance=2.5, angle=5.0),
+    "pkt": paired("pkt", "vector", ref.pkt, VECTOR),
+    "nst": paired("nst", "stages", ref.nst, STAGES),
 }
 
 
@@ -109,11 +160,7 @@ def outputs(seed: int, shapes: dict, grad: bool = False) -> Out:
 
 def batch() -> Batch:
     index = torch.arange(SIZE)
-    return Batch(torch.zeros(SIZE, 3, 8, 8), index % CLASSES, index, index, epoch=0.0)
-
-
-def as_numpy(out: Out) -> Out:
-    return Out(out.logits.detach().numpy(), {k: v.detach().numpy() for k, v in out.taps.items()})
+    return Batch(torch.zeros(SIZE, 3, 8, 8), index % CLASSES, index, index, epoch=2.0)
 
 
 def loss(terms: methods.Terms) -> Tensor:
@@ -127,29 +174,25 @@ def test_every_method_has_a_row_here_and_a_yaml() -> None:
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_the_loss_is_the_papers(name: str) -> None:
-    method, s, t = build(name), outputs(1, STUDENT), outputs(2, TEACHER)
-    own = {k: v.numpy() for k, v in method.state_dict().items()}
-    expected = TABLE[name].reference(TABLE[name].settings, as_numpy(s), as_numpy(t), batch().y.numpy(), own)
+def test_the_loss_and_its_gradients_are_the_papers(name: str) -> None:
+    """With respect to the student's logits and taps, and to what the method trains."""
+    method, t = build(name), outputs(2, TEACHER)
+    s = outputs(1, STUDENT, grad=True)
+    leaves = {"logits": s.logits, **s.taps, **dict(method.named_parameters())}
+    own = method.state_dict(keep_vars=True)
+    expected = TABLE[name].reference(TABLE[name].settings, s, t, batch().y, own)
     found = method(batch(), s, t)
     assert list(found) == list(expected)
     for term, (weight, value) in expected.items():
         assert found[term][0] == pytest.approx(weight, rel=1e-12)
-        assert found[term][1].item() == pytest.approx(value, rel=1e-10)
-
-
-@pytest.mark.parametrize("name", TABLE)
-def test_the_gradient_is_the_losses(name: str) -> None:
-    method, t = build(name), outputs(2, TEACHER)
-    s = outputs(1, STUDENT, grad=True)
-    used = [s.logits, *(s.taps[name] for name in method.student_taps)]
-
-    def of(logits: Tensor, *taps: Tensor) -> Tensor:
-        return loss(method(batch(), Out(logits, dict(zip(method.student_taps, taps, strict=True))), t))
-
-    assert torch.autograd.gradcheck(of, used)
-    loss(method(batch(), s, t)).backward()
+        assert found[term][1].item() == pytest.approx(value.item(), rel=1e-9)
+    ours, theirs = (torch.autograd.grad(loss(terms), leaves.values(), allow_unused=True) for terms in (found, expected))
+    for key, a, b in zip(leaves, ours, theirs, strict=True):
+        assert (a is None) == (b is None), key
+        if a is not None:
+            assert torch.allclose(a, b, rtol=1e-7, atol=1e-10), key
     for key, parameter in method.named_parameters():
+        loss(method(batch(), s, t)).backward(inputs=[parameter])
         assert parameter.grad is not None, f"{key} gets no gradient"
         assert parameter.grad.abs().sum() > 0, f"{key} gets no gradient"
 
@@ -202,3 +245,48 @@ def test_feature_refuses_pairs_that_cannot_be(pairs: list, message: str) -> None
     config = kind.Config(name="feature", alpha=0.1, beta=0.5, T=1.0, pairs=pairs)
     with pytest.raises(ValueError, match=message):
         kind.check(config, SPEC)
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if "standardize" in methods.find(name).Config.model_fields])
+def test_logits_are_standardised_if_that_is_wanted(name: str) -> None:
+    """The compared logits, not those of the hard loss: adding to all and scaling all changes only the latter."""
+    method, s, t = build(name), outputs(1, STUDENT), outputs(2, TEACHER)
+    method.config = method.config.model_copy(update={"standardize": True})
+    terms, moved = method(batch(), s, t), method(batch(), Out(2 * s.logits + 1, s.taps), Out(3 * t.logits - 2, t.taps))
+    for term in terms:
+        same = terms[term][1].item() == pytest.approx(moved[term][1].item(), rel=1e-5)
+        assert same == (term != "hard")
+
+
+@pytest.mark.parametrize("wrong", ["first", "[[low, low]]", [], [["low"]], [["low"] * 3], [[1, 2]], 3, None, {}])
+def test_what_is_no_pairs_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"should be last, stages, vector or \[\[student tap, teacher tap\], \.\.\.\]"):
+        methods.find("nst").Config(name="nst", alpha=1, beta=1, pairs=wrong)
+
+
+def test_pairs_by_word() -> None:
+    shapes = {"a": (3, 8, 8), "b": (4, 8, 8), "c": (4, 4, 4), "d": (5, 2, 2), "v": (6,), "w": (7,), "head": (5,)}
+    other = {"x": (2, 8, 8), "y": (2, 4, 4), "u": (3,), "head": (5,)}
+    spec = Spec(shapes, other, 5, 10)
+    assert pairs("stages", spec) == [("c", "x"), ("d", "y")]
+    assert pairs("last", spec) == [("d", "y")]
+    assert pairs("vector", spec) == [("w", "u")]
+    assert pairs([["a", "u"]], spec) == [("a", "u")]
+    flat = Spec(shapes, {"tokens": (4, 3), "u": (3,), "head": (5,)}, 5, 10)
+    assert pairs("vector", flat) == [("w", "u")]
+    for word in ("stages", "last"):
+        with pytest.raises(ValueError, match="pairs: the teacher has no feature map"):
+            pairs(word, flat)
+
+
+def test_maps_only() -> None:
+    kind = methods.find("attention")
+    with pytest.raises(ValueError, match=r"pairs: vec of the student is \[7\]; this method takes maps"):
+        kind.check(kind.Config(name="attention", alpha=1, beta=1, pairs="vector"), SPEC)
+
+
+@pytest.mark.parametrize("name", ["dkd", "nkd"])
+def test_two_classes_are_too_few_for_the_others(name: str) -> None:
+    kind = methods.find(name)
+    with pytest.raises(ValueError, match=r"name: .* needs 3 or more, not 2"):
+        kind.check(kind.Config(name=name, **TABLE[name].settings), Spec(STUDENT, TEACHER, 2, samples=10))

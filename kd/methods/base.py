@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class Spec:
     classes: int
     samples: int  # one more than the largest Batch.index
     teacher_net: Net | None = None  # frozen; for methods that read its head. Copy what you keep, never own it
+    epochs: int = 1  # of the whole training: Batch.epoch goes from 0 to it
 
 
 Terms = dict[str, tuple[float | Tensor, Tensor]]
@@ -86,7 +88,51 @@ class FeatureWeights(Weights):
         return self
 
 
-def soft_kl(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+class Soft(Settings):
+    """What every method on logits has: alpha weighs the hard loss."""
+
+    alpha: float = Field(ge=0)
+    standardize: bool = False  # compare standardised logits, see `standardise`
+
+
+class Added(Settings):
+    """alpha weighs the hard loss, beta the method's own."""
+
+    alpha: float = Field(ge=0)
+    beta: float = Field(ge=0)
+
+
+def ramp(batch: Batch, over: float) -> float:
+    """From 0 to 1 in the first `over` epochs, then 1."""
+    return min(1.0, batch.epoch / over) if over > 0 else 1.0
+
+
+def standardise(logits: Tensor) -> Tensor:
+    """Each row at mean 0 and standard deviation 1 (Sun et al. 2024, arXiv 2403.01427)."""
+    return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + 1e-7)
+
+
+def compared(config: Any, student: Out, teacher: Out | None) -> tuple[Tensor, Tensor]:
+    """The logits that a method on logits compares."""
+    assert teacher is not None
+    if config.standardize:
+        return standardise(student.logits), standardise(teacher.logits)
+    return student.logits, teacher.logits
+
+
+def need_others(spec: Spec) -> None:
+    """**Raises:** ValueError for two classes, where softmax over the others says nothing."""
+    if spec.classes < 3:
+        raise ValueError(f"name: it compares the classes beside the label's, so it needs 3 or more, not {spec.classes}")
+
+
+def others(logits: Tensor, y: Tensor) -> Tensor:
+    """[B, classes - 1]: the logits of all classes but the labels'."""
+    place = torch.arange(logits.shape[1] - 1, device=y.device)
+    return logits.gather(1, place + (place >= y[:, None]))
+
+
+def soft_kl(student: Tensor, teacher: Tensor, T: float | Tensor) -> Tensor:
     """T^2 * KL(softmax(teacher / T) || softmax(student / T)): summed over classes, averaged over the batch.
 
     Hinton, Vinyals and Dean 2015 (arXiv 1503.02531), section 2; T^2 keeps the size of its gradient as T grows.

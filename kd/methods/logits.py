@@ -2,12 +2,13 @@
 
 from typing import Literal
 
-from kd.methods.base import Batch, Method, Terms, Weights, hard, soft_kl
+from kd.methods.base import Batch, Method, Terms, Weights, compared, hard, soft_kl
 from kd.models.base import Out
 
 
 class LogitsConfig(Weights):
     name: Literal["logits"]
+    standardize: bool = False
 
 
 class Logits(Method):
@@ -16,6 +17,5 @@ class Logits(Method):
     Config = LogitsConfig
 
     def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
-        assert teacher is not None
-        soft = soft_kl(student.logits, teacher.logits, self.config.T)
+        soft = soft_kl(*compared(self.config, student, teacher), self.config.T)
         return {"hard": (self.config.alpha, hard(batch, student)), "soft": (1 - self.config.alpha, soft)}

@@ -1,0 +1,31 @@
+"""Paying more attention to attention: attention transfer (Zagoruyko and Komodakis 2017, arXiv 1612.03928)."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd.methods.paired import Paired, PairedConfig, alike
+
+
+class AttentionConfig(PairedConfig):
+    name: Literal["attention"]
+
+
+class Attention(Paired):
+    """loss = alpha * CE + beta * sum over the pairs of mean (q_s - q_t)^2.
+
+    q: the mean over the channels of the squared map, as a vector of norm 1. The larger map is average-pooled to the
+    smaller's size; the mean is over samples and pixels, as in the authors' code.
+    """
+
+    Config = AttentionConfig
+    dims = (3,)
+
+    def compare(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
+        student, teacher = alike(student, teacher)
+        return (_attention(student) - _attention(teacher)).square().mean()
+
+
+def _attention(x: Tensor) -> Tensor:
+    return F.normalize(x.square().mean(dim=1).flatten(1), dim=1)

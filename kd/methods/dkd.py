@@ -1,0 +1,69 @@
+"""Decoupled knowledge distillation (Zhao et al. 2022, arXiv 2203.08679)."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from kd.methods.base import (
+    Batch,
+    Method,
+    Soft,
+    Spec,
+    Temperature,
+    Terms,
+    compared,
+    hard,
+    need_others,
+    others,
+    ramp,
+    soft_kl,
+)
+from kd.models.base import Out
+
+
+class DKDConfig(Soft):
+    name: Literal["dkd"]
+    target: float = Field(ge=0)
+    other: float = Field(ge=0)
+    T: Temperature
+    warmup: float = Field(ge=0, le=1)
+
+
+class DKD(Method):
+    """loss = alpha * CE + r * (target * T^2 KL(b_t || b_s) + other * T^2 KL(o_t || o_s)).
+
+    b = (p[label], 1 - p[label]); o = softmax over all classes but the label; all at temperature T. r rises from 0 to 1
+    in the first `warmup` of the training.
+    """
+
+    Config = DKDConfig
+
+    @classmethod
+    def check(cls, config: DKDConfig, spec: Spec) -> None:
+        need_others(spec)
+
+    def __init__(self, config: DKDConfig, spec: Spec):
+        super().__init__(config, spec)
+        self.over = config.warmup * spec.epochs
+
+    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+        c, r = self.config, ramp(batch, self.over)
+        s, t = compared(c, student, teacher)
+        binary = c.T**2 * F.kl_div(
+            _binary(s / c.T, batch.y), _binary(t / c.T, batch.y), reduction="batchmean", log_target=True
+        )
+        rest = soft_kl(others(s, batch.y), others(t, batch.y), c.T)
+        return {
+            "hard": (c.alpha, hard(batch, student)),
+            "target": (r * c.target, binary),
+            "other": (r * c.other, rest),
+        }
+
+
+def _binary(z: Tensor, y: Tensor) -> Tensor:
+    """[B, 2]: the logarithms of p[label] and of 1 - p[label]."""
+    whole = z.logsumexp(dim=1)
+    return torch.stack([z.gather(1, y[:, None])[:, 0] - whole, others(z, y).logsumexp(dim=1) - whole], dim=1)

@@ -1,0 +1,41 @@
+"""From knowledge distillation to self-knowledge distillation: normalised KD (Yang et al. 2023, arXiv 2303.13005)."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+
+from kd.methods.base import Batch, Method, Soft, Spec, Temperature, Terms, compared, hard, need_others, others
+from kd.models.base import Out
+
+
+class NKDConfig(Soft):
+    name: Literal["nkd"]
+    target: float = Field(ge=0)
+    other: float = Field(ge=0)
+    T: Temperature
+
+
+class NKD(Method):
+    """loss = alpha * CE - target * p_t[label] log p_s[label] - other * T^2 sum_k o_t[k] log o_s[k].
+
+    p at temperature 1; o = softmax over all classes but the label, at temperature T. A cross-entropy, so not zero
+    where student and teacher agree.
+    """
+
+    Config = NKDConfig
+
+    @classmethod
+    def check(cls, config: NKDConfig, spec: Spec) -> None:
+        need_others(spec)
+
+    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+        c, y = self.config, batch.y[:, None]
+        s, t = compared(c, student, teacher)
+        target = -(F.softmax(t, dim=1).gather(1, y) * F.log_softmax(s, dim=1).gather(1, y)).mean()
+        rest = F.cross_entropy(others(s, batch.y) / c.T, F.softmax(others(t, batch.y) / c.T, dim=1))
+        return {
+            "hard": (c.alpha, hard(batch, student)),
+            "target": (c.target, target),
+            "other": (c.other, c.T**2 * rest),
+        }

@@ -1,0 +1,94 @@
+"""What methods that compare taps in pairs have in common: which taps, and their sum."""
+
+from typing import Annotated, Any, ClassVar
+
+import torch.nn.functional as F
+from pydantic import AfterValidator
+from torch import Tensor
+
+from kd.methods.base import Added, Batch, Method, Spec, Terms, hard
+from kd.models.base import Out
+
+WORDS = "last", "stages", "vector"
+
+
+def _are_pairs(value: Any) -> Any:
+    listed = isinstance(value, list) and value and all(isinstance(p, list) and len(p) == 2 for p in value)
+    if value not in WORDS and not (listed and all(isinstance(tap, str) for pair in value for tap in pair)):
+        raise ValueError(f"should be {', '.join(WORDS)} or [[student tap, teacher tap], ...], got {str(value)[:100]!r}")
+    return value
+
+
+Pairs = Annotated[Any, AfterValidator(_are_pairs)]
+
+
+class PairedConfig(Added):
+    """`pairs`: [[student tap, teacher tap], ...]; or last: the last map of each; stages: the last map of each size, the
+    smallest with the smallest; vector: the last vector before the logits."""
+
+    pairs: Pairs
+
+
+class Paired(Method):
+    """A method that compares taps of the student with taps of the teacher, pair by pair."""
+
+    dims: ClassVar[tuple[int, ...]] = (3, 1)  # of taps it can take: maps [C, H, W], vectors [D]
+
+    @classmethod
+    def check(cls, config: Any, spec: Spec) -> None:
+        for student, teacher in pairs(config.pairs, spec):
+            for side, tap, shapes in (("student", student, spec.student), ("teacher", teacher, spec.teacher)):
+                if tap not in shapes:
+                    raise ValueError(f"pairs: the {side} has no tap {tap!r}; it has {', '.join(shapes)}")
+                if len(shapes[tap]) not in cls.dims:
+                    takes = " or ".join({3: "maps", 1: "vectors"}[dim] for dim in cls.dims)
+                    raise ValueError(f"pairs: {tap} of the {side} is {list(shapes[tap])}; this method takes {takes}")
+            if len(spec.student[student]) != len(spec.teacher[teacher]):
+                raise ValueError(
+                    f"pairs: {student} -> {teacher} pairs a map with a vector: the student's {student} is "
+                    f"{list(spec.student[student])}, the teacher's {teacher} is {list(spec.teacher[teacher])}"
+                )
+
+    def __init__(self, config: Any, spec: Spec):
+        super().__init__(config, spec)
+        self.pairs = pairs(config.pairs, spec)
+        self.student_taps, self.teacher_taps = (tuple(dict.fromkeys(taps)) for taps in zip(*self.pairs, strict=True))
+
+    def compare(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of pair `number`: a scalar."""
+        raise NotImplementedError
+
+    def compared(self, student: Out, teacher: Out | None) -> Tensor:
+        """The sum over the pairs."""
+        assert teacher is not None
+        each = [self.compare(n, student.taps[s], teacher.taps[t]) for n, (s, t) in enumerate(self.pairs)]
+        return sum(each[1:], each[0])
+
+    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+        own = self.compared(student, teacher)
+        return {"hard": (self.config.alpha, hard(batch, student)), self.config.name: (self.config.beta, own)}
+
+
+def pairs(wanted: Any, spec: Spec) -> list[tuple[str, str]]:
+    """The pairs of taps that `Pairs` names. **Raises:** ValueError when a network has no such taps."""
+    if not isinstance(wanted, str):
+        return [(student, teacher) for student, teacher in wanted]
+    found = []
+    for side, shapes in (("student", spec.student), ("teacher", spec.teacher)):
+        if wanted == "vector":
+            own = [tap for tap, shape in list(shapes.items())[:-1] if len(shape) == 1][-1:]  # the last are the logits
+        else:
+            own = list({shape[1:]: tap for tap, shape in shapes.items() if len(shape) == 3}.values())
+        if not own:
+            raise ValueError(f"pairs: the {side} has no {'vector' if wanted == 'vector' else 'feature map'} to tap")
+        found.append(own if wanted == "stages" else own[-1:])
+    count = min(map(len, found))
+    return list(zip(found[0][-count:], found[1][-count:], strict=True))
+
+
+def alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps at the smaller's size, by average pooling; vectors as they are."""
+    if student.ndim < 4:
+        return student, teacher
+    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
+    return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)

@@ -1,0 +1,23 @@
+"""Distillation without labels: `logits` of alpha = 0 (Hinton, Vinyals and Dean 2015, arXiv 1503.02531)."""
+
+from typing import Literal
+
+from kd.methods.base import Batch, Method, Temperature, Terms, compared, soft_kl
+from kd.models.base import Out
+from kd.settings import Settings
+
+
+class SoftLabelsConfig(Settings):
+    name: Literal["soft_labels"]
+    T: Temperature
+    standardize: bool = False
+
+
+class SoftLabels(Method):
+    """loss = T^2 * KL(teacher_T || student_T)."""
+
+    Config = SoftLabelsConfig
+
+    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+        s, t = compared(self.config, student, teacher)
+        return {"soft": (1.0, soft_kl(s, t, self.config.T))}

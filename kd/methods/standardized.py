@@ -1,0 +1,25 @@
+"""Logit standardization in knowledge distillation (Sun et al. 2024, arXiv 2403.01427)."""
+
+from typing import Literal
+
+from kd.methods.base import Added, Batch, Method, Temperature, Terms, hard, soft_kl, standardise
+from kd.models.base import Out
+
+
+class StandardizedConfig(Added):
+    name: Literal["standardized"]
+    T: Temperature
+
+
+class Standardized(Method):
+    """loss = alpha * CE + beta * T^2 KL(teacher_T || student_T) of logits (z - mean z) / (std z + 1e-7).
+
+    Other methods on logits do the same with `standardize: true`.
+    """
+
+    Config = StandardizedConfig
+
+    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+        assert teacher is not None
+        soft = soft_kl(standardise(student.logits), standardise(teacher.logits), self.config.T)
+        return {"hard": (self.config.alpha, hard(batch, student)), "soft": (self.config.beta, soft)}

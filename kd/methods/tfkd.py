@@ -1,0 +1,37 @@
+"""Revisiting knowledge distillation via label smoothing: teacher-free KD (Yuan et al. 2020, arXiv 1909.11723)."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from kd.methods.base import Batch, Method, Temperature, Terms, hard
+from kd.models.base import Out
+from kd.settings import Settings
+
+
+class TfKDConfig(Settings):
+    name: Literal["tfkd"]
+    alpha: float = Field(ge=0, le=1)
+    correct: float = Field(ge=0, le=1)
+    T: Temperature
+
+
+class TfKD(Method):
+    """loss = alpha * CE + (1 - alpha) * KL(softmax(u / T) || student), u = `correct` at the label, else its share.
+
+    As in the paper's code the student is at temperature 1 and there is no T^2; averaged over the batch, where that
+    code also divides by the classes and multiplies by a number of its own.
+    """
+
+    Config = TfKDConfig
+    needs_teacher = False
+
+    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+        c, z = self.config, student.logits
+        made = torch.full_like(z, (1 - c.correct) / (z.shape[1] - 1)).scatter(1, batch.y[:, None], c.correct)
+        soft = F.kl_div(
+            F.log_softmax(z, dim=1), F.log_softmax(made / c.T, dim=1), reduction="batchmean", log_target=True
+        )
+        return {"hard": (c.alpha, hard(batch, student)), "soft": (1 - c.alpha, soft)}
