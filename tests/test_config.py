@@ -13,8 +13,10 @@ from kd import cli, data, models, store
 from kd.config import check
 from kd.methods import Spec
 from kd.optim import Schedule
+from kd.registry import choices
 from kd.settings import UserError
 
+METHODS = choices("methods")
 DIGITS = ["data=digits", "student.epochs=1", "teacher.epochs=1", "student.scale=1", "teacher.scale=2", "device=cpu"]
 
 BAD = {  # what is typed: what the one line must say
@@ -31,9 +33,9 @@ BAD = {  # what is typed: what the one line must say
     "near miss in the student": ("+student.epoch=1", "student.epoch: there is no such key; did you mean epochs?"),
     "unknown choice": (
         "method=logit",
-        "Could not find 'method/logit' Available options in 'method': feature logits standard",
+        "Could not find 'method/logit' Available options in 'method': " + " ".join(METHODS),
     ),
-    "unknown name": ("method.name=nope", "method.name: 'nope' is not known; allowed: feature, logits, standard"),
+    "unknown name": ("method.name=nope", "method.name: 'nope' is not known; allowed: " + ", ".join(METHODS)),
     "unknown model name": ("student.name=nope", "student.name: 'nope' is not known; allowed: cnn"),
     "word for a number": ("method.T=hot", "method.T: should be a valid number, got 'hot'"),
     "temperature nan": ("method.T=nan", "method.T: should be a finite number, got nan"),
