@@ -183,9 +183,11 @@ def absolute(path: str) -> Path:
 
 
 def model_name(model: Settings) -> str:
-    """For people: the architecture and its numbers, e.g. cnn-16."""
+    """For people: the architecture and its numbers, e.g. cnn-16, or the `title` that its settings give it."""
     keys = model.model_dump()
-    return "-".join(str(keys[k]) for k in ("name", "depth", "scale", "width") if k in keys)
+    return getattr(model, "title", None) or "-".join(
+        str(keys[k]) for k in ("name", "depth", "scale", "width") if k in keys
+    )
 
 
 def file_digest(path: Path) -> str:

@@ -78,6 +78,47 @@ class Net(nn.Module):
         return {name: tuple(tap.shape[1:]) for name, tap in out.taps.items()}
 
 
+class Residual(nn.Module):
+    """branch(x) + shortcut(x); the activation that may follow is a module of its own."""
+
+    def __init__(self, branch: nn.Module, shortcut: nn.Module):
+        super().__init__()
+        self.branch, self.shortcut = branch, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch(x) + self.shortcut(x)
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """A convolution without bias, padded by half its kernel, and its batch norm."""
+    return [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, 1, groups, bias=False), nn.BatchNorm2d(outputs)]
+
+
+def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """The shortcut of a residual block: x itself, or where its shape changes a 1 x 1 convolution and a batch norm."""
+    return nn.Identity() if (inputs, stride) == (outputs, 1) else nn.Sequential(*conv(inputs, outputs, 1, stride))
+
+
+def basic(inputs: int, outputs: int, stride: int) -> Residual:
+    """The basic residual block (He et al. 2015, arXiv 1512.03385), without its final ReLU."""
+    branch = [*conv(inputs, outputs, 3, stride), nn.ReLU(), *conv(outputs, outputs, 3)]
+    return Residual(nn.Sequential(*branch), projection(inputs, outputs, stride))
+
+
+def average() -> nn.Module:
+    """Global average pooling: [B, C, H, W] -> [B, C]."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def he_normal(net: nn.Module) -> None:
+    """Convolutions as in He et al. 2015 (arXiv 1502.01852), by the fan out; their biases 0."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def _before_activation(stage: nn.Module, x: Tensor) -> tuple[Tensor, nn.Module]:
     """What `stage` gives before its last activation, and that activation."""
     if not isinstance(stage, nn.Sequential):
