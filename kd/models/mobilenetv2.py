@@ -1,0 +1,62 @@
+"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) for small images: five halvings become four by a stride of 1 in
+the second group of blocks, and ReLU takes the place of ReLU6 (Tian et al. 2019, arXiv 1910.10699)."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from kd.models.base import Net, Residual, average, conv, he_normal
+from kd.settings import Settings
+
+STAGES = {  # groups of blocks: channels at width 1, blocks, stride of the first; all but the first group expand
+    "stage1": [(16, 1, 1), (24, 2, 1)],
+    "stage2": [(32, 3, 2)],
+    "stage3": [(64, 4, 2), (96, 3, 1)],
+    "stage4": [(160, 3, 2), (320, 1, 1)],
+}
+
+
+class MobileNetV2Config(Settings):
+    name: Literal["mobilenetv2"]
+    width: float = Field(ge=0.1, le=10)
+    expansion: int = Field(ge=1, le=32)
+
+
+class MobileNetV2(Net):
+    """Taps on 32 x 32 images at width w: stem [32w, 16, 16], stage1 [24w, 16, 16], stage2 [32w, 8, 8],
+    stage3 [96w, 4, 4], stage4 [320w, 2, 2], last [1280 max(1, w), 2, 2], pool. The stages end in no activation."""
+
+    Config = MobileNetV2Config
+
+    def __init__(self, config: MobileNetV2Config, classes: int, size: int):
+        stem = inputs = int(32 * config.width)
+        stages, expansion = {}, 1
+        for name, groups in STAGES.items():
+            layers = []
+            for channels, blocks, stride in groups:
+                outputs = int(channels * config.width)
+                for block in range(blocks):
+                    layers.append(_block(inputs, outputs, stride if block == 0 else 1, expansion))
+                    inputs = outputs
+                expansion = config.expansion
+            stages[name] = nn.Sequential(*layers)
+        last = int(1280 * max(1, config.width))
+        super().__init__(
+            stem=nn.Sequential(*conv(3, stem, 3, 2), nn.ReLU()),
+            **stages,
+            last=nn.Sequential(*conv(inputs, last, 1), nn.ReLU()),
+            pool=average(),
+            head=nn.Linear(last, classes),
+        )
+        he_normal(self)
+        nn.init.normal_(self.head.weight, std=0.01)  # type: ignore[arg-type]
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+
+def _block(inputs: int, outputs: int, stride: int, expansion: int) -> nn.Module:
+    """The inverted residual block: wide inside, linear at its end."""
+    inner = inputs * expansion
+    depthwise = conv(inner, inner, 3, stride, groups=inner)
+    branch = nn.Sequential(*conv(inputs, inner, 1), nn.ReLU(), *depthwise, nn.ReLU(), *conv(inner, outputs, 1))
+    return Residual(branch, nn.Identity()) if (inputs, stride) == (outputs, 1) else branch
