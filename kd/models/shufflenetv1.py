@@ -1,0 +1,69 @@
+"""ShuffleNet (Zhang et al. 2017, arXiv 1707.01083) of three groups for small images: a 1 x 1 convolution is its stem
+(Tian et al. 2019, arXiv 1910.10699)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kd.models.base import Net, average, conv
+from kd.settings import Settings
+
+GROUPS, STEM = 3, 24
+
+
+class ShuffleNetV1Config(Settings):
+    name: Literal["shufflenetv1"]
+
+
+class ShuffleNetV1(Net):
+    """Taps on 32 x 32 images: stem [24, 32, 32], stage1 [240, 16, 16], stage2 [480, 8, 8], stage3 [960, 4, 4],
+    pool [960]."""
+
+    Config = ShuffleNetV1Config
+
+    def __init__(self, config: ShuffleNetV1Config, classes: int, size: int):
+        def stage(inputs: int, outputs: int, blocks: int) -> nn.Module:
+            units = [Halving(inputs, outputs), *(Plain(outputs, outputs) for _ in range(blocks - 1))]
+            return nn.Sequential(*(module for unit in units for module in (unit, nn.ReLU())))
+
+        super().__init__(
+            stem=nn.Sequential(*conv(3, STEM, 1), nn.ReLU()),
+            stage1=stage(STEM, 240, 4),
+            stage2=stage(240, 480, 8),
+            stage3=stage(480, 960, 4),
+            pool=average(),
+            head=nn.Linear(960, classes),
+        )
+
+
+class Plain(nn.Module):
+    """x + branch(x), without the final ReLU."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.branch = _branch(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+class Halving(nn.Module):
+    """The mean of x over 3 x 3, at every other place, beside what the branch finds: [B, outputs, H / 2, W / 2]."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.branch = _branch(inputs, outputs - inputs, 2)
+        self.shortcut = nn.AvgPool2d(3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.branch(x), self.shortcut(x)], dim=1)
+
+
+def _branch(inputs: int, outputs: int, stride: int) -> nn.Module:
+    inner, groups = outputs // 4, 1 if inputs == STEM else GROUPS
+    return nn.Sequential(
+        *conv(inputs, inner, 1, groups=groups), nn.ReLU(), nn.ChannelShuffle(groups),
+        *conv(inner, inner, 3, stride, groups=inner), nn.ReLU(),
+        *conv(inner, outputs, 1, groups=GROUPS),
+    )  # fmt: skip

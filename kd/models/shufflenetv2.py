@@ -1,0 +1,76 @@
+"""ShuffleNetV2 (Ma et al. 2018, arXiv 1807.11164) for small images: a 1 x 1 convolution is its stem
+(Tian et al. 2019, arXiv 1910.10699)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kd.models.base import Net, average, conv
+from kd.settings import Settings
+
+CHANNELS = {
+    0.5: (48, 96, 192, 1024),
+    1.0: (116, 232, 464, 1024),
+    1.5: (176, 352, 704, 1024),
+    2.0: (244, 488, 976, 2048),
+}
+STEM = 24
+
+
+class ShuffleNetV2Config(Settings):
+    name: Literal["shufflenetv2"]
+    width: Literal[0.5, 1.0, 1.5, 2.0]  # type: ignore[valid-type]
+
+
+class ShuffleNetV2(Net):
+    """Taps on 32 x 32 images at width 1: stem [24, 32, 32], stage1 [116, 16, 16], stage2 [232, 8, 8],
+    stage3 [464, 4, 4], last [1024, 4, 4], pool [1024]. The stages end in a shuffle, not in an activation."""
+
+    Config = ShuffleNetV2Config
+
+    def __init__(self, config: ShuffleNetV2Config, classes: int, size: int):
+        one, two, three, last = CHANNELS[config.width]
+
+        def stage(inputs: int, outputs: int, blocks: int) -> nn.Module:
+            return nn.Sequential(Halving(inputs, outputs), *(Plain(outputs) for _ in range(blocks - 1)))
+
+        super().__init__(
+            stem=nn.Sequential(*conv(3, STEM, 1), nn.ReLU()),
+            stage1=stage(STEM, one, 4),
+            stage2=stage(one, two, 8),
+            stage3=stage(two, three, 4),
+            last=nn.Sequential(*conv(three, last, 1), nn.ReLU()),
+            pool=average(),
+            head=nn.Linear(last, classes),
+        )
+
+
+class Plain(nn.Module):
+    """Half of the channels pass, the other half goes through the branch; then they are mixed."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.branch, self.shuffle = _branch(channels // 2, channels // 2, 1), nn.ChannelShuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, dim=1)
+        return self.shuffle(torch.cat([left, self.branch(right)], dim=1))
+
+
+class Halving(nn.Module):
+    """Two branches of stride 2, mixed: [B, outputs, H / 2, W / 2]."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        half = outputs // 2
+        self.left = nn.Sequential(*conv(inputs, inputs, 3, 2, groups=inputs), *conv(inputs, half, 1), nn.ReLU())
+        self.right, self.shuffle = _branch(inputs, half, 2), nn.ChannelShuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shuffle(torch.cat([self.left(x), self.right(x)], dim=1))
+
+
+def _branch(inputs: int, outputs: int, stride: int) -> nn.Module:
+    depthwise = conv(outputs, outputs, 3, stride, groups=outputs)
+    return nn.Sequential(*conv(inputs, outputs, 1), nn.ReLU(), *depthwise, *conv(outputs, outputs, 1), nn.ReLU())
