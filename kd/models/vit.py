@@ -1,0 +1,104 @@
+"""The vision transformer (Dosovitskiy et al. 2020, arXiv 2010.11929) for small images."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from kd.models.base import Net, Residual
+from kd.settings import Settings
+
+SIZES = {192: "tiny", 384: "small", 768: "base"}
+
+
+class ViTConfig(Settings):
+    name: Literal["vit"]
+    patch: int = Field(ge=1, le=1024)
+    width: int = Field(ge=1, le=16384)
+    depth: int = Field(ge=1, le=200)
+    heads: int = Field(ge=1, le=1024)
+    dropout: float = Field(ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _divides(self) -> "ViTConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
+        return self
+
+    @property
+    def title(self) -> str:
+        return f"vit-{SIZES.get(self.width, self.width)}" + (f"-{self.depth}" if self.depth != 12 else "")
+
+
+class ViT(Net):
+    """Taps, with N = (size / patch)^2 and D the width: embed, block1, block2, ... [N + 1, D], tokens of which the
+    first is the class token; pool [D], the class token after the last norm.
+
+    Weights of linear layers are drawn from a normal of standard deviation 0.02, cut off at 2; biases are 0.
+    """
+
+    Config = ViTConfig
+
+    def __init__(self, config: ViTConfig, classes: int, size: int):
+        if size % config.patch:
+            raise RuntimeError(f"their size must be a multiple of patch, {config.patch}")
+        width, dropout = config.width, config.dropout
+        super().__init__(
+            embed=Embed(config.patch, width, (size // config.patch) ** 2, dropout),
+            **{f"block{n}": _block(width, config.heads, dropout) for n in range(1, config.depth + 1)},
+            pool=ClassToken(width, eps=1e-6),
+            head=nn.Linear(width, classes),
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+
+class Embed(nn.Module):
+    """Patches, each by a linear map, after a class token, plus learned positions: [B, 3, H, W] -> [B, N + 1, D]."""
+
+    def __init__(self, patch: int, width: int, patches: int, dropout: float):
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, patch, patch)
+        self.token, self.positions = (nn.Parameter(torch.empty(1, n, width)) for n in (1, patches + 1))
+        self.dropout = nn.Dropout(dropout)
+        for parameter in (self.patches.weight, self.token, self.positions):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        nn.init.zeros_(self.patches.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+        return self.dropout(x + self.positions)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, T, D / heads]
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class ClassToken(nn.LayerNorm):
+    """The first token, normed: [B, T, D] -> [B, D]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, 0])
+
+
+def _block(width: int, heads: int, dropout: float) -> nn.Module:
+    attention = [nn.LayerNorm(width, eps=1e-6), Attention(width, heads), nn.Dropout(dropout)]
+    mlp = [nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)]
+    return nn.Sequential(
+        Residual(nn.Sequential(*attention), nn.Identity()),
+        Residual(nn.Sequential(nn.LayerNorm(width, eps=1e-6), *mlp, nn.Dropout(dropout)), nn.Identity()),
+    )
