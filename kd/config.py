@@ -252,6 +252,8 @@ def _empty(model: Settings, described: Description, side: str) -> Any:
             net = models.build(model, len(described.classes), described.size)
         net.shapes(described.size)
         return net
+    except UserError as error:  # a key of the model's own, as the model says it
+        raise UserError(f"{side}.{error}") from error
     except RuntimeError as error:
         name, what = model_name(model), str(error).splitlines()[0]
         raise UserError(f"{side}.name: {name} cannot take images of {described.size} pixels ({what})") from error

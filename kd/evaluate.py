@@ -75,7 +75,7 @@ def size(net: nn.Module, image: int) -> dict[str, int]:
     """Parameters, and multiply-accumulates of the convolutions and matrix products for one image of that size."""
     import copy
 
-    meta = copy.deepcopy(net).to("meta").eval()
+    meta = copy.deepcopy(net).to("meta").eval().requires_grad_(False)  # the counter fails on modules fed a parameter
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         meta(torch.empty(1, 3, image, image, device="meta"))
     return {"params": count(net.parameters()), "macs": counter.get_total_flops() // 2}

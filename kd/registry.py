@@ -7,13 +7,13 @@ from typing import Any
 
 from kd.settings import UserError
 
-_NOT_A_CHOICE = {"base", "cache", "loader", "paired"}
+SHARED = {"base", "cache", "loader", "paired", "wrapped"}  # no choices: what the files of a kind may import
 
 
 def choices(package: str) -> list[str]:
     """The modules of `kd.<package>` that can be chosen."""
     path = importlib.import_module(f"kd.{package}").__path__
-    return sorted(m.name for m in pkgutil.iter_modules(path) if m.name not in _NOT_A_CHOICE)
+    return sorted(m.name for m in pkgutil.iter_modules(path) if m.name not in SHARED)
 
 
 def module(package: str, name: Any, key: str) -> ModuleType:

@@ -167,8 +167,8 @@ def load(path: str | os.PathLike[str]) -> Loaded:
             raise UserError(f"the card in {file}: model.{what}")
         settings = kind.Config.model_validate(found.model)
         with torch.device("meta"):  # only weights that fit are given room
-            empty = models.build(settings, len(found.classes), found.size)
+            empty = models.blank(settings, len(found.classes), found.size)
         tensors = _tensors(opened, found, file, empty, "")
-        net = models.build(settings, len(found.classes), found.size)
+        net = models.blank(settings, len(found.classes), found.size)
         net.load_state_dict(tensors)
     return Loaded(net, found.model_dump()).eval()

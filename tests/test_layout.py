@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import kd
+from kd import registry
 
 HERE = Path(kd.__file__).parent
 ORDER = [
@@ -89,7 +90,7 @@ def test_files_of_a_kind_do_not_know_each_other(kind: str) -> None:
         for name in imported(path):
             words = name.split(".")
             if words[:2] == ["kd", kind]:
-                assert words[2] in ("base", "cache", "loader", "paired"), f"{path.name} imports kd.{kind}.{words[2]}"
+                assert words[2] in registry.SHARED, f"{path.name} imports kd.{kind}.{words[2]}"
 
 
 @pytest.mark.parametrize(

@@ -93,13 +93,21 @@ PUBLISHED = {  # a file of conf/model: parameters, multiply-accumulates, taps
     "vit_tiny": (5_380_132, 365_124_864, vit(192), {*vit(192)}),
     "vit_small": (21_376_996, 1_420_343_808, vit(384), {*vit(384)}),
 }
+TORCHVISION = {"conv1": (64, 16, 16), "bn1": (64, 16, 16), "relu": (64, 16, 16), "maxpool": (64, 8, 8)}
+TORCHVISION |= {f"layer{n}{at}": (32 << n, 16 >> n, 16 >> n) for n in (1, 2, 3, 4) for at in (".0", ".1", "")}
+POOL: Shapes = {"pool": (512,), "head": (100,)}
 CNN = {"name": "cnn", "activation": "relu", "dropout": 0.5}
 POOLED = {"pool1", "pool2"}
 TABLE = {
     "cnn-16": Row({**CNN, "scale": 16}, 1_070_970, 7_394_304, cnn_taps(16), POOLED, 10),
     "cnn-32": Row({**CNN, "scale": 32}, 4_271_338, 28_682_240, cnn_taps(32), POOLED, 10),
     **{name: Row(chosen(name), *said) for name, said in PUBLISHED.items()},
-}
+    "torchvision": Row(chosen("torchvision"), 11_227_812, 37_017_600, TORCHVISION | {"avgpool": (512, 1, 1)} | POOL),
+    "timm": Row(
+        chosen("timm"), 11_227_812, 37_017_600,
+        {name.replace("relu", "act1"): shape for name, shape in TORCHVISION.items()} | {"global_pool": (512,)} | POOL,
+    ),
+}  # fmt: skip
 SMALL = ["cnn-16", "resnet8x4", "wrn_16_2", "wrn_16_1", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2",
          "resnet18", "resnet50", "vit_tiny"]  # fmt: skip
 

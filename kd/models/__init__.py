@@ -16,4 +16,10 @@ def build(config: Any, classes: int, size: int) -> Any:
     return find(config.name, "model")(config, classes, size)
 
 
-__all__ = ["Net", "Out", "build", "find"]
+def blank(config: Any, classes: int, size: int) -> Any:
+    """The same for weights that are to be filled in: none are downloaded."""
+    fresh = {"pretrained": False} if getattr(config, "pretrained", False) else {}
+    return build(config.model_copy(update=fresh), classes, size)
+
+
+__all__ = ["Net", "Out", "blank", "build", "find"]

@@ -54,14 +54,14 @@ class Net(nn.Module):
         for name, stage in self.stages.items():
             if (pre := name + PRE) in taps:
                 x, activation = _before_activation(stage, x)
-                kept[pre], versions[pre] = x, 0 if x.is_inference() else x._version
+                kept[pre], versions[pre] = x, version(x)
                 x = activation(x)
             else:
                 x = stage(x)
             if name in taps:
-                kept[name], versions[name] = x, 0 if x.is_inference() else x._version
+                kept[name], versions[name] = x, version(x)
         for name, tap in kept.items():
-            if not tap.is_inference() and tap._version != versions[name]:
+            if version(tap) != versions[name]:
                 raise RuntimeError(f"tap {name!r} was overwritten in place by a later stage of {type(self).__name__}")
         return Out(x, kept)
 
@@ -76,6 +76,11 @@ class Net(nn.Module):
         with torch.no_grad():
             out = net.tapped(torch.empty(1, 3, size, size, device="meta"), net.stages)
         return {name: tuple(tap.shape[1:]) for name, tap in out.taps.items()}
+
+
+def version(x: Tensor) -> int:
+    """How often a tensor was written into, as far as PyTorch counts."""
+    return 0 if x.is_inference() else x._version
 
 
 class Residual(nn.Module):
