@@ -240,6 +240,8 @@ def _reword(text: str, cause: str) -> str:
         return "interval(a,b) is for hydra/sweeper=optuna; a grid takes values, as method.T=1,2,4"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: there is no such key here; `--cfg job` shows those there are"
+    if found := re.search(r"Multiple values for (\S+)\. To override", text):
+        return f"{found[1]}: there is one already; choose another with {found[1]}=..., without the +"
     if "Missing mandatory value" in text and (found := re.search(r"full_key: (\S+)", text)):
         return f"{found[1]}: this key is missing; set it with {found[1]}=..."
     return " ".join(text.split("Config search path")[0].split())

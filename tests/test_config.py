@@ -72,6 +72,11 @@ BAD = {  # what is typed: what the one line must say
         "method=feature method.pairs=[[pool2,hidden]]",
         "method.pairs: pool2 -> hidden pairs a map with a",
     ),
+    "a second choice of a group": (
+        "+pair=vgg13_vgg8",
+        "pair: there is one already; choose another with pair=..., without the +",
+    ),
+    "unknown pair": ("pair=vgg13", "Could not find 'pair/vgg13' Available options in 'pair': resnet110_resnet20"),
     "tracker": ("tracker.mode=maybe", "tracker.mode: should be 'auto', 'online', 'offline' or 'disabled', got 'maybe'"),
     "device": ("device=tpu", "device: 'tpu' is not known; allowed: auto, cpu, mps, cuda"),
     "missing root": ("data=imagefolder", "data.root: this key is missing; set it with data.root=..."),
@@ -224,8 +229,9 @@ def test_every_yaml_composes_and_builds(choice: str, composed: Callable, folder:
         "model": [f"model@student={name}", f"model@teacher={name}"],
         "data": [choice, *([f"data.root={folder}"] if name == "imagefolder" else [])],
         "experiment": [f"+{choice}"],
+        "pair": [choice, "method=logits"],
     }.get(group, [choice])
-    config = composed(*words, small=group not in ("data", "experiment"))
+    config = composed(*words, small=group not in ("data", "experiment", "pair"))
     nets = [
         models.build(m, len(config.described.classes), config.described.size) for m in (config.student, config.teacher)
     ]
