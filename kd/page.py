@@ -11,6 +11,7 @@ import jinja2
 import pandas as pd
 
 from kd.figures import Figure, Left
+from kd.published import CAPTION, Beside
 from kd.table import COLUMNS, Tables
 
 LARGE = 300_000  # bytes of SVG above which the page holds the PNG
@@ -18,11 +19,12 @@ LARGE = 300_000  # bytes of SVG above which the page holds the PNG
 
 def render(
     title: str, folder: Path, tables: Tables, verdict: str, notes: Sequence[str], comparison: Sequence[Sequence[str]],
-    figures: Sequence[Figure], left: Sequence[Left], files: Sequence[str],
+    figures: Sequence[Figure], left: Sequence[Left], files: Sequence[str], compared: Beside | None = None,
 ) -> str:  # fmt: skip
     """The page. Everything that a user typed is escaped.
 
-    **Arguments:** `comparison`: a head and a row for each row of the summary, as text; `files`: beside the page.
+    **Arguments:** `comparison`: a head and a row for each row of the summary, as text; `files`: beside the page;
+    `compared`: with published figures.
     """
     template = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined).from_string(
         Path(__file__).with_name("page.html").read_text(encoding="utf-8")
@@ -41,6 +43,8 @@ def render(
         facts=facts,
         notes=notes,
         summary={"head": comparison[0] if comparison else [], "rows": rows},
+        compared=compared,
+        caption=CAPTION,
         figures=[_embedded(folder, figure) for figure in figures],
         left=left,
         runs=[_run(row, folder) for _, row in tables.runs.iterrows()],

@@ -1,12 +1,13 @@
 """A report on sweeps and runs, at any time: tables, statistics, figures and one page, from files alone.
 
-    python -m kd.report multirun/2026-11-24/10-00-00 [more directories] [--out DIR]
+    python -m kd.report multirun/2026-11-24/10-00-00 [more directories] [--out DIR] [--compare published]
 
 A directory is a sweep's, a run's, or one that holds runs (`runs/`). Unfinished and broken runs are rows with a status.
 Written into that directory or, for a run's or for several, into --out (default: kd-report/):
 
 runs.csv, history.csv, summary.csv, and each as .parquet     figures/*.png, *.svg
 summary.md, summary.tex                                      index.html
+published.csv, published.md (with --compare)
 """
 
 import argparse
@@ -19,7 +20,10 @@ import pandas as pd
 
 from kd.compare import against_standard
 from kd.files import aside, write_text
+from kd.published import CAPTION, Beside, Line, beside, load
+from kd.published import COLUMNS as PUBLISHED
 from kd.reader import Study, read
+from kd.settings import UserError
 from kd.table import COLUMNS, Tables, find, gather, is_run, printable
 
 MOST = 30  # settings that a terminal is shown
@@ -34,10 +38,17 @@ class Report(NamedTuple):
     page: Path | None
 
 
-def write(places: Sequence[Path], out: Path, figures: bool = True) -> Report:
-    """Gather `places` and write everything into `out`; without `figures` (quickly) only the tables."""
+def write(
+    places: Sequence[Path], out: Path, figures: bool = True, against: Sequence[Line] = (), given_as: str | None = None
+) -> Report:
+    """Gather `places` and write everything into `out`; without `figures` (quickly) only the tables.
+
+    **Arguments:** `against`: published figures to set the measured beside; `given_as`: the data set whose images an
+    image folder holds.
+    """
     tables = gather(places)
     tables = tables._replace(summary=against_standard(tables.summary, tables.runs))
+    compared = beside(tables, against, given_as) if against else None
     out.mkdir(parents=True, exist_ok=True)
     files = []
     for name in ("runs", "history", "summary"):
@@ -48,12 +59,15 @@ def write(places: Sequence[Path], out: Path, figures: bool = True) -> Report:
         write_text(out / "summary.md", frame.to_markdown(index=False, disable_numparse=True) + "\n")
         write_text(out / "summary.tex", latex(frame))
         files += ["summary.md", "summary.tex"]
+    if compared:
+        files += save_beside(compared, out)
     notes = remarks(tables)
     cut = max(0, len(tables.summary) - MOST)  # of the settings that validation did not choose, which come last
     shown = [*rows[: MOST + 1], *rows[MOST + 1 + cut :]] if cut else rows
     more = [f"... {cut} more settings in {printable(out / 'summary.csv')}"] if cut else []
     lines = [*aligned([row[:-1] for row in shown]), *more, *(f"note: {note}" for note in notes)]
     said = "\n".join(lines) if rows else "no job finished"
+    said += f"\n\n{in_words(compared)}" if compared else ""
     if not figures:
         return Report(tables, said, [], None)
 
@@ -64,13 +78,25 @@ def write(places: Sequence[Path], out: Path, figures: bool = True) -> Report:
     drawn, left = draw(tables, out / "figures", *(studies[0] if studies else (None, "")))
     title = printable(" + ".join("/".join(place.absolute().parts[-2:]) for place in places))
     verdict = conclude(tables)
-    write_text(out / "index.html", render(title, out, tables, verdict, notes, rows, drawn, left, files))
+    page = render(title, out, tables, verdict, notes, rows, drawn, left, files, compared)
+    write_text(out / "index.html", page)
     return Report(tables, f"{said}\n\n{verdict}", [figure.name for figure in drawn], out / "index.html")
 
 
 def latex(frame: pd.DataFrame) -> str:
     escaped = frame.rename(columns=lambda name: name.replace("%", r"\%")).style.format(escape="latex")
     return escaped.hide(axis="index").to_latex(hrules=True)
+
+
+def save_beside(compared: Beside, out: Path) -> list[str]:
+    """published.csv, in numbers, and published.md, in words."""
+    write_text(out / "published.csv", compared.table.to_csv(index=False))
+    said = [f"{compared.title}.", *compared.missing, CAPTION]
+    if compared.rows:
+        frame = pd.DataFrame(compared.rows[1:], columns=[name or "setting" for name in compared.rows[0]])
+        said.insert(1, frame.to_markdown(index=False, disable_numparse=True))
+    write_text(out / "published.md", "\n\n".join(said) + "\n")
+    return ["published.csv", "published.md"]
 
 
 def save(frame: pd.DataFrame, path: Path) -> list[str]:
@@ -123,6 +149,13 @@ def comparison(tables: Tables) -> list[list[str]]:
         extra = [f"{params:,.0f}" if name == "params" else "" for name in shown]
         rows.append([f"teacher {teacher}", "", f"{100 * accuracy:.2f}", *extra, "", "", ""])
     return [head, *rows]
+
+
+def in_words(compared: Beside) -> str:
+    """The comparison with published figures for a terminal; the notes of the figures are beneath it."""
+    table = aligned([row[:-1] for row in compared.rows]) if compared.rows else []
+    notes = [f"note: {note}" for note in (*compared.missing, *compared.notes)]
+    return "\n".join([f"{compared.title}:", *table, *notes, *([CAPTION] if table else [])])
 
 
 def teachers(table: pd.DataFrame) -> list[tuple[str, float, float]]:
@@ -203,13 +236,18 @@ def conclude(tables: Tables) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """`python -m kd.report`. Exit code 2 for a directory without runs."""
+    """`python -m kd.report`. Exit code 2 for a directory without runs, or published figures that cannot be read."""
     form = argparse.RawDescriptionHelpFormatter
+    columns = {**COLUMNS, "\npublished.csv:": "", **PUBLISHED}
     parser = argparse.ArgumentParser("kd.report", description=(__doc__ or "").split("\n")[0], formatter_class=form)
     parser.add_argument("places", nargs="+", type=Path, metavar="DIR", help="a sweep's, a run's, or one of runs")
     parser.add_argument("--out", type=Path, help="where to write (default: DIR, or kd-report/ for several)")
+    figures = "published figures beside the measured: kd's own, or those of a file with the same columns"
+    parser.add_argument("--compare", metavar="published|CSV", help=figures)
+    images = "with --compare: the data set whose images an image folder holds, such as cifar10"
+    parser.add_argument("--as", dest="given_as", metavar="DATA", help=images)
     parser.add_argument("--columns", action="version", help="what the columns of the tables mean",
-                        version="\n".join(f"{name:22}{meaning}" for name, meaning in COLUMNS.items()))  # fmt: skip
+                        version="\n".join(f"{name:22}{meaning}" for name, meaning in columns.items()))  # fmt: skip
     asked = parser.parse_args(words)
     own = len(asked.places) == 1 and not is_run(asked.places[0])  # a run's files are not the report's to replace
     out = asked.out or (asked.places[0] if own else Path("kd-report"))
@@ -221,10 +259,25 @@ def main(words: Sequence[str] | None = None) -> None:
             sys.exit(_refuse(f"{out} is a run's own directory; choose another with --out DIR"))
         if not find(asked.places):
             sys.exit(_refuse(f"no run in {', '.join(map(str, asked.places))}"))
-        found = write(asked.places, out)
+        found = write(asked.places, out, against=_against(asked.compare, asked.given_as, out), given_as=asked.given_as)
+    except UserError as error:
+        sys.exit(_refuse(str(error)))
     except OSError as error:
         sys.exit(_refuse(f"cannot write to {error.filename or out} ({error.strerror}); choose another with --out DIR"))
     print(f"{found.text}\n\nreport   {printable(found.page or out)}")
+
+
+def _against(place: str | None, given_as: str | None, out: Path) -> list[Line]:
+    if place is None:
+        if given_as is not None:
+            raise UserError("--as: it needs --compare published, or the path of a CSV file of figures")
+        return []
+    if Path(place).resolve() == (out / "published.csv").resolve():
+        raise UserError(f"--compare: {place} is what this report writes; give your own figures another name")
+    lines = load(place)
+    if not lines:
+        raise UserError(f"--compare: {place} holds no figure")
+    return lines
 
 
 def _refuse(line: str) -> int:

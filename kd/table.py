@@ -24,6 +24,7 @@ COLUMNS = {  # of the tables below; those of `summary` that fold seeds are means
     "setting": "the method, and the keys that set this configuration apart from its neighbours; not the seed",
     "method": "the distillation method",
     "student": "the student's architecture and its numbers",
+    "data": "the data set",
     "seed": "of everything random in the student's run",
     "status": "planned, running, done, failed, diverged, pruned or killed",
     "reason": "why a run is not done, or which of its files is damaged; damaged results are not counted",
@@ -71,6 +72,8 @@ IGNORED = ("seed", "device", "threads", "rerun", "paths.", "tracker.", "checkpoi
 CONTEXT = ("student.", "data.")  # keys that say what is trained on what: compared within, never chosen
 FOLDED = ("test_nll", "test_ece", "test_agreement", "test_teacher_kl", "val_accuracy", "val_nll", "val_ece",
           "train_seconds", "images_per_second", "teacher_test_accuracy")  # fmt: skip
+KEPT = ("data", "params", "macs", "teacher", "teacher_params", "teacher_macs", "epochs", "samples", "batch_size",
+        "budget")  # fmt: skip
 
 
 class Tables(NamedTuple):
@@ -203,11 +206,12 @@ def _row(job: Mapping[str, Any], result: Mapping[str, Any] | None, state: Status
     row: dict[str, Any] = {
         "id": job.get("id"), "setting": job.get("setting", ""), "method": None, "student": None, "seed": None,
         "status": state.state, "reason": state.reason, "overrides": " ".join(job["overrides"]), "epochs": None,
-        "batch_size": None,
+        "batch_size": None, "data": None,
     }  # fmt: skip
     if config := job.get("config"):
         row |= {"method": config["method"]["name"], "seed": config["seed"]}
         row |= {"epochs": config["student"]["epochs"], "batch_size": config["batch_size"]}
+        row["data"] = flatten(config).get("data.name")
     if result:
         teacher = result["teacher"] or {}
         row |= {"id": result["id"], "student": result["student"], "samples": result["samples"]["train"]}
@@ -347,8 +351,7 @@ def summarise(runs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
             "test_accuracy_ci95": half_width(done["test_accuracy"]),
         }
         row |= {name: done[name].mean() for name in FOLDED if name in done}
-        row |= {name: first[name] for name in ("params", "macs", "teacher", "teacher_params", "teacher_macs", "epochs",
-                                               "samples", "batch_size", "budget") if name in done}  # fmt: skip
+        row |= {name: first[name] for name in KEPT if name in done}
         row["context"] = str(
             [(key, first[key]) for key in swept if key.startswith(CONTEXT) and key != "student.epochs"]
         )

@@ -42,6 +42,7 @@ ORDER = [
     "pool",
     "study",
     "compare",
+    "published",
     "figures",
     "page",
     "report",

@@ -70,7 +70,7 @@ def test_every_parameter_learns(name: str, model: str) -> None:
 
 
 class Odd(nn.Module):
-    """One of its modules runs twice, one gives two tensors, one is overwritten, and no linear layer gives its logits."""
+    """A module runs twice, one gives two tensors, one is overwritten, and no linear layer gives the logits."""
 
     def __init__(self) -> None:
         super().__init__()
