@@ -6,7 +6,8 @@ data, method     by the names that kd has for them; `standard` is training witho
 teacher, student the models; `standard` has no teacher, so that a teacher's own accuracy is a `standard` figure of it
 accuracy         on test images, in %; spread is what its source gives after ±, runs how many were averaged
 epoch            of the accuracy: best (on test images), last, or unknown
-source, note     where the figure is written, and what a reader must know to compare it
+source, note     where the figure is written (in kd's own table: the README of that repository), and what a reader
+                 must know to compare it
 """
 
 import csv
@@ -46,6 +47,7 @@ COLUMNS = {  # of published.csv in a report's folder
     "note": "what to know to compare it",
 }
 HEAD = ["", "data", "models", "n", "measured, %", "published, %", "difference", "epoch", "runs", "source", "note"]
+WIDTHS = {"mobilenetv205": "mobilenetv2", "shufflenetv210": "shufflenetv2"}  # the tables' nets, whose width goes unsaid
 LOOSE = "imagefolder"  # the data set that has no name of its own
 MOST = 5  # settings without a figure that are named
 
@@ -145,7 +147,8 @@ def beside(tables: Tables, lines: Iterable[Line], given_as: str | None = None) -
 
 def _key(*names: str) -> tuple[str, ...]:
     """Names as they are compared: wrn_40_2, WRN-40-2 and wrn-40-2 are one."""
-    return tuple("".join(c for c in name.lower() if c.isalnum()) for name in names)
+    plain = ("".join(c for c in name.lower() if c.isalnum()) for name in names)
+    return tuple(WIDTHS.get(name, name) for name in plain)
 
 
 def _measured(tables: Tables) -> list[dict[str, Any]]:
