@@ -26,6 +26,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 SWEPT = ["data=digits", "student.epochs=2", "teacher.epochs=1", "student.scale=2", "teacher.scale=2", "device=cpu"]
 SWEPT += ["threads=1", "tracker.mode=disabled"]
 LONG = [*SWEPT, "student.epochs=100000", "method=standard"]
+PATIENCE = 600  # seconds until what a test waits for is taken to hang; no test asks how fast a machine is
 SMALL = ["data=digits", "teacher.scale=2", "student.scale=1", "teacher.epochs=1", "student.epochs=1", "device=cpu"]
 
 
@@ -115,13 +116,13 @@ class Place:
 
     def type(self, *words: str) -> tuple[int, str, str]:
         process = self.start(*words)
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=PATIENCE)
         return process.returncode, out, err
 
     def runs(self) -> list[Path]:
         return sorted(path.parent for path in self.folder.glob("runs/*/status.json"))
 
-    def wait(self, for_: Callable[[], object], seconds: float = 60) -> None:
+    def wait(self, for_: Callable[[], object], seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
         while not for_():
             assert time.monotonic() < deadline, "waited in vain"

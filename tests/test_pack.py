@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from conftest import PATIENCE, Place
 from conftest import SWEPT as SMALL
-from conftest import Place
 from safetensors.torch import load_file
 
 from kd import record
@@ -98,7 +98,7 @@ def test_an_interrupt_reaches_every_member(place: Place) -> None:
     process = place.start("-m", *words)
     place.wait(lambda: len([p for p in place.runs() if (p / "history.csv").exists()]) == 3)
     os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert {record.status(path).state for path in place.runs()} == {"killed"}
     assert not place.workers()

@@ -110,7 +110,7 @@ def test_an_interrupt_ends_the_workers_starts_no_job_and_goes_on() -> None:
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         pool.run(each([13, 1, 2]), act, [{}], seen.ended, seen.heard)
-    assert time.monotonic() - begun < 4 + 10
+    assert time.monotonic() - begun < 50  # it would sleep for 60
     assert seen.outcomes == {13: Outcome("killed", "interrupted")}
     assert gone(seen.pids)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import LONG, Place
+from conftest import LONG, PATIENCE, Place
 
 from kd import record
 from kd import run as run_module
@@ -207,7 +207,7 @@ def test_a_signal_leaves_a_checkpoint_of_that_moment(how: str, sent: signal.Sign
     process = place.start(*words)
     place.wait(lambda: len(list(place.folder.glob("runs/*/history.csv"))) == count)
     process.send_signal(sent)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[sent]
     assert "Traceback" not in err
     for folder in place.runs():
@@ -219,7 +219,7 @@ def test_a_signal_leaves_a_checkpoint_of_that_moment(how: str, sent: signal.Sign
     again = place.start(*words)
     place.wait(lambda: (place.runs()[0] / "kd.log").read_text().count("goes on after epoch") == 1)
     again.terminate()
-    again.communicate(timeout=20)
+    again.communicate(timeout=PATIENCE)
 
 
 def test_a_preempted_job_of_a_cluster_is_queued_again_and_goes_on(place: Place) -> None:
@@ -230,7 +230,7 @@ def test_a_preempted_job_of_a_cluster_is_queued_again_and_goes_on(place: Place) 
     place.wait(lambda: list(place.folder.glob("runs/*/history.csv")))
     (folder,) = place.runs()
     os.kill(json.loads((folder / "status.json").read_text())["pid"], signal.SIGUSR2)
-    _, err = process.communicate(timeout=200)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     result = record.finished(folder)
     assert result is not None

@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import LONG, Place
+from conftest import LONG, PATIENCE, Place
 from conftest import SWEPT as SMALL
 
 from kd import record
@@ -31,7 +30,7 @@ def test_killed_in_the_middle_and_started_again_ends_in_the_same_tables(place: P
     process = place.start(*words)
     place.wait(lambda: list(place.folder.glob("runs/*/result.json")))
     process.kill()
-    place.wait(lambda: not place.workers(), 10)
+    place.wait(lambda: not place.workers(), 60)
     done = {path: path.stat().st_mtime_ns for path in place.folder.glob("runs/*/result.json")}
     assert len(done) < 5
     (first,) = place.folder.glob("multirun/*/*")
@@ -56,7 +55,7 @@ def test_one_diverges_one_crashes_and_two_finish(place: Place) -> None:
 
     place.wait(third)
     os.kill(json.loads((third() / "status.json").read_text())["pid"], signal.SIGKILL)
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "4 jobs: 2 done, 1 diverged, 1 killed" in out
     assert err.splitlines()[-1] == "kd: 2 of 4 jobs are not done: 2, 3"
@@ -98,14 +97,13 @@ def test_two_sweeps_of_one_second_have_two_directories(place: Place) -> None:
     ids=["Ctrl-C", "SIGTERM", "SIGKILL"],
 )
 def test_the_parent_is_stopped(sent: signal.Signals, code: int, state: str, place: Place) -> None:
-    """Within ten seconds nothing runs; the interrupted job says so; the next start runs what is left."""
+    """Soon nothing runs; the interrupted job says so; the next start runs what is left."""
     process = place.start("-m", *LONG, "seed=0,1")
     place.wait(lambda: list(place.folder.glob("runs/*/history.csv")))
-    begun = time.monotonic()
     process.send_signal(sent)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
-    place.wait(lambda: not place.workers(), 10 - (time.monotonic() - begun))
+    place.wait(lambda: not place.workers(), 60)
     (interrupted,) = place.runs()
     assert record.status(interrupted).state == state
     assert "Traceback" not in err
@@ -121,7 +119,7 @@ def test_a_single_run_is_stopped_by_sigterm(place: Place) -> None:
     process = place.start(*LONG)
     place.wait(lambda: list(place.folder.glob("runs/*/history.csv")))
     process.terminate()
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (143, "kd: terminated\n")
     assert record.status(place.runs()[0]) == ("killed", "terminated by SIGTERM")
 
@@ -224,7 +222,7 @@ def test_two_processes_search_one_study_and_one_is_killed(place: Place) -> None:
     second = place.start(*words)
     place.wait(lambda: len(list(place.folder.glob("runs/logits-*/result.json"))) >= 8)
     first.kill()
-    assert second.wait(150) == 0
+    assert second.wait(PATIENCE) == 0
     code, _, err = place.type(*words)  # what the killed one had begun
     assert code == 0, err
     found = trials(place)
