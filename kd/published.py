@@ -104,7 +104,7 @@ def _line(cells: dict[Any, Any], where: str) -> Line:
         raise UserError(f"{where}: more cells than columns; a cell with a comma needs quotes")
     said = {name: " ".join(cells[name].split()) for name in Line.model_fields}
     if wrong := wrong_with(Line, said):
-        name = wrong.split()[0]
+        name = wrong.split(":")[0].split()[0]
         raise UserError(f"{where}: {wrong}, got {said[name]!r}" if said[name] else f"{where}: {name} is empty")
     return Line.model_validate(said)
 

@@ -102,9 +102,9 @@ TABLE = {
     "cnn-16": Row({**CNN, "scale": 16}, 1_070_970, 7_394_304, cnn_taps(16), POOLED, 10),
     "cnn-32": Row({**CNN, "scale": 32}, 4_271_338, 28_682_240, cnn_taps(32), POOLED, 10),
     **{name: Row(chosen(name), *said) for name, said in PUBLISHED.items()},
-    "torchvision": Row(chosen("torchvision"), 11_227_812, 37_017_600, TORCHVISION | {"avgpool": (512, 1, 1)} | POOL),
+    "torchvision": Row(chosen("torchvision"), 11_227_812, 37_062_656, TORCHVISION | {"avgpool": (512, 1, 1)} | POOL),
     "timm": Row(
-        chosen("timm"), 11_227_812, 37_017_600,
+        chosen("timm"), 11_227_812, 37_062_656,
         {name.replace("relu", "act1"): shape for name, shape in TORCHVISION.items()} | {"global_pool": (512,)} | POOL,
     ),
 }  # fmt: skip

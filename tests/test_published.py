@@ -69,7 +69,7 @@ def test_every_pair_composes_with_the_standard_protocol(pair: str, composed: Cal
         assert epochs[-1] == pytest.approx(0.001)
     assert (config.epochs, config.teaching.epochs) == (240, 240)
     assert (config.data.name, config.described.train, config.described.val) == ("cifar100", 50_000, 0)
-    assert config.method.model_dump() == {"name": "logits", "alpha": 0.1, "T": 4.0}
+    assert config.method.model_dump() == {"name": "logits", "alpha": 0.1, "T": 4.0, "standardize": False}
 
 
 def test_what_is_typed_wins_over_pair_and_protocol(composed: Callable, folder: Path) -> None:
@@ -166,16 +166,16 @@ BAD = {
     "no figure": (f"{HEAD}\n", "mine.csv holds no figure"),
     "word": (
         f"{HEAD}\nd,t,s,m,high,,,last,p,\n",
-        "mine.csv line 2: accuracy should be a valid number, unable to parse",
+        "mine.csv line 2: accuracy: should be a valid number, unable to parse",
     ),
     "large": (
         f"{HEAD}\nd,t,s,m,50,,,last,p,\nd,t,s,m,100,,,last,p,\n",
-        "line 3: accuracy should be less than 100, got ",
+        "line 3: accuracy: should be less than 100, got ",
     ),
-    "nan": (f"{HEAD}\nd,t,s,m,nan,,,last,p,\n", "line 2: accuracy should be "),
-    "spread": (f"{HEAD}\nd,t,s,m,50,-1,,last,p,\n", "line 2: spread should be greater than or equal to 0, got '-1'"),
-    "runs": (f"{HEAD}\nd,t,s,m,50,,some,last,p,\n", "line 2: runs should be a valid integer, unable to parse"),
-    "epoch": (f"{HEAD}\nd,t,s,m,50,,,first,p,\n", "epoch should be 'best', 'last' or 'unknown', got 'first'"),
+    "nan": (f"{HEAD}\nd,t,s,m,nan,,,last,p,\n", "line 2: accuracy: should be "),
+    "spread": (f"{HEAD}\nd,t,s,m,50,-1,,last,p,\n", "line 2: spread: should be greater than or equal to 0, got '-1'"),
+    "runs": (f"{HEAD}\nd,t,s,m,50,,some,last,p,\n", "line 2: runs: should be a valid integer, unable to parse"),
+    "epoch": (f"{HEAD}\nd,t,s,m,50,,,first,p,\n", "epoch: should be 'best', 'last' or 'unknown', got 'first'"),
     "source": (f"{HEAD}\nd,t,s,m,50,,,last,,\n", "line 2: source is empty"),
     "short": (f"{HEAD}\nd,t,s\n", "line 2: method is empty"),
     "long": (f"{HEAD}\nd,t,s,m,50,,,last,p,well, then\n", "line 2: more cells than columns; a cell with a comma needs"),

@@ -148,8 +148,8 @@ BAD = {  # what is typed: what the one line must say
         "student.pretrained: no weights of resnet18 can be had (no route)",
     ),
     "too small": (
-        "torchvision student.model=vit_b_32",
-        "student.name: torchvision-vit_b_32 cannot take images of 8 pixels (Input shape indivisible by patch size!)",
+        "torchvision student.model=alexnet",
+        "student.name: torchvision-alexnet cannot take images of 32 pixels (Given input size: (256x1x1). ",
     ),
     "tap": (
         "torchvision method=feature method.pairs=[[nose,pool2]]",
@@ -167,7 +167,7 @@ BAD = {  # what is typed: what the one line must say
     ),
     "patch": (
         "vit_tiny student.patch=3",
-        "student.name: vit-tiny cannot take images of 8 pixels (their size must be a",
+        "student.name: vit-tiny cannot take images of 32 pixels (their size must be a",
     ),
     "heads": ("vit_tiny student.heads=5", "student: width must be a multiple of heads, got 192 and 5"),
     "depth": ("resnet20 student.depth=21", "student.depth: should be 8, 14, 20, 32, 44, 56 or 110, got 21"),
