@@ -23,11 +23,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from kd.registry import CONF
 from kd.settings import UserError
 from kd.stop import Stop, TerminatedError
-
-_HERE = Path(__file__).resolve().parent
-CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())  # wheel, or source tree
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -219,7 +217,7 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
             return 2, str(one)
         if isinstance(one, HydraException | OmegaConfBaseException) and str(one):
             return 2, _reword(str(one), str(one.__cause__ or ""))
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename) if error.__traceback__ else _HERE
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename) if error.__traceback__ else Path()
     if any(raised_in.is_relative_to(Path(str(module.__file__)).parent) for module in (hydra, omegaconf, logging)):
         what = str(error.__cause__ or error) or type(error).__name__
         return 2, f"Hydra refuses these words ({what}); HYDRA_FULL_ERROR=1 shows where"

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from kd import data, methods, models, store
 from kd.data import Description
+from kd.models.ensemble import Ensemble, Mean
 from kd.optim import VARIANTS, Optimizer, Schedule
 from kd.settings import PathText, Seed, Settings, Text, UserError
 
@@ -48,6 +49,8 @@ class Teacher(Settings):
     batch_size: Batch
     seed: Seed
     checkpoint: PathText | None
+    members: Annotated[int, Field(ge=1, le=100)]
+    mean: Mean
     store: Store
     optimizer: Optimizer
     schedule: Schedule
@@ -127,13 +130,19 @@ class Config:
     def needs_teacher(self) -> bool:
         return self.method_class.needs_teacher
 
+    @property
+    def chooses_teacher(self) -> bool:
+        """Is the teacher that `teacher` says the one that teaches?"""
+        return self.needs_teacher and not self.method_class.self_taught
+
     def identity(self) -> str:
         """12 hex digits that name all that determines the result, and nothing that does not (paths, the tracker, the
         device, threads, and the teacher where the method needs none)."""
         taught_by: Any = None
         if self.needs_teacher:
             checkpoint = self.teaching.checkpoint
-            taught_by = self.as_teacher().identity() if checkpoint is None else file_digest(Path(checkpoint))
+            each = [one.identity() for one in self.as_teachers()] if checkpoint is None else [_digest(checkpoint)]
+            taught_by = each[0] if len(each) == 1 else {"members": each, "mean": self.teaching.mean}
         said = {
             "recipe": RECIPE,
             "root": self.root.model_dump(include={"optimizer", "schedule", "batch_size", "seed", "precision"}),
@@ -153,8 +162,28 @@ class Config:
         method = methods.find("standard").Config.model_validate({"name": "standard"})
         return replace(self, method=method, root=self.root.model_copy(update={"rerun": False}))
 
+    @property
+    def teacher_name(self) -> str:
+        """For people: the model, and how many of it."""
+        name = model_name(self.teacher)
+        return name if self.teaching.members == 1 else f"{self.teaching.members} x {name}"
+
+    def as_teachers(self) -> "list[Config]":
+        """The runs that train the teacher: one, or for an ensemble as many as it has members, each with its seed."""
+        first = self.as_teacher()
+        seeds = (first.root.seed + n for n in range(self.teaching.members))
+        return [replace(first, root=first.root.model_copy(update={"seed": seed})) for seed in seeds]
+
     def as_teacher(self) -> "Config":
-        """The run that trains the teacher: a `standard` run of the teacher's model by the teacher's recipe."""
+        """The run that trains the teacher: a `standard` run of the teacher's model by the teacher's recipe, or the
+        generation before a self-taught student."""
+        before = self.method_class.before
+        if (method := before(self.method)) is not None:
+            generations, earlier = 0, method
+            while earlier is not None:
+                generations, earlier = generations + 1, before(earlier)
+            root = self.root.model_copy(update={"seed": self.teaching.seed + generations, "rerun": False})
+            return replace(self, method=method, root=root)
         recipe = self.teaching.model_dump(include={"batch_size", "seed"})
         recipe |= {"optimizer": self.teaching.optimizer, "schedule": self.teaching.schedule}
         plain = self.as_standard()
@@ -190,6 +219,10 @@ def model_name(model: Settings) -> str:
     )
 
 
+def _digest(checkpoint: str) -> str:
+    return file_digest(Path(checkpoint))
+
+
 def file_digest(path: Path) -> str:
     """16 hex digits of the content of a file of weights. **Raises:** UserError."""
     try:
@@ -211,23 +244,37 @@ def check(composed: Mapping[str, Any], known: dict[Any, Any] | None = None) -> C
     teacher, teaching = _model(root.teacher, Teacher, "teacher")
     dataset = typed(data.find(root.data.get("name")).Config, root.data, "data")
     described = _once(known, dataset.model_dump_json(), lambda: data.describe(dataset))
+    if methods.find(method.name).self_taught:
+        if teaching.checkpoint is not None or teaching.members != 1:
+            key = "members" if teaching.checkpoint is None else "checkpoint"
+            raise UserError(
+                f"teacher.{key}: {method.name} is taught by its own earlier generation, and by nothing else"
+            )
+        recipe = {"epochs": own.epochs, **{k: getattr(root, k) for k in ("batch_size", "optimizer", "schedule")}}
+        teacher, teaching = student, teaching.model_copy(update=recipe)
     config = Config(root, method, student, own.epochs, teacher, teaching, dataset, described)
 
     if described.val >= described.train and not described.own_val:
         limit = described.train - 1
         raise UserError(f"data.val_size: {described.val} leaves nothing to train on; allowed: 0 to {limit}")
     nets = {side: _empty(model, described, side) for side, model in (("student", student), ("teacher", teacher))}
+    if teaching.members > 1 and teaching.checkpoint is not None:
+        raise UserError(f"teacher.members: one file of weights is one teacher, not {teaching.members}")
     if config.needs_teacher and teaching.checkpoint is not None:
         given, fits = Path(teaching.checkpoint).expanduser(), (described.classes, described.size)
         _once(known, (given, teacher.model_dump_json(), fits), lambda: store.check(given, nets["teacher"], *fits))
+    if teaching.members > 1:
+        nets["teacher"] = Ensemble([nets["teacher"]], teaching.mean)
     shapes = {side: net.shapes(described.size) for side, net in nets.items()}
+    spec = methods.Spec(
+        shapes["student"], shapes["teacher"], len(described.classes), described.train,
+        nets["student"], nets["teacher"], own.epochs,
+    )  # fmt: skip
     try:
-        spec = methods.Spec(
-            shapes["student"], shapes["teacher"], len(described.classes), described.train, epochs=own.epochs
-        )
         config.method_class.check(method, spec)
     except ValueError as error:
-        raise UserError(f"method.{error}") from error
+        hint = f" (teacher.members={teaching.members}: an ensemble has only logits)" if teaching.members > 1 else ""
+        raise UserError(f"method.{error}{hint}") from error
     return config
 
 

@@ -122,9 +122,12 @@ class Outputs:
     run ends with the same bits whatever was known.
     """
 
-    def __init__(self, live: Live, data: Split, augment: Augment, seed: int, views_each: int, place: Place):
+    def __init__(
+        self, live: Live, data: Split, augment: Augment, seed: int, views_each: int, place: Place, mixed: bool = False
+    ):
+        """`mixed`: images are blends, which no view names: there is a table of each epoch, completed lazily."""
         self.live, self.data, self.augment, self.place = live, data, augment, place
-        self.seed, self.views_each = seed, views_each
+        self.seed, self.views_each, self.mixed = seed, views_each, mixed
         shapes = {name: torch.Size(shape) for name, shape in live.net.shapes(data.images.shape[1]).items()}
         self.shapes = {"logits": list(shapes.values())[-1], **{tap: shapes[tap.removesuffix(PRE)] for tap in live.taps}}
         self.asked = self.computed = 0  # images
@@ -228,8 +231,9 @@ class Outputs:
     def _open(self, name: str, width: int, epoch: int) -> None:
         """One table for all epochs or, where it has no room, one for this. Says so where there is none."""
         limit = self.place.gigabytes * 1e9
+        of_epoch = f"-s{self.seed}-e{epoch}{'-mixed' if self.mixed else ''}", self.views_each
         try:
-            for suffix, each in (("", self.augment.views), (f"-s{self.seed}-e{epoch}", self.views_each)):
+            for suffix, each in (of_epoch,) if self.mixed else (("", self.augment.views), of_epoch):
                 path, rows = self.place.folder / f"{name}{suffix}.table", len(self.data.images) * each
                 others = (file for file in self.place.folder.glob("*.table") if file != path)
                 if sum(file.stat().st_size for file in others) + Table.bytes(rows, width) <= limit:

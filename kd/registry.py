@@ -2,12 +2,24 @@
 
 import importlib
 import pkgutil
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import yaml
+
 from kd.settings import UserError
 
-SHARED = {"base", "cache", "loader", "paired", "wrapped"}  # no choices: what the files of a kind may import
+# no choices: what the files of a kind may import, and what is made of several
+SHARED = {"base", "cache", "ensemble", "grafted", "loader", "paired", "wrapped"}
+
+_HERE = Path(__file__).resolve().parent
+CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())  # wheel, or source tree
+
+
+def defaults(group: str, name: str) -> dict[str, Any]:
+    """What `conf/<group>/<name>.yaml` says."""
+    return dict(yaml.safe_load((CONF / group / f"{name}.yaml").read_text()))
 
 
 def choices(package: str) -> list[str]:

@@ -67,6 +67,8 @@ def keep(config: Config, kept: record.Record, parts: Parts, result: dict[str, An
     """Write weights and result. **Raises:** UserError where that cannot be done; then they lie in another place."""
     images, train = parts.images, parts.images.train
     card = store.card(config.student.model_dump(), images.classes, images.size, train.mean, train.std)
+    if parts.method.graft is not None:
+        card["graft"] = {"teacher": config.teacher.model_dump(), **parts.method.graft}
 
     def write(folder: Path) -> None:
         store.save(parts.method.deploy(parts.student), folder / "student.safetensors", card)
@@ -94,7 +96,9 @@ def _about(config: Config, tutor: Teacher | None, taught: Any, images: Data) -> 
         return None
     measured = {f"test_{k}": v for k, v in evaluate.metrics(taught, images.test.targets).items()}
     size = evaluate.size(tutor.net, images.size)
-    return {"name": model_name(config.teacher), "source": tutor.source, "metrics": tutor.metrics | measured, **size}
+    source = tutor.sources[0] if len(tutor.sources) == 1 else list(tutor.sources)
+    said = {"name": config.teacher_name, "source": source, "chosen": config.chooses_teacher}
+    return {**said, "metrics": tutor.metrics | measured, **size}
 
 
 def summary(config: Config, result: dict[str, Any], folder: Path) -> list[str]:

@@ -7,11 +7,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from kd import console, data, evaluate, models, outputs, reader, record, teacher, tracker
 from kd.checkpoint import Checkpoints
-from kd.config import Config, absolute, file_digest, folder_of, model_name
+from kd.config import Config, absolute, file_digest, folder_of
 from kd.data import Data
 from kd.device import Device, resolve
 from kd.methods import Batch, Spec
@@ -128,7 +129,18 @@ def _parts(config: Config, images: Data, device: Device, shared: Shared) -> Part
         student = device.place(models.build(config.student, len(images.classes), images.size))
     taught_by = tutor.net if tutor else None
     shapes = taught_by.shapes(images.size) if taught_by else {}
-    spec = Spec(student.shapes(images.size), shapes, len(images.classes), images.samples, taught_by, config.epochs)
+    labels = torch.full((images.samples,), -1)
+    labels[images.train.index.cpu()] = images.train.targets.cpu()
+    spec = Spec(
+        student.shapes(images.size),
+        shapes,
+        len(images.classes),
+        images.samples,
+        student,
+        taught_by,
+        config.epochs,
+        labels,
+    )
     with seeded(seed, "method"):
         method = device.place(config.method_class(config.method, spec))
     teach = _outputs(config, tutor, images, method, device) if tutor else None
@@ -213,7 +225,7 @@ def _rows(config: Config, parts: Parts, state: State, clock: Clock, shared: Shar
 
     def said(batch: Batch) -> Out:
         assert teach is not None
-        asked = root.seed, method.views, len(batch.x), batch.epoch
+        asked = root.seed, method.views, method.mixed, len(batch.x), batch.epoch
         same = images, config.teaching, config.teacher, method.teacher_taps, asked
         return shared.last(f"step/teacher/{root.seed}", same, lambda: teach(batch))
 
@@ -264,41 +276,66 @@ def _go_on(checkpoints: Checkpoints, state: State, kept: record.Record, device: 
 
 def _teacher(config: Config, images: Data, device: Device, shared: Shared) -> Teacher:
     """Find or train the teacher, say how good it is, and warn when it has nothing to teach."""
-    given, trained = config.teaching.checkpoint, None
-    source = Path(given).expanduser() if given else folder_of(config.as_teacher()) / "student.safetensors"
-    if given is None:
-        try:
-            trained = alone(steps(config.as_teacher(), "teacher", None, shared))
-        except DivergedError as error:
-            raise DivergedError(f"the teacher's {error}".replace("optimizer.lr", "teacher.optimizer.lr")) from error
-    same = images, source, file_digest(source), config.teacher, str(device)
-    found: Teacher = shared.last("teacher", same, lambda: teacher.load(config, images, device, source, trained))
+    if config.teaching.checkpoint is not None:
+        found = [_one(config, images, device, shared, Path(config.teaching.checkpoint).expanduser(), None)]
+    else:
+        found = []
+        for one in config.as_teachers():
+            kind = f"teacher {len(found) + 1}" if config.teaching.members > 1 else "teacher"
+            try:
+                trained = alone(steps(one, kind, None, shared))
+            except DivergedError as error:
+                raise DivergedError(f"the teacher's {error}".replace("optimizer.lr", "teacher.optimizer.lr")) from error
+            source = folder_of(one) / "student.safetensors"
+            found.append(_one(config, images, device, shared, source, trained, len(found)))
+    tutor = found[0]
+    if len(found) > 1:
+        same = images, tuple(one.net for one in found), config.teaching.mean
+        tutor = shared.last("teacher/all", same, lambda: teacher.together(found, config.teaching.mean, images, device))
     known = "  ".join(
-        f"{split} {console.percent(found.metrics[f'{split}_accuracy'])}"
+        f"{split} {console.percent(tutor.metrics[f'{split}_accuracy'])}"
         for split in ("val", "test")
-        if f"{split}_accuracy" in found.metrics
+        if f"{split}_accuracy" in tutor.metrics
     )
-    log.info("teacher %s: %s", model_name(config.teacher), known or "not measured yet (data.val_size=0)")
+    log.info("teacher %s: %s", config.teacher_name, known or "not measured yet (data.val_size=0)")
     standard = record.finished(folder_of(config.as_standard()))
     for split in ("val", "test"):
         name = f"{split}_accuracy"
-        if standard and name in standard["metrics"] and name in found.metrics:
-            if standard["metrics"][name] >= found.metrics[name]:
+        if standard and name in standard["metrics"] and name in tutor.metrics:
+            if standard["metrics"][name] >= tutor.metrics[name]:
                 log.warning(
                     "this student trained without a teacher already reaches %s on %s: the teacher has nothing to add",
                     console.percent(standard["metrics"][name]), split,
                 )  # fmt: skip
             break
+    return tutor
+
+
+def _one(
+    config: Config, images: Data, device: Device, shared: Shared, source: Path, trained: Any, number: int = 0
+) -> Teacher:
+    """A teacher from its weights, or the one that was loaded from them before."""
+    same = images, source, file_digest(source), config.teacher, str(device)
+    found: Teacher = shared.last(
+        f"teacher/{number}", same, lambda: teacher.load(config, images, device, source, trained), "teacher/all"
+    )
     return found
 
 
 def _outputs(config: Config, tutor: Teacher, images: Data, method: Any, device: Device) -> Outputs:
     """What the teacher says, kept beside it (or, of a file of the user's own, in the cache)."""
-    live, wanted, weights = Live(tutor.net, method.teacher_taps, device), config.teaching.store, Path(tutor.source)
-    beside = weights.parent if config.teaching.checkpoint is None else absolute(config.root.paths.cache)
+    live, wanted, weights = (
+        Live(tutor.net, method.teacher_taps, device),
+        config.teaching.store,
+        [*map(Path, tutor.sources)],
+    )
+    beside = weights[0].parent if config.teaching.checkpoint is None else absolute(config.root.paths.cache)
     augment, content = config.data.augment, config.described.fingerprint
-    name = outputs.key(file_digest(weights), config.teacher, content, images.train, augment, device)
+    digest = "+".join(map(file_digest, weights)) + (f" {config.teaching.mean}" if len(weights) > 1 else "")
+    name = outputs.key(digest, config.teacher, content, images.train, augment, device)
     small = len(images.train) * augment.views * images.size**2 < 1e10  # pixels to look at: seconds on a GPU
-    whole = wanted.fill == "whole" or (wanted.fill == "auto" and device.torch.type == "cuda" and small)
+    whole = not method.mixed and (
+        wanted.fill == "whole" or (wanted.fill == "auto" and device.torch.type == "cuda" and small)
+    )
     place = Place(beside / "outputs" / name, wanted.gigabytes, wanted.maps, whole)
-    return Outputs(live, images.train, augment, config.root.seed, method.views, place)
+    return Outputs(live, images.train, augment, config.root.seed, method.views, place, method.mixed)

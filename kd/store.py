@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kd import files, models, views
 from kd.models.base import Net
+from kd.models.grafted import Graft, grafted
 from kd.reader import wrong_with
 from kd.settings import Settings, UserError, first_line
 
@@ -29,6 +30,7 @@ class Card(Settings, extra="ignore"):
     size: int = Field(ge=4, le=4096)
     mean: list[float] = Field(min_length=3, max_length=3)
     std: list[float] = Field(min_length=3, max_length=3)
+    graft: Graft | None = None  # what was put behind the model's stages, see kd.models.grafted
     sha256: str | None = None  # of the weights; kd has not always said it
 
 
@@ -162,13 +164,27 @@ def load(path: str | os.PathLike[str]) -> Loaded:
         found = _card(opened, file, "")
         if found is None:
             raise UserError(f"{file}: these weights were not written by kd (no card)")
-        kind = models.find(found.model.get("name"), f"the card in {file}: model")
-        if what := wrong_with(kind.Config, found.model):
-            raise UserError(f"the card in {file}: model.{what}")
-        settings = kind.Config.model_validate(found.model)
         with torch.device("meta"):  # only weights that fit are given room
-            empty = models.blank(settings, len(found.classes), found.size)
+            empty = _described(found, file)
         tensors = _tensors(opened, found, file, empty, "")
-        net = models.blank(settings, len(found.classes), found.size)
+        net = _described(found, file)
         net.load_state_dict(tensors)
     return Loaded(net, found.model_dump()).eval()
+
+
+def _described(card: Card, file: Path) -> Net:
+    """The network that the card describes, its weights to be filled in. **Raises:** UserError."""
+    nets = []
+    for key, said in (("model", card.model), ("graft.teacher", card.graft.teacher if card.graft else None)):
+        if said is None:
+            continue
+        kind = models.find(said.get("name"), f"the card in {file}: {key}")
+        if what := wrong_with(kind.Config, said):
+            raise UserError(f"the card in {file}: {key}.{what}")
+        nets.append(models.blank(kind.Config.model_validate(said), len(card.classes), card.size))
+    if card.graft is None:
+        return nets[0]
+    try:
+        return grafted(nets[0], nets[1], card.graft, card.size)
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f"the card in {file}: graft: there is no tap {first_line(error)}") from error

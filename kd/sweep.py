@@ -44,7 +44,7 @@ def plan(
             raise UserError(f"{error} (job {number + 1}: {' '.join(words)}; no job was started)") from error
         added.append({
             "number": number, "overrides": list(words), "id": config.identity(), "folder": str(folder_of(config)),
-            "taught": config.needs_teacher, "baseline": str(folder_of(config.as_standard())),
+            "taught": config.chooses_teacher, "baseline": str(folder_of(config.as_standard())),
             "content": config.described.fingerprint, "config": config.plain(),
         })  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)

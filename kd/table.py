@@ -154,7 +154,7 @@ def _lone(folder: Path) -> dict[str, Any]:
     where = {"folder": os.path.realpath(folder), "overrides": []}
     if config is None:
         return where | {"damage": damage or "config.yaml is missing"}
-    taught = result.get("teacher") is not None if result else True
+    taught = bool((result["teacher"] or {"chosen": False}).get("chosen", True)) if result else True
     return where | {"taught": taught, "config": config, "content": result.get("content") if result else None}
 
 

@@ -15,6 +15,7 @@ from kd.device import Device
 from kd.evaluate import infer, metrics
 from kd.methods.base import Batch
 from kd.models.base import Net, Out
+from kd.models.ensemble import Ensemble, Mean
 from kd.settings import UserError
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ class Teacher(NamedTuple):
     """A frozen network in eval mode, and what it says of the validation images."""
 
     net: Net
-    source: str  # the directory of its run, or the file of its weights
+    sources: tuple[str, ...]  # the files of its weights; of an ensemble, of each member
     metrics: dict[str, float]  # test_* as recorded when it was trained, val_* as measured now
     val_logits: Tensor | None  # [n, classes]
     guard: "Guard"
@@ -54,7 +55,19 @@ def load(config: Config, data: Data, device: Device, source: Path, trained: dict
                 f"{found['val_accuracy']:.4f} it had when it was trained; its weights or the data changed"
             )
         found |= {f"val_{name}": value for name, value in now.items()}
-    return Teacher(net, str(source), found, val_logits, guard)
+    return Teacher(net, (str(source),), found, val_logits, guard)
+
+
+def together(members: Sequence[Teacher], mean: Mean, data: Data, device: Device) -> Teacher:
+    """The teacher that these are together."""
+    net = Ensemble([member.net for member in members], mean)
+    freeze(net, device)
+    sources = tuple(source for member in members for source in member.sources)
+    if data.val is None:
+        return Teacher(net, sources, {}, None, Guard(net))
+    val_logits = infer(net, data.val, device)
+    found = {f"val_{name}": value for name, value in metrics(val_logits, data.val.targets).items()}
+    return Teacher(net, sources, found, val_logits, Guard(net))
 
 
 def freeze(net: Net, device: Device) -> None:

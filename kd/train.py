@@ -95,7 +95,7 @@ def train(
         if state.step == 0:
             torch.manual_seed(stream(seed, f"dropout/{epoch}"))
             state.values = {}
-        for batch in batches(data, batch_size, seed, epoch, augment, method.views, shared, start=state.step):
+        for batch in batches(data, batch_size, seed, epoch, augment, method.views, shared, state.step, method.mixed):
             for group, lr in state.rates:
                 group["lr"] = lr * schedule.factor(epoch * per_epoch + state.step, epochs * per_epoch)
             with device.autocast():

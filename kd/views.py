@@ -97,6 +97,15 @@ def show(images: Tensor, rows: Tensor, view: Tensor, augment: Augment) -> Tensor
     return out.view(-1, height, width, 3)
 
 
+def partners(seed: int, epoch: int, index: Tensor, among: Tensor, augment: Augment, nth: int = 0) -> tuple[Tensor, ...]:
+    """Mixup (Zhang et al. 2018, arXiv 1710.09412) as a pure function as well: for each sample another of `among`.
+
+    **Returns:** its place int64, a view of it int64, and its share float32, uniform in [0, 1/2); each as `index`.
+    """
+    other, view, share = (draw(seed, f"mixup/{what}/{nth}", epoch, index) for what in ("other", "view", "share"))
+    return among[below(other, len(among))], below(view, augment.views), below(share, 1 << 24) / (1 << 25)
+
+
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in channels_last order; `mean` and `std` [3] are in units of 0..1."""
     width = images.shape[2]  # a row of pixels at a time, not one: the inner loop is then long

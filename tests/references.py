@@ -501,3 +501,18 @@ def ofd(fs: Tensor, ft: Tensor, margin: Tensor) -> Tensor:
                 if not (s <= target and target <= 0):
                     total = total + (s - target) ** 2
     return total / len(fs)
+
+
+# ---------------------------------------------------------------------------------------------------------------- SRRL
+
+
+def srrl(fs: Tensor, ft: Tensor, zt: Tensor, p: Mapping[str, Tensor], w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax regression representation learning, Yang et al. 2021 (ICLR): (feature, regression).
+
+    h_i = relu(BN(W f_s,i)), p holding weight [t, s] and the norm's scale and shift; feature = mean over samples and
+    entries of (h - f_t)^2, regression = that of (w h + b - z_t)^2, w and b being the teacher's classifier.
+    """
+    x = torch.stack([p["weight"] @ row for row in fs])
+    h = _batch_norm(x[:, :, None, None], p["scale"], p["shift"])[:, :, 0, 0].clamp(min=0)
+    feature = _mean([(h[i] - ft[i]).square().mean() for i in range(len(h))])
+    return feature, _mean([(w @ h[i] + b - zt[i]).square().mean() for i in range(len(h))])

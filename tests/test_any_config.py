@@ -45,6 +45,12 @@ SENSIBLE = {  # beside the default
     "method.alpha": ["0", "0.5"],
     "method.standardize": ["true"],
     "method.warmup": ["0", "1"],
+    "method.generation": ["1", "2"],
+    "method.temperatures": ["[1,2]"],
+    "method.parts": ["[logits,rkd]", "[{name:dkd,weight:0.5,T:2},vid]", "[ofd,ofd]"],
+    "method.negatives": ["1", "100"],
+    "teacher.members": ["1", "2"],
+    "teacher.mean": ["probabilities"],
     "method.power": ["0.001", "10"],
     "method.beta": ["0", "30000"],
     "method.pairs": [

@@ -226,17 +226,16 @@ def choices() -> list[str]:
 def test_every_yaml_composes_and_builds(choice: str, composed: Callable, folder: Path) -> None:
     group, name = choice.split("=")
     words = {
-        "model": [f"model@student={name}", f"model@teacher={name}"],
+        "model": [f"model@student={name}", f"model@teacher={name}", "data=digits", "method=logits"],
         "data": [choice, *([f"data.root={folder}"] if name == "imagefolder" else [])],
         "experiment": [f"+{choice}"],
         "pair": [choice, "method=logits"],
     }.get(group, [choice])
-    config = composed(*words, small=group not in ("data", "experiment", "pair"))
-    nets = [
-        models.build(m, len(config.described.classes), config.described.size) for m in (config.student, config.teacher)
-    ]
-    shapes = [net.shapes(config.described.size) for net in nets]
-    method = config.method_class(config.method, Spec(*shapes, len(config.described.classes), config.described.train))
+    config = composed(*words, small=group not in ("data", "experiment", "model", "pair"))
+    with torch.device("meta" if group in ("model", "pair") else "cpu"):  # some are large
+        nets = [models.build(m, len(config.described.classes), 32) for m in (config.student, config.teacher)]
+    shapes = [net.shapes(32) for net in nets]
+    method = config.method_class(config.method, Spec(*shapes, len(config.described.classes), 2000, *nets))
     for recipe in (config.root, config.teaching):
         for optimizer in recipe.optimizer.build([*nets[0].parameters(), *method.parameters()]):
             optimizer.step()

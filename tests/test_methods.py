@@ -1,23 +1,46 @@
 """Every method: its row below holds a configuration and its loss, as tests/references.py has it from the paper."""
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 import references as ref
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from kd import methods, registry
 from kd.cli import CONF
 from kd.methods import Batch, Spec
 from kd.methods.paired import pairs
-from kd.models import Out
+from kd.models import Net, Out
 
 CLASSES, SIZE = 5, 6
 STUDENT = {"low": (3, 8, 8), "mid": (4, 4, 4), "vec": (7,), "head": (CLASSES,)}
 TEACHER = {"low": (6, 8, 8), "mid": (5, 2, 2), "vec": (9,), "head": (CLASSES,)}
-SPEC = Spec(STUDENT, TEACHER, CLASSES, samples=100, epochs=10)
+LABELS = torch.arange(100) % CLASSES
+LABELS[90:] = -1  # held out for validation
+
+
+def net(low: int, mid: int, stride: int, vector: int) -> Net:
+    """A network with the taps of STUDENT or TEACHER for images of 8 x 8."""
+
+    def layer(inputs: int, outputs: int, stride: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs), nn.ReLU())
+
+    torch.manual_seed(7)
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(mid, vector), nn.ReLU())
+    made = Net(low=layer(3, low, 1), mid=layer(low, mid, stride), vec=pool, head=nn.Linear(vector, CLASSES))
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight), nn.init.normal_(module.bias)
+    return made.double()
+
+
+NETS = net(3, 4, 2, 7), net(6, 5, 4, 9).eval().requires_grad_(False)
+SPEC = Spec(STUDENT, TEACHER, CLASSES, 100, *NETS, epochs=10, labels=LABELS)
 STAGES = [("low", "low"), ("mid", "mid")]
 
 
@@ -80,6 +103,81 @@ def rkd(s: Tensor, t: Tensor) -> Tensor:
     return 2.5 * distance + 5 * angle
 
 
+def mlkd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
+    """The first half of the batch are first views; KL is summed over the views, as cross-entropy is."""
+    half = len(y) // 2
+    levels = [ref.mlkd(s.logits[:half], t.logits[:half], T) for T in c["temperatures"]]
+    instance = [ref.soft(s.logits[:half], t.logits[:half], T) + ref.soft(s.logits[half:], t.logits[half:], T)
+                for T in c["temperatures"]]  # fmt: skip
+    return {
+        "hard": (2 * 0.3, ref.hard(s.logits, y)), "instance": (2 * 0.9, sum(instance) / 2),
+        "batch": (0.9, sum(level[1] for level in levels)), "class": (0.9, sum(level[2] for level in levels)),
+    }  # fmt: skip
+
+
+def crd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
+    own, n = {k.removeprefix("memories.0."): v for k, v in own.items()}, 90
+    torch.manual_seed(3)
+    drawn = torch.randint(n, (c["negatives"],))
+    torch.manual_seed(3)  # the method will draw the same
+    index, keep = torch.arange(SIZE), LABELS[drawn] != y[:, None]
+    v_s, v_t = (
+        torch.stack([ref._unit(row) for row in x.taps["vec"] @ own[f"{side}.weight"].T + own[f"{side}.bias"]])
+        for side, x in (("student", s), ("teacher", t))
+    )
+    rows = torch.cat([index[:, None], drawn.expand(SIZE, -1)], dim=1)
+    banks = [own["student_bank"].clone(), own["teacher_bank"].clone()]
+    z = [ref.crd_constant(v.detach(), bank, rows, c["tau"], n) for v, bank in zip((v_s, v_t), banks[::-1], strict=True)]
+    value = ref.crd(v_s, v_t, *(bank[:n] for bank in banks), index, drawn, keep, c["tau"], *z)
+    return {"hard": (0.4, ref.hard(s.logits, y)), "crd": (0.7, value)}
+
+
+def reviewkd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
+    """At epoch 2 of 10 and a warm-up of 0.4, half of it is done."""
+    taps, below, total = ["low.pre", "mid.pre", "vec"], None, torch.zeros((), dtype=torch.float64)
+    for n in (2, 1, 0):
+        x, wanted = (o.taps[taps[n]] if n < 2 else o.taps[taps[n]][:, :, None, None] for o in (s, t))
+        level = {k.removeprefix(f"levels.{n}."): v for k, v in own.items() if k.startswith(f"levels.{n}.")}
+        out, below = ref.abf(x, below, x.shape[2], level, wanted.shape[2:])
+        total = total + ref.hcl(out, wanted)
+    return {"hard": (0.4, ref.hard(s.logits, y)), "review": (0.5 * 0.7, total)}
+
+
+def srrl(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
+    p = {"weight": own["connect.0.weight"], "scale": own["connect.1.weight"], "shift": own["connect.1.bias"]}
+    head = NETS[1].head
+    feature, regression = ref.srrl(s.taps["vec"], t.taps["vec"], t.logits, p, head.weight, head.bias)
+    return {"hard": (0.4, ref.hard(s.logits, y)), "feature": (0.7, feature), "regression": (2.0, regression)}
+
+
+def simkd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
+    x = ref._pooled(s.taps["mid"], 2, 2)
+    for conv in (0, 3, 6):
+        x = F.conv2d(x, own[f"projector.{conv}.weight"], padding=own[f"projector.{conv}.weight"].shape[2] // 2)
+        x = ref._batch_norm(x, own[f"projector.{conv + 1}.weight"], own[f"projector.{conv + 1}.bias"]).clamp(min=0)
+    return {"hard": (0.4, ref.hard(s.logits, y)), "simkd": (0.7, ref.simkd(x, t.taps["mid"]))}
+
+
+def ofd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
+    total = torch.zeros((), dtype=torch.float64)
+    for n, (tap, share) in enumerate((("low.pre", 0.5), ("mid.pre", 1.0))):
+        fs, ft = ref._same_size(s.taps[tap], t.taps[tap])
+        fs = torch.einsum("oi,bihw->bohw", own[f"connectors.{n}.0.weight"][:, :, 0, 0], fs)
+        fs = ref._batch_norm(fs, own[f"connectors.{n}.1.weight"], own[f"connectors.{n}.1.bias"])
+        norm = NETS[1].stages[tap.removesuffix(".pre")][1]
+        total = total + share * ref.ofd(fs, ft, ref.ofd_margin(norm.weight, norm.bias))
+    return {"hard": (0.4, ref.hard(s.logits, y)), "ofd": (0.7, total)}
+
+
+def several(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
+    return {
+        "hard": (0.2 + 0.5 * 1.0 + 3 * 0.1, ref.hard(s.logits, y)),
+        "logits.soft": (0.8, ref.soft(s.logits, t.logits, 2)),
+        "attention.attention": (0.5 * 1000, ref.attention(s.taps["mid"], t.taps["mid"])),
+        "logits2.soft": (3 * 0.9, ref.soft(s.logits, t.logits, 4)),
+    }
+
+
 class Row(NamedTuple):
     settings: dict
     reference: Callable[[dict, Any, Any, Tensor, dict], dict]
@@ -138,15 +236,39 @@ TABLE = {
     "rkd": paired("rkd", "vector", rkd, VECTOR, distance=2.5, angle=5.0),
     "pkt": paired("pkt", "vector", ref.pkt, VECTOR),
     "nst": paired("nst", "stages", ref.nst, STAGES),
+    "mlkd": Row({"alpha": 0.3, "beta": 0.9, "temperatures": [2.0, 4.0]}, mlkd, ("instance", "batch", "class")),
+    "function_matching": Row(
+        {"T": 1.0}, lambda c, s, t, y, own: {"soft": (1, ref.soft(s.logits, t.logits, 1))}, ("soft",)
+    ),
+    "born_again": soft({"T": 2.0, "generation": 3}, lambda c, zs, zt, y: ref.soft(zs, zt, 2), 0.8),
+    "crd": Row(
+        {"alpha": 0.4, "beta": 0.7, "width": 4, "negatives": 30, "tau": 0.2, "momentum": 0.5, "pairs": "vector"}, crd
+    ),
+    "reviewkd": Row({"alpha": 0.4, "beta": 0.7, "warmup": 0.4, "pairs": "stages"}, reviewkd),
+    "srrl": Row({"alpha": 0.4, "beta": 0.7, "regression": 2.0}, srrl),
+    "simkd": Row({"alpha": 0.4, "beta": 0.7, "factor": 2, "pairs": "last"}, simkd),
+    "ofd": Row({"alpha": 0.4, "beta": 0.7, "pairs": "stages"}, ofd),
+    "sum": Row(
+        {
+            "parts": [
+                {"name": "logits", "alpha": 0.2, "T": 2.0},
+                {"name": "attention", "weight": 0.5, "pairs": "last"},
+                {"name": "logits", "weight": 3},
+            ]
+        },
+        several,
+        ("logits.soft", "logits2.soft"),
+    ),
 }
 
 
-def build(name: str) -> methods.Method:
+def build(name: str, dtype: torch.dtype = torch.float64) -> methods.Method:
     kind = methods.find(name)
     settings = kind.Config.model_validate({"name": name, **TABLE[name].settings})
     kind.check(settings, SPEC)
     torch.manual_seed(0)
-    return kind(settings, SPEC).double()
+    student, teacher = (copy.deepcopy(net).to(dtype) for net in NETS)
+    return kind(settings, replace(SPEC, student_net=student, teacher_net=teacher)).to(dtype)
 
 
 def outputs(seed: int, shapes: dict, grad: bool = False) -> Out:
@@ -155,7 +277,8 @@ def outputs(seed: int, shapes: dict, grad: bool = False) -> Out:
     def draw(*shape: int) -> Tensor:
         return torch.randn(SIZE, *shape, generator=g, dtype=torch.float64).mul(3).requires_grad_(grad)
 
-    return Out(draw(CLASSES), {name: draw(*shape) for name, shape in shapes.items()})
+    logits, taps = draw(CLASSES), {name: draw(*shape) for name, shape in shapes.items()}
+    return Out(logits, taps | {f"{name}.pre": draw(*shape) for name, shape in shapes.items()})
 
 
 def batch() -> Batch:
@@ -203,7 +326,11 @@ def test_only_declared_taps_are_read(name: str) -> None:
     lean = [
         Out(o.logits, {k: o.taps[k] for k in taps}) for o, taps in ((s, method.student_taps), (t, method.teacher_taps))
     ]
-    assert loss(method(batch(), *lean)) == loss(method(batch(), s, t))
+    found = []
+    for said in (lean, (s, t)):
+        torch.manual_seed(0)
+        found.append(loss(copy.deepcopy(method)(batch(), *said)))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -218,7 +345,7 @@ def test_terms_vanish_when_the_student_is_the_teacher(name: str) -> None:
 @pytest.mark.parametrize("name", TABLE)
 def test_extreme_logits_stay_finite(name: str, T: float) -> None:
     """As a network in bfloat16 gives them, and as large as the teacher's table can hold: the loss is in float32."""
-    method = build(name).float()
+    method = build(name, torch.float32)
     if hasattr(method.config, "T"):
         method.config = method.config.model_copy(update={"T": T})
     s, t = (
@@ -266,7 +393,7 @@ def test_what_is_no_pairs_is_refused(wrong: Any) -> None:
 
 def test_pairs_by_word() -> None:
     shapes = {"a": (3, 8, 8), "b": (4, 8, 8), "c": (4, 4, 4), "d": (5, 2, 2), "v": (6,), "w": (7,), "head": (5,)}
-    other = {"x": (2, 8, 8), "y": (2, 4, 4), "u": (3,), "head": (5,)}
+    other = {"x": (2, 8, 8), "y": (2, 4, 4), "pixel": (9, 1, 1), "u": (3,), "head": (5,)}
     spec = Spec(shapes, other, 5, 10)
     assert pairs("stages", spec) == [("c", "x"), ("d", "y")]
     assert pairs("last", spec) == [("d", "y")]

@@ -28,6 +28,8 @@ SMALL = ["batch_size=64", f"student.epochs={EPOCHS}", "student.dropout=0.5"]
 CASES = {
     "standard": ["method=standard"],
     "a method with parts of its own": ["method=feature"],
+    "a memory": ["method=crd", "method.negatives=64", "method.width=8"],
+    "blends": ["method=function_matching"],
     "adamw": ["method=logits", "optimizer=adamw"],
     "muon": ["method=logits", "optimizer=muon"],
     "float32, torch's kernels": ["method=logits", "precision=fp32", "kernels=torch"],

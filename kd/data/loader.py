@@ -48,11 +48,13 @@ def batches(
     views_each: int = 1,
     shared: Shared | None = None,
     start: int = 0,
+    mixed: bool = False,
 ) -> Iterator[Batch]:
     """The training batches of one epoch from the `start`th on: order and views are pure functions of (seed, epoch,
     sample index).
 
     With several views of each sample a batch has that many times as many rows: first all samples' first views.
+    `mixed` images are blended with others', whose shares are the smaller ones.
     With `shared`, runs of the same data, seed and batch size that go in step see one and the same batch.
     """
     count = data.batches(batch_size)
@@ -62,11 +64,15 @@ def batches(
     def batch(step: int) -> Batch:
         now = slice(step * batch_size, (step + 1) * batch_size)
         index, view = order[now].repeat(views_each), chosen[:, now].flatten()
-        pixels = views.show(data.images, index, view, augment)
-        x = views.normalise(pixels, data.mean, data.std)
+        x = views.normalise(views.show(data.images, index, view, augment), data.mean, data.std)
+        if mixed:
+            each = [views.partners(seed, epoch, order[now], data.index, augment, nth) for nth in range(views_each)]
+            other, seen, share = map(torch.cat, zip(*each, strict=True))
+            y = views.normalise(views.show(data.images, other, seen, augment), data.mean, data.std)
+            x = x.lerp(y, share.view(-1, 1, 1, 1))
         return Batch(x, data.labels[index], index, view, epoch + step / count)
 
-    same = data, batch_size, seed, epoch, augment, views_each
+    same = data, batch_size, seed, epoch, augment, views_each, mixed
     for step in range(start, count):
         yield shared.last(f"step/batch/{seed}", (*same, step), lambda: batch(step)) if shared else batch(step)  # noqa: B023
 

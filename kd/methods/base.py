@@ -31,8 +31,10 @@ class Spec:
     teacher: dict[str, tuple[int, ...]]
     classes: int
     samples: int  # one more than the largest Batch.index
+    student_net: Net | None = None  # only to look at, here and below: in `check` they are without weights
     teacher_net: Net | None = None  # frozen; for methods that read its head. Copy what you keep, never own it
     epochs: int = 1  # of the whole training: Batch.epoch goes from 0 to it
+    labels: Tensor | None = None  # int64 [samples], by Batch.index; -1 for samples that are not trained on
 
 
 Terms = dict[str, tuple[float | Tensor, Tensor]]
@@ -48,6 +50,8 @@ class Method(nn.Module):
     Config: ClassVar[type[Settings]]
     needs_teacher: ClassVar[bool] = True
     views: ClassVar[int] = 1  # of each sample in a batch, which then has views * B rows: `chunk(views)` parts them
+    mixed: ClassVar[bool] = False  # every image is blended with another one; its label is that of the larger share
+    self_taught: ClassVar[bool] = False  # the teacher is an earlier run of the student's own model and recipe
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
 
@@ -63,9 +67,19 @@ class Method(nn.Module):
         """{name: (weight, value)}; the loss is the sum of weight * value. Logits and taps arrive as float32."""
         raise NotImplementedError
 
+    @classmethod
+    def before(cls, config: Any) -> Any:
+        """The settings with which the teacher of a self-taught student was trained; None: `standard`."""
+        return None
+
     def deploy(self, student: Net) -> Net:
         """What is evaluated and shipped after training: the student, unless a method keeps an adapter."""
         return student
+
+    @property
+    def graft(self) -> dict[str, Any] | None:
+        """What `deploy` puts between student and teacher (see `kd.models.grafted`); None: nothing."""
+        return None
 
 
 Temperature = Annotated[float, Field(ge=1e-3, le=1e4)]  # below it, logits / T would be too large for float32

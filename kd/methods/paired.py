@@ -7,7 +7,7 @@ from pydantic import AfterValidator
 from torch import Tensor
 
 from kd.methods.base import Added, Batch, Method, Spec, Terms, hard
-from kd.models.base import Out
+from kd.models.base import PRE, Out
 
 WORDS = "last", "stages", "vector"
 
@@ -24,7 +24,7 @@ Pairs = Annotated[Any, AfterValidator(_are_pairs)]
 
 class PairedConfig(Added):
     """`pairs`: [[student tap, teacher tap], ...]; or last: the last map of each; stages: the last map of each size, the
-    smallest with the smallest; vector: the last vector before the logits."""
+    smallest with the smallest; vector: the last vector before the logits. A map has more than one pixel."""
 
     pairs: Pairs
 
@@ -36,22 +36,29 @@ class Paired(Method):
 
     @classmethod
     def check(cls, config: Any, spec: Spec) -> None:
-        for student, teacher in pairs(config.pairs, spec):
+        for student, teacher in cls.chosen(config, spec):
+            found = []
             for side, tap, shapes in (("student", student, spec.student), ("teacher", teacher, spec.teacher)):
-                if tap not in shapes:
+                if tap.removesuffix(PRE) not in shapes:
                     raise ValueError(f"pairs: the {side} has no tap {tap!r}; it has {', '.join(shapes)}")
-                if len(shapes[tap]) not in cls.dims:
+                found.append(list(shape_of(tap, shapes)))
+                if len(found[-1]) not in cls.dims:
                     takes = " or ".join({3: "maps", 1: "vectors"}[dim] for dim in cls.dims)
-                    raise ValueError(f"pairs: {tap} of the {side} is {list(shapes[tap])}; this method takes {takes}")
-            if len(spec.student[student]) != len(spec.teacher[teacher]):
+                    raise ValueError(f"pairs: {tap} of the {side} is {found[-1]}; this method takes {takes}")
+            if len(found[0]) != len(found[1]):
                 raise ValueError(
-                    f"pairs: {student} -> {teacher} pairs a map with a vector: the student's {student} is "
-                    f"{list(spec.student[student])}, the teacher's {teacher} is {list(spec.teacher[teacher])}"
+                    f"pairs: {student} -> {teacher} pairs a map with a vector: the student's {student} is {found[0]}, "
+                    f"the teacher's {teacher} is {found[1]}"
                 )
+
+    @classmethod
+    def chosen(cls, config: Any, spec: Spec) -> list[tuple[str, str]]:
+        """The pairs of taps that the configuration names. **Raises:** ValueError when there are none."""
+        return pairs(config.pairs, spec)
 
     def __init__(self, config: Any, spec: Spec):
         super().__init__(config, spec)
-        self.pairs = pairs(config.pairs, spec)
+        self.pairs = self.chosen(config, spec)
         self.student_taps, self.teacher_taps = (tuple(dict.fromkeys(taps)) for taps in zip(*self.pairs, strict=True))
 
     def compare(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
@@ -78,12 +85,23 @@ def pairs(wanted: Any, spec: Spec) -> list[tuple[str, str]]:
         if wanted == "vector":
             own = [tap for tap, shape in list(shapes.items())[:-1] if len(shape) == 1][-1:]  # the last are the logits
         else:
-            own = list({shape[1:]: tap for tap, shape in shapes.items() if len(shape) == 3}.values())
+            maps = {tap: shape for tap, shape in shapes.items() if len(shape) == 3 and max(shape[1:]) > 1}
+            own = list({shape[1:]: tap for tap, shape in maps.items()}.values())  # of each size the last
         if not own:
             raise ValueError(f"pairs: the {side} has no {'vector' if wanted == 'vector' else 'feature map'} to tap")
         found.append(own if wanted == "stages" else own[-1:])
     count = min(map(len, found))
     return list(zip(found[0][-count:], found[1][-count:], strict=True))
+
+
+def shape_of(tap: str, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of a tap, which is that of what its last activation reads."""
+    return shapes[tap.removesuffix(PRE)]
+
+
+def before(chosen: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The same pairs, of what the last activation of each reads."""
+    return [(student + PRE, teacher + PRE) for student, teacher in chosen]
 
 
 def alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,10 @@ class Net(nn.Module):
         """The classifier: from the last tap to the logits."""
         return list(self.stages.values())[-1]
 
+    def part(self, tap: str) -> nn.Module:
+        """The module whose output the tap is."""
+        return self.stages[tap]
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, classes] of normalised images [B, 3, H, W]."""
         return self.tapped(x).logits

@@ -45,6 +45,9 @@ class Wrapped(Net):
             raise RuntimeError(f"no linear layer ends {type(self.net).__name__}")
         return self.net.get_submodule(self.classifier)
 
+    def part(self, tap: str) -> nn.Module:
+        return self.head if tap in ("pool", "head") else self.net.get_submodule(tap)
+
     def tapped(self, x: Tensor, taps: Iterable[str] = ()) -> Out:
         if not taps:  # nor hooks, through which torch.compile cannot see
             return Out(self.net(x), {})

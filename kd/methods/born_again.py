@@ -1,0 +1,35 @@
+"""Born-again neural networks (Furlanello et al. 2018, arXiv 1805.04770): self-distillation over generations."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from kd.methods.base import Batch, Method, Terms, Weights, hard, soft_kl
+from kd.models.base import Out
+
+
+class BornAgainConfig(Weights):
+    name: Literal["born_again"]
+    generation: int = Field(ge=1, le=100)
+
+
+class BornAgain(Method):
+    """loss = alpha * CE + (1 - alpha) * T^2 * KL(teacher_T || student_T), the teacher being the generation before.
+
+    Generation 0 is the student's own model trained by its own recipe without a teacher (seed teacher.seed), generation
+    g is taught by g - 1 (seed teacher.seed + g - 1). All generations before are trained, or found, as teachers are;
+    what `model@teacher` says is not used. The paper's ensemble of the generations is left out.
+    """
+
+    Config = BornAgainConfig
+    self_taught = True
+
+    @classmethod
+    def before(cls, config: Any) -> Any:
+        return config.model_copy(update={"generation": config.generation - 1}) if config.generation > 1 else None
+
+    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+        assert teacher is not None
+        alpha = self.config.alpha
+        soft = soft_kl(student.logits, teacher.logits, self.config.T)
+        return {"hard": (alpha, hard(batch, student)), "soft": (1 - alpha, soft)}

@@ -1,0 +1,28 @@
+"""Knowledge distillation: a good teacher is patient and consistent (Beyer et al. 2022, arXiv 2106.05237)."""
+
+from typing import Literal
+
+from kd.methods.base import Batch, Method, Temperature, Terms, soft_kl
+from kd.models.base import Out
+from kd.settings import Settings
+
+
+class FunctionMatchingConfig(Settings):
+    name: Literal["function_matching"]
+    T: Temperature
+
+
+class FunctionMatching(Method):
+    """loss = T^2 * KL(teacher_T || student_T) on blends of two images, the same for both networks; no labels.
+
+    Each image is blended with a random other one, whose share is uniform in 0..1/2 (mixup at strength 1: the larger
+    share is named first), so that the student matches the teacher between the images as well. The teacher runs once
+    for each seed and epoch, which makes this dearer than methods whose views come back. Meant for long training.
+    """
+
+    Config = FunctionMatchingConfig
+    mixed = True
+
+    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+        assert teacher is not None
+        return {"soft": (1.0, soft_kl(student.logits, teacher.logits, self.config.T))}

@@ -1,0 +1,55 @@
+"""Knowledge distillation via softmax regression representation learning (Yang et al. 2021, ICLR)."""
+
+import copy
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import nn
+
+from kd.methods.base import Added, Batch, Method, Spec, Terms, hard
+from kd.methods.paired import pairs
+from kd.models.base import Out
+
+
+class SRRLConfig(Added):
+    name: Literal["srrl"]
+    regression: float = Field(ge=0)
+
+
+class SRRL(Method):
+    """loss = alpha * CE + beta * mean (h(f_s) - f_t)^2 + regression * mean (W_t h(f_s) - z_t)^2.
+
+    f: the last vector before the logits; h: a linear layer, batch norm and ReLU, learned; W_t: the teacher's own
+    classifier, frozen: what h gives must serve it as the teacher's vector does.
+    """
+
+    Config = SRRLConfig
+
+    @classmethod
+    def check(cls, config: Any, spec: Spec) -> None:
+        for side, shapes in (("student", spec.student), ("teacher", spec.teacher)):
+            before = list(shapes.values())[-2:-1]
+            if not before or len(before[0]) != 1:
+                raise ValueError(f"name: srrl needs a {side} whose logits come from a vector; here they do not")
+
+    def __init__(self, config: SRRLConfig, spec: Spec):
+        super().__init__(config, spec)
+        ((student, teacher),) = pairs("vector", spec)
+        self.student_taps, self.teacher_taps = (student,), (teacher,)
+        width = spec.teacher[teacher][0]
+        self.connect = nn.Sequential(
+            nn.Linear(spec.student[student][0], width, bias=False), nn.BatchNorm1d(width), nn.ReLU()
+        )
+        assert spec.teacher_net is not None
+        head = copy.deepcopy(spec.teacher_net.head).eval().requires_grad_(False)
+        self.classify = head.forward  # not a part of this module: it is neither trained nor saved
+
+    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+        assert teacher is not None
+        seen = self.connect(student.taps[self.student_taps[0]])
+        return {
+            "hard": (self.config.alpha, hard(batch, student)),
+            "feature": (self.config.beta, F.mse_loss(seen, teacher.taps[self.teacher_taps[0]])),
+            "regression": (self.config.regression, F.mse_loss(self.classify(seen), teacher.logits)),
+        }

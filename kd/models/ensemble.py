@@ -1,0 +1,36 @@
+"""Several networks as one, for a teacher that is an ensemble."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kd.models.base import Net, Out
+
+Mean = Literal["logits", "probabilities"]
+
+
+class Ensemble(Net):
+    """The mean of the members' logits, or the logarithm of the mean of their probabilities. It has no taps."""
+
+    def __init__(self, members: Sequence[Net], mean: Mean):
+        super().__init__(**{f"member{n}": member for n, member in enumerate(members)})
+        self.mean = mean
+
+    @property
+    def head(self) -> nn.Module:
+        raise RuntimeError("an ensemble has no head")
+
+    def tapped(self, x: Tensor, taps: Iterable[str] = ()) -> Out:
+        if taps := list(taps):
+            raise RuntimeError(f"an ensemble has no taps; asked for {', '.join(taps)}")
+        said = torch.stack([member(x).float() for member in self.stages.values()])
+        if self.mean == "probabilities":
+            return Out(said.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(said)), {})
+        return Out(said.mean(dim=0), {})
+
+    def shapes(self, size: int) -> dict[str, tuple[int, ...]]:
+        *_, first = next(iter(self.stages.values())).shapes(size).values()  # type: ignore[operator]
+        return {"head": first}
