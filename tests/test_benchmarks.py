@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 from benchmarks import aggregate, plain, readme
+from benchmarks import methods as library
 from benchmarks.networks import MEAN, STD, network
 from benchmarks.throughput import PATHS, pictures
+from kd import registry
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,3 +95,40 @@ def test_readme_says_what_was_measured() -> None:
 def test_pictures_are_the_same_for_both() -> None:
     a, b = pictures(10), pictures(10)
     assert torch.equal(a.images, b.images)
+
+
+def test_the_cost_of_every_method_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "methods.json"
+    words = ["--images", "128", "--steps", "1", "--repeats", "1", "--device", "cpu", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["methods", *words])
+    library.main()
+    found = json.loads(out.read_text())
+    assert found["rows"]["standard"]["ratio"] == 1
+    assert all(row["ratio"] > 0 and row["ms"] > 0 for row in found["rows"].values())
+    assert found["rows"]["reviewkd"]["parameters"] > found["rows"]["feature"]["parameters"] > 0
+    assert set(found["rows"]) <= set(registry.choices("methods"))
+    assert len(capfd.readouterr().out.splitlines()) == len(found["rows"])
+
+
+def test_the_page_of_methods_is_what_their_files_say() -> None:
+    text = library.page(json.loads(library.MEASURED.read_text()), library.results())
+    assert library.PAGE.read_text() == text, "python -m benchmarks.methods --page writes it anew"
+
+
+def test_the_documented_method_is_added_by_three_files(tmp_path: Path) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("no git")
+    text = (ROOT / "docs" / "adding-a-method.md").read_text()
+    (tmp_path / "adding.diff").write_text(text.partition("```diff\n")[2].partition("```\n")[0])
+    place = tmp_path / "kd"
+    shutil.copytree(ROOT, place, ignore=shutil.ignore_patterns(".*", "runs", "multirun", "__pycache__", "*.egg-info"))
+    subprocess.run(["git", "apply", "-v", "../adding.diff"], cwd=place, check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(place)}
+    wanted = ["tests/test_methods.py", "tests/test_library.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", *wanted, "-k", "mse or every_method_has"]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout

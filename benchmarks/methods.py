@@ -1,0 +1,226 @@
+"""What a training step of each method costs beside one of `standard`, and docs/methods.md, which says it.
+
+    python -m benchmarks.methods [--repeats 5] [--device cpu] [--out benchmarks/methods.json]
+    python -m benchmarks.methods --page [SWEEP/summary.csv]   # writes docs/methods.md (and keeps a sweep's table)
+
+Each method trains a student of scale 16, taught by scale 32 (random images and weights: neither changes the work), as
+a later run of that teacher does: the teacher's logits and vectors are read, its maps are computed. In each repeat every
+method takes `--steps` steps, one after the other; the cost is the median ratio of its seconds to those of `standard`.
+"""
+
+import argparse
+import csv
+import inspect
+import json
+import re
+import shutil
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import clock, ratio
+from benchmarks.networks import BATCH, CACHE, network
+from benchmarks.throughput import Pictures, pictures, take
+from kd import device as devices
+from kd import methods, registry
+from kd.device import Device
+from kd.evaluate import count
+from kd.files import write_json, write_text
+from kd.methods import Spec
+from kd.optim import SGD, Schedule
+from kd.outputs import Outputs, Place
+from kd.record import environment
+from kd.teacher import Live, freeze
+from kd.train import State, train
+from kd.views import Augment
+
+ROOT = Path(__file__).parents[1]
+MEASURED, PAGE, TABLE = (
+    ROOT / "benchmarks" / "methods.json",
+    ROOT / "docs" / "methods.md",
+    ROOT / "docs" / "methods.csv",
+)
+ONE_VIEW = Augment(crop=0, padding="zeros", flip=False)  # after an epoch all that a teacher can say is known
+KINDS = {  # by what is compared, and when to try it
+    "Without a teacher": {
+        "standard": "The baseline that every other is compared with; run it first, with the same seeds.",
+        "tfkd": "A control: what of a gain is label smoothing, and not the teacher?",
+    },
+    "On logits": {
+        "logits": "First. It reads only logits, which are kept for ever, and is hard to beat at an equal budget.",
+        "soft_labels": "Labels are missing or wrong, or you ask what the teacher alone is worth.",
+        "standardized": "Teacher and student differ much in size, so that logits of one scale ask too much.",
+        "dkd": "Many classes, and a teacher that is very sure: its opinion of the others then counts. Its weights are "
+        "large: lower the learning rate where the loss grows.",
+        "nkd": "As dkd, with one weight less to choose.",
+        "dist": "A much stronger teacher: only the order and the spread of its answers are asked for.",
+        "wttm": "You would tune T: a power of the teacher's probabilities takes its place.",
+        "ctkd": "You would sweep T: it is learned instead, and rises to what is hardest.",
+        "mlkd": "Images are cheap: a step sees each twice, so give other methods as many steps when you compare.",
+        "function_matching": "Long training, or many images without labels; short training does not repay it.",
+        "born_again": "There is no larger teacher.",
+    },
+    "On feature maps and vectors": {
+        "feature": "Shapes differ, and there is one layer that you trust.",
+        "attention": "Networks of one family: it asks where they look, and needs no parameters.",
+        "nst": "As attention; it compares the statistics of channels, and costs more where there are many.",
+        "similarity": "Architectures differ: only the likeness of the samples of a batch is compared.",
+        "correlation": "As similarity, with a kernel in place of the inner product.",
+        "rkd": "The vectors will be used for search or clustering: it keeps distances and angles.",
+        "pkt": "As rkd, cheaper, and without a scale to choose.",
+        "vid": "Some of the teacher's channels cannot be learned: the variance of each says how much it counts.",
+        "crd": "A large data set and long training; the memory takes 1 KB a sample.",
+        "reviewkd": "Feature distillation at its most thorough; its fusion modules take time.",
+        "ofd": "Convolutional networks with batch norm of one family.",
+        "srrl": "You want the student's vector to serve the teacher's classifier.",
+        "simkd": "The last layers of the teacher may be shipped: `size` in the result counts them.",
+    },
+    "Together": {"sum": "Two of the above looked good alone."},
+}
+
+
+def steps(name: str, found: Pictures, device: Device, kept: Path) -> Iterator[Any]:
+    """kd's loop with this method: an item a step."""
+    kind = methods.find(name)
+    torch.manual_seed(0)
+    teacher, student = network(32), device.place(network(16))
+    freeze(teacher, device)
+    split = found.split(device)
+    spec = Spec(student.shapes(32), teacher.shapes(32), 10, len(found.images), student, teacher, 10**6, found.labels)
+    method = device.place(kind(kind.Config.model_validate(registry.defaults("method", name)), spec))
+    live, place = Live(teacher, method.teacher_taps, device), Place(kept, 4.0, False, False)
+    teach = Outputs(live, split, ONE_VIEW, 0, method.views, place, method.mixed) if kind.needs_teacher else None
+    optimizer = SGD(name="sgd", lr=1e-5, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = Schedule(name="constant", warmup=0.0, final=0.0, milestones=[], gamma=1.0)
+    yield count(method.parameters())
+    rows = train(State(student, method, optimizer), teach, split, ONE_VIEW, schedule, 10**6, BATCH, 0, device)
+    yield from (None for row in rows if row is None)
+
+
+def measure(asked: argparse.Namespace) -> dict[str, Any]:
+    device, found = devices.resolve(asked.device, "auto", CACHE), pictures(asked.images)
+    names = [name for kind in KINDS.values() for name in kind]
+    kept, loops, parameters = Path(tempfile.mkdtemp(prefix="kd-benchmark-")), {}, {}
+    for name in names:
+        loops[name] = steps(name, found, device, kept)
+        parameters[name] = next(loops[name])
+        take(loops[name], -(-asked.images // BATCH))  # an epoch: what can be kept is known
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(asked.repeats):
+        for name, loop in loops.items():
+            seconds[name].append(clock(lambda loop=loop: take(loop, asked.steps), device))  # type: ignore[misc]
+    shutil.rmtree(kept)
+    rows = {
+        name: {
+            "ratio": ratio(seconds[name], seconds["standard"]), "parameters": parameters[name],
+            "ms": round(1e3 * statistics.median(seconds[name]) / asked.steps, 2),
+        }
+        for name in names
+    }  # fmt: skip
+    said = {"images": asked.images, "steps": asked.steps, "repeats": asked.repeats, "batch_size": BATCH}
+    return {**said, "rows": rows, "environment": environment(device)}
+
+
+def page(measured: dict[str, Any], table: list[dict[str, str]]) -> str:
+    """docs/methods.md."""
+    where = measured["environment"]
+    accuracy = {row["method"]: row for row in table}
+    lines = [
+        "# The methods", "",
+        "Written by `python -m benchmarks.methods --page` from the methods' own files, `benchmarks/methods.json`"
+        + (" and `docs/methods.csv`." if table else "."),
+        "",
+        f"**Cost** is the time of a training step beside one of `standard`, for a student of scale 16 and a teacher of "
+        f"scale 32, {where['threads']} threads ({where['processor']}, {where['precision']}), the median of "
+        f"{measured['repeats']} repeats of {measured['steps']} steps of {measured['batch_size']} images "
+        "(`python -m benchmarks.methods`). The teacher's logits and vectors are read from its table, as in every run "
+        "but its first; its maps are computed in each step (`teacher.store.maps=true` keeps them). **Own** are the "
+        "parameters that only the method trains.",
+        "",
+        *(RESULTS if table else NO_RESULTS),
+        "",
+    ]  # fmt: skip
+    head = ["method", "cost", "own", *(["n", "test, %", "vs standard", "p (Holm)"] if table else [])]
+    lines += ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    for names in KINDS.values():
+        for name in names:
+            row = measured["rows"][name]
+            cells = [f"[`{name}`](#{name})", f"{row['ratio']:.2f}×", f"{row['parameters']:,}"]
+            lines.append("| " + " | ".join([*cells, *(_result(accuracy.get(name)) if table else [])]) + " |")
+    for title, names in KINDS.items():
+        lines += ["", f"## {title}"]
+        for name, when in names.items():
+            lines += ["", *_section(name, when)]
+    return "\n".join([*lines, ""])
+
+
+NO_RESULTS = ["What each is worth on your data, one command says: `python -m kd -m method='glob(*)' seed=0,1,2`."]
+RESULTS = [
+    "**Test** is the accuracy on CIFAR-10's test images (JPEG copies), scale 32 to 16, 15 epochs, ± the 95 % interval "
+    "of the mean over n seeds, with each method's weights as in its file: none was tuned for this pair.",
+]
+
+
+def _result(row: dict[str, str] | None) -> list[str]:
+    if row is None:
+        return ["", "", "", ""]
+
+    def number(key: str, form: str, scale: float = 1.0) -> str:
+        return form.format(scale * float(row[key])) if row.get(key) else ""
+
+    test = number("test_accuracy", "{:.2f}", 100) + number("test_accuracy_ci95", " ± {:.2f}", 100)
+    return [row["n"], test, number("difference", "{:+.2f}", 100), number("p_holm", "{:.3f}")]
+
+
+def _section(name: str, when: str) -> list[str]:
+    """A method as its own file has it."""
+    kind = methods.find(name)
+    source = inspect.getmodule(kind)
+    assert source is not None
+    paper = re.sub(
+        r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", inspect.cleandoc(source.__doc__ or "")
+    )
+    formula, _, more = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")
+    config = (registry.CONF / "method" / f"{name}.yaml").read_text().strip()
+    said = [f"### {name}", "", paper, "", "```text", formula, "```"]
+    said += ["", more] if more else []
+    return [*said, "", f"*When:* {when}", "", "```yaml", config, "```"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("benchmarks.methods", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--images", type=int, default=6_400)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=MEASURED)
+    parser.add_argument(
+        "--page", nargs="?", const="", help="write docs/methods.md; with a sweep's summary.csv, keep it"
+    )
+    asked = parser.parse_args()
+    if asked.page is None:
+        devices.settle(None)
+        found = measure(asked)
+        for name, row in found["rows"].items():
+            print(f"{name:20}{row['ratio']:6.2f}  {row['ms']:8.2f} ms a step  {row['parameters']:>10,} parameters")
+        write_json(asked.out, found)
+        return
+    if asked.page:
+        shutil.copyfile(asked.page, TABLE)
+    write_text(PAGE, page(json.loads(MEASURED.read_text()), results()))
+
+
+def results() -> list[dict[str, str]]:
+    """The rows of the sweep's table that the page shows."""
+    if not TABLE.exists():
+        return []
+    with open(TABLE, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+if __name__ == "__main__":
+    main()
