@@ -43,7 +43,7 @@ class ReviewKD(Paired):
         super().__init__(config, spec)
         ins = [shape_of(s, spec.student) for s, _ in self.pairs]
         outs = [shape_of(t, spec.teacher) for _, t in self.pairs]
-        middle = min(512, ins[-1][0])
+        middle = min(512, next((i[0] for i in reversed(ins) if len(i) == 3), ins[-1][0]))  # of the deepest map
         self.levels = nn.ModuleList(
             _Fusion(i[0], middle, o[0], o[1:] or (1, 1), n < len(ins) - 1)
             for n, (i, o) in enumerate(zip(ins, outs, strict=True))
