@@ -141,7 +141,11 @@ class Config:
         taught_by: Any = None
         if self.needs_teacher:
             checkpoint = self.teaching.checkpoint
-            each = [one.identity() for one in self.as_teachers()] if checkpoint is None else [_digest(checkpoint)]
+            each = (
+                [one.identity() for one in self.as_teachers()]
+                if checkpoint is None
+                else [file_digest(Path(checkpoint))]
+            )
             taught_by = each[0] if len(each) == 1 else {"members": each, "mean": self.teaching.mean}
         said = {
             "recipe": RECIPE,
@@ -219,10 +223,6 @@ def model_name(model: Settings) -> str:
     )
 
 
-def _digest(checkpoint: str) -> str:
-    return file_digest(Path(checkpoint))
-
-
 def file_digest(path: Path) -> str:
     """16 hex digits of the content of a file of weights. **Raises:** UserError."""
     try:
@@ -257,7 +257,10 @@ def check(composed: Mapping[str, Any], known: dict[Any, Any] | None = None) -> C
     if described.val >= described.train and not described.own_val:
         limit = described.train - 1
         raise UserError(f"data.val_size: {described.val} leaves nothing to train on; allowed: 0 to {limit}")
-    nets = {side: _empty(model, described, side) for side, model in (("student", student), ("teacher", teacher))}
+    nets = {}
+    for side, model in (("student", student), ("teacher", teacher)):
+        same = "net", model.model_dump_json(), len(described.classes), described.size
+        nets[side] = _once(known, same, lambda: _empty(model, described, side))  # noqa: B023
     if teaching.members > 1 and teaching.checkpoint is not None:
         raise UserError(f"teacher.members: one file of weights is one teacher, not {teaching.members}")
     if config.needs_teacher and teaching.checkpoint is not None:

@@ -99,16 +99,21 @@ class Place(NamedTuple):
     whole: bool  # compute all that a run can ask for before it begins (on a GPU: seconds)
 
 
-def key(weights: str, model: Settings, content: str, data: Split, augment: Augment, device: Device) -> str:
+def key(
+    weights: str, model: Settings, content: str, data: Split, augment: Augment, device: Device, mixed: bool = False
+) -> str:
     """12 hex digits that name all that the outputs depend on.
 
-    **Arguments:** `weights`, `content`: digests of the teacher's file and of the images.
+    **Arguments:** `weights`, `content`: digests of the teacher's file and of the images; `mixed`: the images are blends
+    of those that are trained on.
     """
     said = {
         "format": 1, "weights": weights, "model": model.model_dump(), "content": content,
         "images": list(data.images.shape), "moments": [data.mean.tolist(), data.std.tolist()],
         "augment": augment.model_dump(), "precision": str(device.dtype), "device": device.torch.type,
     }  # fmt: skip
+    if mixed:
+        said["mixed"] = hashlib.sha256(data.index.cpu().numpy().tobytes()).hexdigest()
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -231,7 +236,7 @@ class Outputs:
     def _open(self, name: str, width: int, epoch: int) -> None:
         """One table for all epochs or, where it has no room, one for this. Says so where there is none."""
         limit = self.place.gigabytes * 1e9
-        of_epoch = f"-s{self.seed}-e{epoch}{'-mixed' if self.mixed else ''}", self.views_each
+        of_epoch = f"-s{self.seed}-e{epoch}", self.views_each
         try:
             for suffix, each in (of_epoch,) if self.mixed else (("", self.augment.views), of_epoch):
                 path, rows = self.place.folder / f"{name}{suffix}.table", len(self.data.images) * each

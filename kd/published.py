@@ -52,7 +52,7 @@ LOOSE = "imagefolder"  # the data set that has no name of its own
 MOST = 5  # settings without a figure that are named
 
 Words = Annotated[str, Field(min_length=1)]
-Optional = BeforeValidator(lambda text: text or None)
+Blank = BeforeValidator(lambda text: text or None)
 
 
 class Line(BaseModel):
@@ -63,8 +63,8 @@ class Line(BaseModel):
     student: Words
     method: Words
     accuracy: float = Field(gt=0, lt=100)
-    spread: Annotated[float | None, Field(ge=0, lt=100), Optional]
-    runs: Annotated[int | None, Field(gt=0), Optional]
+    spread: Annotated[float | None, Field(ge=0, lt=100), Blank]
+    runs: Annotated[int | None, Field(gt=0), Blank]
     epoch: Literal["best", "last", "unknown"]
     source: Words
     note: str

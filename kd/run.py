@@ -132,15 +132,9 @@ def _parts(config: Config, images: Data, device: Device, shared: Shared) -> Part
     labels = torch.full((images.samples,), -1)
     labels[images.train.index.cpu()] = images.train.targets.cpu()
     spec = Spec(
-        student.shapes(images.size),
-        shapes,
-        len(images.classes),
-        images.samples,
-        student,
-        taught_by,
-        config.epochs,
+        student.shapes(images.size), shapes, len(images.classes), images.samples, student, taught_by, config.epochs,
         labels,
-    )
+    )  # fmt: skip
     with seeded(seed, "method"):
         method = device.place(config.method_class(config.method, spec))
     teach = _outputs(config, tutor, images, method, device) if tutor else None
@@ -226,7 +220,7 @@ def _rows(config: Config, parts: Parts, state: State, clock: Clock, shared: Shar
     def said(batch: Batch) -> Out:
         assert teach is not None
         asked = root.seed, method.views, method.mixed, len(batch.x), batch.epoch
-        same = images, config.teaching, config.teacher, method.teacher_taps, asked
+        same = images, teach.place.folder, method.teacher_taps, asked  # the folder is named by all that it depends on
         return shared.last(f"step/teacher/{root.seed}", same, lambda: teach(batch))
 
     def validate() -> dict[str, float]:
@@ -324,18 +318,13 @@ def _one(
 
 def _outputs(config: Config, tutor: Teacher, images: Data, method: Any, device: Device) -> Outputs:
     """What the teacher says, kept beside it (or, of a file of the user's own, in the cache)."""
-    live, wanted, weights = (
-        Live(tutor.net, method.teacher_taps, device),
-        config.teaching.store,
-        [*map(Path, tutor.sources)],
-    )
+    live, wanted = Live(tutor.net, method.teacher_taps, device), config.teaching.store
+    weights = [Path(source) for source in tutor.sources]
     beside = weights[0].parent if config.teaching.checkpoint is None else absolute(config.root.paths.cache)
     augment, content = config.data.augment, config.described.fingerprint
     digest = "+".join(map(file_digest, weights)) + (f" {config.teaching.mean}" if len(weights) > 1 else "")
-    name = outputs.key(digest, config.teacher, content, images.train, augment, device)
+    name = outputs.key(digest, config.teacher, content, images.train, augment, device, method.mixed)
     small = len(images.train) * augment.views * images.size**2 < 1e10  # pixels to look at: seconds on a GPU
-    whole = not method.mixed and (
-        wanted.fill == "whole" or (wanted.fill == "auto" and device.torch.type == "cuda" and small)
-    )
-    place = Place(beside / "outputs" / name, wanted.gigabytes, wanted.maps, whole)
+    whole = wanted.fill == "whole" or (wanted.fill == "auto" and device.torch.type == "cuda" and small)
+    place = Place(beside / "outputs" / name, wanted.gigabytes, wanted.maps, whole and not method.mixed)
     return Outputs(live, images.train, augment, config.root.seed, method.views, place, method.mixed)

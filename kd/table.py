@@ -211,7 +211,8 @@ def _row(job: Mapping[str, Any], result: Mapping[str, Any] | None, state: Status
     if config := job.get("config"):
         row |= {"method": config["method"]["name"], "seed": config["seed"]}
         row |= {"epochs": config["student"]["epochs"], "batch_size": config["batch_size"]}
-        row["data"] = flatten(config).get("data.name")
+        data = config.get("data")
+        row["data"] = data.get("name") if isinstance(data, dict) else None
     if result:
         teacher = result["teacher"] or {}
         row |= {"id": result["id"], "student": result["student"], "samples": result["samples"]["train"]}

@@ -235,7 +235,9 @@ def test_every_yaml_composes_and_builds(choice: str, composed: Callable, folder:
     with torch.device("meta" if group in ("model", "pair") else "cpu"):  # some are large
         nets = [models.build(m, len(config.described.classes), 32) for m in (config.student, config.teacher)]
     shapes = [net.shapes(32) for net in nets]
-    method = config.method_class(config.method, Spec(*shapes, len(config.described.classes), 2000, *nets))
+    labels = torch.zeros(2000, dtype=torch.int64)
+    spec = Spec(*shapes, len(config.described.classes), 2000, *nets, labels=labels)
+    method = config.method_class(config.method, spec)
     for recipe in (config.root, config.teaching):
         for optimizer in recipe.optimizer.build([*nets[0].parameters(), *method.parameters()]):
             optimizer.step()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from kd.config import Config
 from kd.data.loader import batches
 from kd.device import resolve
 from kd.models.ensemble import Ensemble
-from kd.outputs import Outputs, Place
-from kd.pack import Shared
+from kd.outputs import Outputs, Place, key
+from kd.pack import Shared, together
 from kd.run import folder_of, run
 from kd.settings import UserError
 from kd.teacher import Live
@@ -63,9 +64,8 @@ def test_a_run_trains_saves_and_ships_what_it_should(name: str, small: Callable)
 
     shipped = package.load(folder)
     logits = evaluate.infer(shipped, images.test, device)
-    assert evaluate.metrics(logits, images.test.targets)["accuracy"] == pytest.approx(
-        result["metrics"]["test_accuracy"]
-    )
+    for what, value in evaluate.metrics(logits, images.test.targets).items():
+        assert value == pytest.approx(result["metrics"][f"test_{what}"], abs=1e-3), what
     assert evaluate.count(shipped.parameters()) == result["size"]["params"]
     if name != "simkd":
         assert set(shipped.net.state_dict()) == set(fresh.student.state_dict()), "the student, and nothing else"
@@ -79,6 +79,9 @@ def test_simkd_ships_the_teachers_last_layers(small: Callable, tmp_path: Path) -
     for stage in ("hidden", "head"):
         own = taught.stages[stage].state_dict()
         assert all(torch.equal(v, own[k]) for k, v in shipped.stages[f"teacher_{stage}"].state_dict().items())
+    trained = store.safe_open(folder_of(config) / "method.safetensors", "pt")
+    for name, tensor in shipped.stages["projector"].state_dict().items():
+        assert torch.equal(tensor, trained.get_tensor(f"projector.{name}")), name
     card = json.loads(store.safe_open(folder_of(config) / "student.safetensors", "pt").metadata()["kd"])
     card["graft"]["teacher_tap"] = "nose"
     store.save(shipped, tmp_path / "bad.safetensors", card)
@@ -221,6 +224,10 @@ def test_what_the_teacher_says_of_blends_is_kept_for_their_epoch_alone(composed:
     assert asked[0] > 0
     assert asked[2] == 0, "the same seed finds all of it"
     assert asked[3] == asked[0], "another seed nothing"
+    fewer = replace(images.train, index=images.train.index[:-1])
+    for mixed in (False, True):  # blends are of what is trained on
+        names = {key("w", config.teacher, "c", split, augment, device, mixed) for split in (images.train, fewer)}
+        assert len(names) == (2 if mixed else 1)
 
 
 # ---- teachers
@@ -276,6 +283,16 @@ def test_generations_teach_one_another(small: Callable) -> None:
     assert between["teacher"]["source"] == str(folder_of(first) / "student.safetensors")
     other = small("method=born_again", "method.generation=2", "teacher.seed=5", "seed=3", "teacher.epochs=9")
     assert other.identity() == config.identity(), "what teaches is the student's own recipe"
+
+
+def test_generations_that_train_together_keep_their_own_teachers(small: Callable) -> None:
+    """Their configurations are equal but for the generation, and the batches that they see are one."""
+    words = [["method=born_again", f"method.generation={n}", "teacher.seed=5", "student.epochs=2"] for n in (1, 2)]
+    alone = [run(small(*one))["metrics"] for one in words]
+    shared = Shared()
+    with shared.stop.installed():
+        again = [run_module.steps(small(*one, "rerun=true"), "student", None, shared, packed=2) for one in words]
+        assert [end["metrics"] for end in together(again)] == alone
 
 
 def test_a_table_tells_settings_apart_by_the_teacher_only_where_it_teaches(small: Callable, tmp_path: Path) -> None:

@@ -65,9 +65,9 @@ class _Memory(nn.Module):
         for name in ("student_bank", "teacher_bank"):
             self.register_buffer(name, F.normalize(torch.randn(spec.samples, config.width), dim=1))
         self.register_buffer("constants", torch.zeros(2))
-        labels = torch.zeros(spec.samples, dtype=torch.int64) if spec.labels is None else spec.labels.cpu()
-        self.register_buffer("labels", labels, persistent=False)
-        self.register_buffer("rows", torch.nonzero(labels >= 0)[:, 0], persistent=False)
+        assert spec.labels is not None
+        self.register_buffer("labels", spec.labels.cpu(), persistent=False)
+        self.register_buffer("rows", torch.nonzero(self.labels >= 0)[:, 0], persistent=False)
 
     def forward(self, batch: Batch, student: Tensor, teacher: Tensor) -> Tensor:
         count = self.config.negatives

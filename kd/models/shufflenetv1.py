@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kd.models.base import Net, average, conv
+from kd.models.base import Net, Residual, average, conv
 from kd.settings import Settings
 
 GROUPS, STEM = 3, 24
@@ -24,7 +24,8 @@ class ShuffleNetV1(Net):
 
     def __init__(self, config: ShuffleNetV1Config, classes: int, size: int):
         def stage(inputs: int, outputs: int, blocks: int) -> nn.Module:
-            units = [Halving(inputs, outputs), *(Plain(outputs, outputs) for _ in range(blocks - 1))]
+            same = (Residual(_branch(outputs, outputs, 1), nn.Identity()) for _ in range(blocks - 1))
+            units = [Halving(inputs, outputs), *same]
             return nn.Sequential(*(module for unit in units for module in (unit, nn.ReLU())))
 
         super().__init__(
@@ -35,17 +36,6 @@ class ShuffleNetV1(Net):
             pool=average(),
             head=nn.Linear(960, classes),
         )
-
-
-class Plain(nn.Module):
-    """x + branch(x), without the final ReLU."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        self.branch = _branch(inputs, outputs, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(x)
 
 
 class Halving(nn.Module):

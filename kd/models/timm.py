@@ -6,14 +6,12 @@ from typing import Any, Literal
 from pydantic import field_validator
 from torch import nn
 
-from kd.models.wrapped import Wrapped, fetched, known
-from kd.settings import Settings, UserError
+from kd.models.wrapped import Published, Wrapped, fetched, known
+from kd.settings import UserError
 
 
-class TimmConfig(Settings):
+class TimmConfig(Published):
     name: Literal["timm"]
-    model: str
-    pretrained: bool
 
     @field_validator("model")
     @classmethod
@@ -24,10 +22,6 @@ class TimmConfig(Settings):
 
         architecture = known(model.partition(".")[0], timm.list_models())
         return known(model, [architecture, *timm.list_models(f"{architecture}.*", pretrained=True)])
-
-    @property
-    def title(self) -> str:
-        return f"timm-{self.model}{'-pretrained' if self.pretrained else ''}"
 
 
 class Timm(Wrapped):

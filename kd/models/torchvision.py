@@ -6,16 +6,14 @@ from pydantic import field_validator
 from torch import nn
 from torchvision import models as zoo
 
-from kd.models.wrapped import Wrapped, fetched, known
-from kd.settings import Settings, UserError
+from kd.models.wrapped import Published, Wrapped, fetched, known
+from kd.settings import UserError
 
 MORE = {"googlenet", "inception_v3"}  # their forward pass gives auxiliary logits as well
 
 
-class TorchVisionConfig(Settings):
+class TorchVisionConfig(Published):
     name: Literal["torchvision"]
-    model: str
-    pretrained: bool
 
     @field_validator("model")
     @classmethod
@@ -23,10 +21,6 @@ class TorchVisionConfig(Settings):
         if model in MORE:
             raise ValueError(f"{model} has auxiliary classifiers, which kd does not train; choose another")
         return known(model, set(zoo.list_models(module=zoo)) - MORE)
-
-    @property
-    def title(self) -> str:
-        return f"torchvision-{self.model}{'-pretrained' if self.pretrained else ''}"
 
 
 class TorchVision(Wrapped):

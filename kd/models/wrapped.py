@@ -14,7 +14,19 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kd.models.base import ACTIVATIONS, PRE, Net, Out, version
-from kd.settings import UserError, first_line
+from kd.settings import Settings, UserError, first_line
+
+
+class Published(Settings):
+    """A network of another library, by the name that it has there."""
+
+    name: str
+    model: str
+    pretrained: bool
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}-{self.model}{'-pretrained' if self.pretrained else ''}"
 
 
 class Wrapped(Net):
