@@ -48,7 +48,8 @@ ONE_VIEW = Augment(crop=0, padding="zeros", flip=False)  # after an epoch all th
 KINDS = {  # by what is compared, and when to try it
     "Without a teacher": {
         "standard": "The baseline that every other is compared with; run it first, with the same seeds.",
-        "tfkd": "A control: what of a gain is label smoothing, and not the teacher?",
+        "label_smoothing": "The control that needs no teacher: a gain that it has as well is not the teacher's.",
+        "tfkd": "As label_smoothing, with a made teacher in the form of the soft loss.",
     },
     "On logits": {
         "logits": "First. It reads only logits, which are kept for ever, and is hard to beat at an equal budget.",

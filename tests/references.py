@@ -200,6 +200,12 @@ def tfkd(zs: Tensor, y: Tensor, correct: float, T: float) -> Tensor:
     return _mean(terms)
 
 
+def uniform(zs: Tensor) -> Tensor:
+    """The cross-entropy with a target that is the same for all classes (Szegedy et al. 2016, arXiv 1512.00567)."""
+    target = torch.full((zs.shape[1],), 1 / zs.shape[1], dtype=zs.dtype)
+    return _mean([-(target * F.log_softmax(z, dim=0)).sum() for z in zs])
+
+
 def ctkd_temperature(raw: Tensor, low: float, span: float) -> Tensor:
     """Curriculum temperature, Li et al. 2022 (arXiv 2211.16231): T = low + span sigmoid(raw); theirs low 1, span 20.
 

@@ -208,6 +208,10 @@ def paired(name: str, pairs: Any, term: Callable[..., Tensor], used: list[tuple[
 LAST, VECTOR = STAGES[-1:], [("vec", "vec")]
 TABLE = {
     "standard": Row({}, lambda c, s, t, y, own: {"hard": (1, ref.hard(s.logits, y))}),
+    "label_smoothing": Row(
+        {"smoothing": 0.3},
+        lambda c, s, t, y, own: {"hard": (0.7, ref.hard(s.logits, y)), "uniform": (0.3, ref.uniform(s.logits))},
+    ),
     "logits": soft({"T": 4.0}, lambda c, zs, zt, y: ref.soft(zs, zt, 4), 0.8),
     "soft_labels": Row({"T": 3.0}, lambda c, s, t, y, own: {"soft": (1, ref.soft(s.logits, t.logits, 3))}, ("soft",)),
     "standardized": soft(

@@ -1,0 +1,31 @@
+"""Rethinking the inception architecture for computer vision, section 7: label smoothing (Szegedy et al. 2016,
+arXiv 1512.00567)."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+
+from kd.methods.base import Batch, Method, Terms, hard
+from kd.models.base import Out
+from kd.settings import Settings
+
+
+class LabelSmoothingConfig(Settings):
+    name: Literal["label_smoothing"]
+    smoothing: float = Field(ge=0, lt=1)
+
+
+class LabelSmoothing(Method):
+    """loss = (1 - smoothing) * CE + smoothing * mean over all classes of -log softmax(student).
+
+    The label keeps 1 - smoothing + smoothing / classes of the target, each other class has smoothing / classes.
+    """
+
+    Config = LabelSmoothingConfig
+    needs_teacher = False
+
+    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+        uniform = -F.log_softmax(student.logits, dim=1).mean()
+        weight = self.config.smoothing
+        return {"hard": (1 - weight, hard(batch, student)), "uniform": (weight, uniform)}
