@@ -32,6 +32,7 @@ class Student(Settings):
     """What is said of the student beside its model's own keys."""
 
     epochs: Count
+    labels: Annotated[float, Field(gt=0, le=1)]
 
 
 class Store(Settings):
@@ -51,6 +52,7 @@ class Teacher(Settings):
     checkpoint: PathText | None
     members: Annotated[int, Field(ge=1, le=100)]
     mean: Mean
+    outputs: Literal["aligned", "misaligned"]
     store: Store
     optimizer: Optimizer
     schedule: Schedule
@@ -117,6 +119,7 @@ class Config:
     method: Any  # the settings class of the chosen method; likewise below
     student: Any
     epochs: int
+    labels: float
     teacher: Any
     teaching: Teacher
     data: Any
@@ -135,6 +138,11 @@ class Config:
         """Is the teacher that `teacher` says the one that teaches?"""
         return self.needs_teacher and not self.method_class.self_taught
 
+    @property
+    def misaligned(self) -> bool:
+        """Is the student taught by what the teacher says of other images, on purpose?"""
+        return self.needs_teacher and self.teaching.outputs == "misaligned"
+
     def identity(self) -> str:
         """12 hex digits that name all that determines the result, and nothing that does not (paths, the tracker, the
         device, threads, and the teacher where the method needs none)."""
@@ -147,11 +155,14 @@ class Config:
                 else [file_digest(Path(checkpoint))]
             )
             taught_by = each[0] if len(each) == 1 else {"members": each, "mean": self.teaching.mean}
+            if self.misaligned:
+                taught_by = {"misaligned": taught_by}
+        few = {} if self.labels == 1 else {"labels": self.labels}
         said = {
             "recipe": RECIPE,
             "root": self.root.model_dump(include={"optimizer", "schedule", "batch_size", "seed", "precision"}),
             "method": self.method.model_dump(),
-            "student": {**self.student.model_dump(), "epochs": self.epochs},
+            "student": {**self.student.model_dump(), "epochs": self.epochs, **few},
             "data": {**self.data.model_dump(exclude={"root"}), "content": self.described.fingerprint},
             "teacher": taught_by,
         }
@@ -159,7 +170,8 @@ class Config:
 
     def label(self) -> str:
         """The name of the run's directory: for people first, then the identity."""
-        return f"{self.method.name}-{model_name(self.student)}-s{self.root.seed}-{self.identity()}"
+        method = f"{self.method.name}-misaligned" if self.misaligned else self.method.name
+        return f"{method}-{model_name(self.student)}-s{self.root.seed}-{self.identity()}"
 
     def as_standard(self) -> "Config":
         """The same student, trained the same way, without a teacher."""
@@ -192,14 +204,14 @@ class Config:
         recipe |= {"optimizer": self.teaching.optimizer, "schedule": self.teaching.schedule}
         plain = self.as_standard()
         root = plain.root.model_copy(update=recipe)
-        return replace(plain, root=root, student=self.teacher, epochs=self.teaching.epochs)
+        return replace(plain, root=root, student=self.teacher, epochs=self.teaching.epochs, labels=1.0)
 
     def plain(self) -> dict[str, Any]:
         """The configuration as plain values, in the form in which it was composed."""
         return {
             **self.root.model_dump(),
             "method": self.method.model_dump(),
-            "student": {**self.student.model_dump(), "epochs": self.epochs},
+            "student": {**self.student.model_dump(), "epochs": self.epochs, "labels": self.labels},
             "teacher": {**self.teacher.model_dump(), **self.teaching.model_dump()},
             "data": self.data.model_dump(),
         }
@@ -252,15 +264,19 @@ def check(composed: Mapping[str, Any], known: dict[Any, Any] | None = None) -> C
             )
         recipe = {"epochs": own.epochs, **{k: getattr(root, k) for k in ("batch_size", "optimizer", "schedule")}}
         teacher, teaching = student, teaching.model_copy(update=recipe)
-    config = Config(root, method, student, own.epochs, teacher, teaching, dataset, described)
+    config = Config(root, method, student, own.epochs, own.labels, teacher, teaching, dataset, described)
 
     if described.val >= described.train and not described.own_val:
         limit = described.train - 1
         raise UserError(f"data.val_size: {described.val} leaves nothing to train on; allowed: 0 to {limit}")
+    _check_labels(config)
     nets = {}
     for side, model in (("student", student), ("teacher", teacher)):
         same = "net", model.model_dump_json(), len(described.classes), described.size
         nets[side] = _once(known, same, lambda: _empty(model, described, side))  # noqa: B023
+    if config.misaligned and (config.method_class.mixed or config.method_class.self_taught):
+        how = "blends images" if config.method_class.mixed else "is taught by its own earlier generation"
+        raise UserError(f"teacher.outputs: {method.name} {how} and cannot be misaligned; allowed: aligned")
     if teaching.members > 1 and teaching.checkpoint is not None:
         raise UserError(f"teacher.members: one file of weights is one teacher, not {teaching.members}")
     if config.needs_teacher and teaching.checkpoint is not None:
@@ -279,6 +295,16 @@ def check(composed: Mapping[str, Any], known: dict[Any, Any] | None = None) -> C
         hint = f" (teacher.members={teaching.members}: an ensemble has only logits)" if teaching.members > 1 else ""
         raise UserError(f"method.{error}{hint}") from error
     return config
+
+
+def _check_labels(config: Config) -> None:
+    """Refuse a part of the labels that holds too few, or with which the method can do nothing."""
+    described, part = config.described, config.labels
+    images, classes = described.train - (0 if described.own_val else described.val), len(described.classes)
+    if part < 1 and round(part * images) < classes:
+        raise UserError(f"student.labels: {part:g} of {images:,} images is less than one of each of {classes} classes")
+    if part < 1 and config.method_class.needs_labels(config.method):
+        raise UserError(f"student.labels: {config.method.name} needs the label of every image; allowed: 1")
 
 
 def _once(known: dict[Any, Any], key: Any, find: Callable[[], Any]) -> Any:

@@ -24,7 +24,7 @@ from kd.published import CAPTION, Beside, Line, beside, load
 from kd.published import COLUMNS as PUBLISHED
 from kd.reader import Study, read
 from kd.settings import UserError
-from kd.table import COLUMNS, Tables, find, gather, is_run, printable
+from kd.table import COLUMNS, MISALIGNED, Tables, find, gather, is_run, printable
 
 MOST = 30  # settings that a terminal is shown
 
@@ -196,6 +196,8 @@ def remarks(tables: Tables) -> list[str]:
         found.append("the rows have different numbers of seeds")
     if not table["shares_budget"].all():
         found.append("not all rows share one budget (epochs x training images): see the column budget")
+    if table["method"].str.endswith(MISALIGNED).any():
+        found.append(f"{MISALIGNED.strip()} rows were taught, on purpose, with what the teacher says of other images")
     if "val_accuracy" not in table or table["val_accuracy"].isna().any():
         found.append("without validation images nothing is chosen where a method has several settings")
     return found

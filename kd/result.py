@@ -56,7 +56,7 @@ def measure(
             "teacher_read": parts.teach.known if parts.teach else None,  # the part it need not compute
         },
         "content": config.described.fingerprint,
-        "samples": {"train": len(images.train), "val": len(images.val or ()), "test": len(images.test)},
+        "samples": {"train": images.train.seen, "val": len(images.val or ()), "test": len(images.test)},
         "environment": record.environment(device),
         "config": config.plain(),
     }

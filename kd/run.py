@@ -14,6 +14,7 @@ from kd import console, data, evaluate, models, outputs, reader, record, teacher
 from kd.checkpoint import Checkpoints
 from kd.config import Config, absolute, file_digest, folder_of
 from kd.data import Data
+from kd.data.loader import swapped
 from kd.device import Device, resolve
 from kd.methods import Batch, Spec
 from kd.models import Out
@@ -128,6 +129,11 @@ def _parts(config: Config, images: Data, device: Device, shared: Shared) -> Part
     with seeded(seed, "student"):
         student = device.place(models.build(config.student, len(images.classes), images.size))
     taught_by = tutor.net if tutor else None
+    if config.labels < 1:
+        given = images, config.labels, config.needs_teacher
+        images = shared.last(
+            f"step/labels/{seed}", given, lambda: data.fewer_labels(images, config.labels, seed, config.needs_teacher)
+        )
     shapes = taught_by.shapes(images.size) if taught_by else {}
     labels = torch.full((images.samples,), -1)
     labels[images.train.index.cpu()] = images.train.targets.cpu()
@@ -138,6 +144,8 @@ def _parts(config: Config, images: Data, device: Device, shared: Shared) -> Part
     with seeded(seed, "method"):
         method = device.place(config.method_class(config.method, spec))
     teach = _outputs(config, tutor, images, method, device) if tutor else None
+    if config.misaligned:
+        log.warning("teacher.outputs=misaligned: every image is taught, on purpose, with another image's outputs")
     return Parts(images, device, tutor, student, method, teach)
 
 
@@ -219,7 +227,9 @@ def _rows(config: Config, parts: Parts, state: State, clock: Clock, shared: Shar
 
     def said(batch: Batch) -> Out:
         assert teach is not None
-        asked = root.seed, method.views, method.mixed, len(batch.x), batch.epoch
+        if config.misaligned:
+            batch = swapped(batch, images.train, root.seed, config.data.augment, method.views)
+        asked = root.seed, method.views, method.mixed, len(batch.x), batch.epoch, config.misaligned
         same = images, teach.place.folder, method.teacher_taps, asked  # the folder is named by all that it depends on
         return shared.last(f"step/teacher/{root.seed}", same, lambda: teach(batch))
 

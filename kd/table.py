@@ -17,12 +17,13 @@ from kd.reader import LARGEST, Config, Job, Placed, Plan, Result, Said, read, wr
 from kd.record import Status, status
 from kd.settings import flatten
 
+MISALIGNED = " MISALIGNED"  # after the name of a method whose bug was asked for
 PLAN = "jobs.json"  # in a sweep's directory: the jobs that were planned
 
 COLUMNS = {  # of the tables below; those of `summary` that fold seeds are means
     "id": "names the configuration, seed included; equal ids are the same run",
     "setting": "the method, and the keys that set this configuration apart from its neighbours; not the seed",
-    "method": "the distillation method",
+    "method": "the distillation method; MISALIGNED: taught, on purpose, with what the teacher says of other images",
     "student": "the student's architecture and its numbers",
     "data": "the data set",
     "seed": "of everything random in the student's run",
@@ -30,7 +31,7 @@ COLUMNS = {  # of the tables below; those of `summary` that fold seeds are means
     "reason": "why a run is not done, or which of its files is damaged; damaged results are not counted",
     "overrides": "what was typed for this run",
     "epochs": "epochs of the student's training",
-    "samples": "training images",
+    "samples": "training images in an epoch",
     "batch_size": "images a step",
     "budget": "epochs x training images: what compared rows must share",
     "shares_budget": "whether that is so for this row and the one it is compared with",
@@ -68,7 +69,8 @@ COLUMNS = {  # of the tables below; those of `summary` that fold seeds are means
     "folder": "where the run's files are",
 }
 
-IGNORED = ("seed", "device", "threads", "rerun", "paths.", "tracker.", "checkpoint.")  # keys that set no run apart
+IGNORED = ("seed", "device", "threads", "rerun", "paths.", "tracker.", "checkpoint.", "teacher.outputs")  # these keys
+# set no run apart, or the method's name says it
 CONTEXT = ("student.", "data.")  # keys that say what is trained on what: compared within, never chosen
 FOLDED = ("test_nll", "test_ece", "test_agreement", "test_teacher_kl", "val_accuracy", "val_nll", "val_ece",
           "train_seconds", "images_per_second", "teacher_test_accuracy")  # fmt: skip
@@ -209,7 +211,7 @@ def _row(job: Mapping[str, Any], result: Mapping[str, Any] | None, state: Status
         "batch_size": None, "data": None,
     }  # fmt: skip
     if config := job.get("config"):
-        row |= {"method": config["method"]["name"], "seed": config["seed"]}
+        row |= {"method": _method(job), "seed": config["seed"]}
         row |= {"epochs": config["student"]["epochs"], "batch_size": config["batch_size"]}
         data = config.get("data")
         row["data"] = data.get("name") if isinstance(data, dict) else None
@@ -224,6 +226,17 @@ def _row(job: Mapping[str, Any], result: Mapping[str, Any] | None, state: Status
         row |= {"teacher_test_accuracy": teacher.get("metrics", {}).get("test_accuracy")}
         row["budget"] = f"{row['epochs']} x {row['samples']:,}"
     return {**row, "folder": printable(job["folder"])}
+
+
+def _method(job: Mapping[str, Any]) -> str:
+    """The method's name, with a mark where its bug was asked for."""
+    name = str(job["config"]["method"]["name"])
+    return name + MISALIGNED if job["taught"] and _outputs(job) == "misaligned" else name
+
+
+def _outputs(job: Mapping[str, Any]) -> Any:
+    teacher = job["config"].get("teacher")
+    return teacher.get("outputs") if isinstance(teacher, Mapping) else None
 
 
 def printable(path: Path | str) -> str:
@@ -302,7 +315,7 @@ def label(jobs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
     def words(say: Callable[[Any], str]) -> list[str]:
         said = [[f"{k.removeprefix('method.').removesuffix('.name')}={say(flat[k])}" for k in keys]
                 for flat, keys in zip(flats, own, strict=True)]  # fmt: skip
-        return [" ".join([job["config"]["method"]["name"], *w]) for job, w in zip(jobs, said, strict=True)]
+        return [" ".join([_method(job), *w]) for job, w in zip(jobs, said, strict=True)]
 
     brief, exact = words(lambda v: format(v, ".4g") if isinstance(v, float) else str(v)), words(str)
     return (brief if len(set(brief)) == len(set(exact)) else exact), swept

@@ -89,6 +89,7 @@ def train(
     weighting. After the last epoch the student is the result.
     """
     student, method = state.student, state.method
+    labelled = (data.targets >= 0).float().mean()
     per_epoch, forward = data.batches(batch_size), device.forward(student)
     for epoch in range(state.epoch, epochs):
         student.train(), method.train()
@@ -106,7 +107,7 @@ def train(
             for o in state.optimizers:
                 o.step()
                 o.zero_grad(set_to_none=True)
-            right = (s.logits.argmax(dim=1) == batch.y).float().mean()
+            right = (s.logits.argmax(dim=1) == batch.y).float().mean() / labelled
             for name, value in {"accuracy": right, "loss": loss, **{n: v for n, (_, v) in terms.items()}}.items():
                 state.values.setdefault(name, []).append(value.detach())  # stays on the device: no wait in the loop
             state.step += 1

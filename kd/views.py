@@ -97,6 +97,11 @@ def show(images: Tensor, rows: Tensor, view: Tensor, augment: Augment) -> Tensor
     return out.view(-1, height, width, 3)
 
 
+def strangers(seed: int, epoch: int, index: Tensor, among: int) -> Tensor:
+    """For each sample a place in [0, among), unrelated to its own: int64, as `index`."""
+    return below(draw(seed, "misaligned", epoch, index), among)
+
+
 def partners(seed: int, epoch: int, index: Tensor, among: Tensor, augment: Augment, nth: int = 0) -> tuple[Tensor, ...]:
     """Mixup (Zhang et al. 2018, arXiv 1710.09412) as a pure function as well: for each sample another of `among`.
 

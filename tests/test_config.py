@@ -56,6 +56,27 @@ BAD = {  # what is typed: what the one line must say
     "teacher's learning rate": ("teacher.optimizer.lr=-1", "teacher.optimizer.lr: should be greater than 0, got -1"),
     "unknown optimizer": ("optimizer=lion", "Could not find 'optimizer/lion' Available options in 'optimizer': adam"),
     "nesterov alone": ("optimizer.momentum=0", "optimizer: nesterov=true needs momentum > 0"),
+    "outputs of another order": (
+        "teacher.outputs=shuffled",
+        "teacher.outputs: should be 'aligned' or 'misaligned', got 'shuffled'",
+    ),
+    "misaligned blends": (
+        "method=function_matching teacher.outputs=misaligned",
+        "teacher.outputs: function_matching blends images and cannot be misaligned; allowed: aligned",
+    ),
+    "no label": ("student.labels=0", "student.labels: should be greater than 0, got 0"),
+    "too few labels": (
+        "student.labels=0.001",
+        "student.labels: 0.001 of 1,237 images is less than one of each of 10 classes",
+    ),
+    "labels that are needed": (
+        "method=dkd student.labels=0.5",
+        "student.labels: dkd needs the label of every image; allowed: 1",
+    ),
+    "labels that a part needs": (
+        "method=sum method.parts=[logits,nkd] student.labels=0.5",
+        "student.labels: sum needs the label of every image; allowed: 1",
+    ),
     "padding": (
         "data.augment.padding=wrap",
         "data.augment.padding: should be 'zeros', 'reflect' or 'edge', got 'wrap'",

@@ -338,6 +338,30 @@ def test_only_declared_taps_are_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TABLE)
+def test_what_reads_labels_says_so(name: str) -> None:
+    """Of images without a label all that is learned is as it is with one; or the method says that it needs labels."""
+    kind, s, t = methods.find(name), outputs(1, STUDENT), outputs(2, TEACHER)
+    if not kind.needs_teacher:
+        return  # it is given labelled images only
+    some = replace(batch(), y=torch.where(torch.arange(SIZE) < 2, batch().y, -1))
+    needs = kind.needs_labels(build(name).config)
+    found = []
+    for seen in (batch(), some):
+        torch.manual_seed(0)
+        try:
+            found.append(build(name)(seen, s, t))
+        except (RuntimeError, IndexError):
+            assert needs
+            return
+    whole, few = ({term: value for term, (_, value) in terms.items() if term != "hard"} for terms in found)
+    assert needs == any(whole[term] != few[term] for term in whole)
+    if "hard" in found[1]:
+        value = found[1]["hard"][1]
+        assert value.isfinite()
+        assert value.item() == pytest.approx(ref.hard(s.logits[:2], some.y[:2]).item())
+
+
+@pytest.mark.parametrize("name", TABLE)
 def test_terms_vanish_when_the_student_is_the_teacher(name: str) -> None:
     s = outputs(1, STUDENT)
     terms = build(name)(batch(), s, Out(s.logits, outputs(2, TEACHER).taps))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from kd import registry
-from kd.data.base import Data, Description, assemble
+from kd.data.base import Data, Description, assemble, fewer_labels
 from kd.data.cache import cached
 
 
@@ -26,4 +26,4 @@ def load(config: Any, described: Description, cache: Path, device: torch.device)
     return assemble(config, described, arrays, device)
 
 
-__all__ = ["Data", "Description", "describe", "find", "load"]
+__all__ = ["Data", "Description", "describe", "fewer_labels", "find", "load"]

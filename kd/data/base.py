@@ -1,6 +1,6 @@
 """What every data set here is: typed settings, a description that costs nothing, and arrays of pixels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple
 
 import torch
@@ -82,6 +82,20 @@ def assemble(config: DataSettings, described: Description, arrays: Arrays, devic
         val = Split(images, labels, held_out, *mean_std).to(device)
     train = Split(images, labels, rows, *mean_std).to(device)
     return Data(described.classes, described.size, train, val, whole(arrays.test_images, arrays.test_labels))
+
+
+def fewer_labels(data: Data, part: float, seed: int, unlabelled: bool) -> Data:
+    """`data` of whose training images only this part, chosen by `seed`, has its label; each class in its proportion.
+
+    **Arguments:** `unlabelled`: the others are there with the label -1. Otherwise they are not, and an epoch goes round
+    those with a label until it is as long as before.
+    """
+    train = data.train
+    rest, some = hold_out(train.targets.cpu(), round(part * len(train)), seed)
+    rest, some = train.index[rest.to(train.index.device)], train.index[some.to(train.index.device)]
+    if unlabelled:
+        return replace(data, train=replace(train, labels=train.labels.index_fill(0, rest, -1)))
+    return replace(data, train=replace(train, index=some, length=train.seen))
 
 
 def hold_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ class Split:
     index: Tensor  # int64 [n]
     mean: Tensor  # float32 [3], of pixels in 0..1
     std: Tensor  # float32 [3]
+    length: int | None = None  # images an epoch, where these are too few: then each comes several times
 
     def __len__(self) -> int:
         return len(self.index)
@@ -32,11 +33,17 @@ class Split:
 
     def batches(self, batch_size: int) -> int:
         """Batches an epoch: only full ones. What is left over comes in other epochs, whose order differs."""
-        return max(1, len(self.index) // batch_size)
+        return max(1, self.seen // batch_size)
+
+    @property
+    def seen(self) -> int:
+        """Images in an epoch."""
+        return self.length or len(self.index)
 
     def to(self, device: torch.device) -> "Split":
         parts = self.images, self.labels, self.index, self.mean, self.std
-        return Split(*(part.to(device) for part in parts))
+        images, labels, index, mean, std = (part.to(device) for part in parts)
+        return Split(images, labels, index, mean, std, self.length)
 
 
 def batches(
@@ -58,8 +65,13 @@ def batches(
     With `shared`, runs of the same data, seed and batch size that go in step see one and the same batch.
     """
     count = data.batches(batch_size)
-    order = data.index[views.order(seed, epoch, data.index)]
-    chosen = torch.stack([views.choose(seed, epoch, order, augment, nth) for nth in range(views_each)])
+    rounds = -(-data.seen // max(1, len(data)))  # each with an order and views of its own, as an epoch has
+    turns = range(epoch * rounds, (epoch + 1) * rounds)
+    orders = [data.index[views.order(seed, turn, data.index)] for turn in turns]
+    turned = list(zip(turns, orders, strict=True))
+    order, chosen = torch.cat(orders), torch.stack([
+        torch.cat([views.choose(seed, turn, one, augment, nth) for turn, one in turned]) for nth in range(views_each)
+    ])  # fmt: skip
 
     def batch(step: int) -> Batch:
         now = slice(step * batch_size, (step + 1) * batch_size)
@@ -75,6 +87,19 @@ def batches(
     same = data, batch_size, seed, epoch, augment, views_each, mixed
     for step in range(start, count):
         yield shared.last(f"step/batch/{seed}", (*same, step), lambda: batch(step)) if shared else batch(step)  # noqa: B023
+
+
+def swapped(batch: Batch, data: Split, seed: int, augment: Augment, views_each: int = 1) -> Batch:
+    """The batch in which every image is another one, in the view that this epoch has of it: a pure function as well.
+
+    It is what scripts feed their teacher that keep its outputs in one shuffled order and read them in another.
+    """
+    epoch, each = int(batch.epoch), len(batch.index) // views_each
+    other = data.index[views.strangers(seed, epoch, batch.index[:each], len(data.index))]
+    view = torch.cat([views.choose(seed, epoch, other, augment, nth) for nth in range(views_each)])
+    index = other.repeat(views_each)
+    x = views.normalise(views.show(data.images, index, view, augment), data.mean, data.std)
+    return Batch(x, data.labels[index], index, view, batch.epoch)
 
 
 def plain(data: Split, batch_size: int = 500) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ class Batch:
     """What a training step sees, and all that a method may depend on."""
 
     x: Tensor  # [B, 3, H, W] float32, normalised: the very pixels that teacher and student see
-    y: Tensor  # [B] int64 labels
+    y: Tensor  # [B] int64 labels; -1: unknown, see `Method.needs_labels`
     index: Tensor  # [B] int64, the sample's place in the whole training set (for memories, and to name views)
     view: Tensor  # [B] int64, which crop and flip of it
     epoch: float  # epochs done, with a fraction: for weights that change over training
@@ -71,6 +71,11 @@ class Method(nn.Module):
     def before(cls, config: Any) -> Any:
         """The settings with which the teacher of a self-taught student was trained; None: `standard`."""
         return None
+
+    @classmethod
+    def needs_labels(cls, config: Any) -> bool:
+        """Does it read labels other than by `hard`? Then it cannot take images whose labels are unknown (-1)."""
+        return False
 
     def deploy(self, student: Net) -> Net:
         """What is evaluated and shipped after training: the student, unless a method keeps an adapter."""
@@ -157,5 +162,6 @@ def soft_kl(student: Tensor, teacher: Tensor, T: float | Tensor) -> Tensor:
 
 
 def hard(batch: Batch, student: Out) -> Tensor:
-    """Cross-entropy with the labels: a scalar, in nats."""
-    return F.cross_entropy(student.logits, batch.y)
+    """Cross-entropy with the labels, averaged over the images that have one (0 where none has): a scalar, in nats."""
+    total = F.cross_entropy(student.logits, batch.y, ignore_index=-1, reduction="sum")
+    return total / (batch.y >= 0).sum().clamp(min=1)

@@ -1,6 +1,6 @@
 """Contrastive representation distillation (Tian, Krishnan and Isola 2020, arXiv 1910.10699)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,10 @@ class CRD(Paired):
 
     Config = CRDConfig
     dims = (1,)
+
+    @classmethod
+    def needs_labels(cls, config: Any) -> bool:
+        return True
 
     def __init__(self, config: CRDConfig, spec: Spec):
         super().__init__(config, spec)

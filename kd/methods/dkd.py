@@ -1,6 +1,6 @@
 """Decoupled knowledge distillation (Zhao et al. 2022, arXiv 2203.08679)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,10 @@ class DKD(Method):
     """
 
     Config = DKDConfig
+
+    @classmethod
+    def needs_labels(cls, config: Any) -> bool:
+        return True
 
     @classmethod
     def check(cls, config: DKDConfig, spec: Spec) -> None:

@@ -1,6 +1,6 @@
 """From knowledge distillation to self-knowledge distillation: normalised KD (Yang et al. 2023, arXiv 2303.13005)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -24,6 +24,10 @@ class NKD(Method):
     """
 
     Config = NKDConfig
+
+    @classmethod
+    def needs_labels(cls, config: Any) -> bool:
+        return True
 
     @classmethod
     def check(cls, config: NKDConfig, spec: Spec) -> None:

@@ -76,6 +76,10 @@ class Sum(Method):
             except ValueError as error:
                 raise ValueError(f"parts: {part['name']}.{error}") from error
 
+    @classmethod
+    def needs_labels(cls, config: Any) -> bool:
+        return any(_kind(part).needs_labels(_settings(part)) for part in config.parts)
+
     def __init__(self, config: SumConfig, spec: Spec):
         super().__init__(config, spec)
         self.parts = nn.ModuleList(_kind(part)(_settings(part), spec) for part in config.parts)

@@ -1,0 +1,99 @@
+"""The field's bug as an experiment: asked for by name, deterministic, marked wherever its numbers are shown."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_report import config as reported
+from test_report import made, tables
+from test_train import images, trained_teacher
+
+from kd import report
+from kd.data.loader import batches, swapped
+from kd.device import Device
+from kd.outputs import Outputs, Place
+from kd.teacher import Live
+
+FP32 = Device(torch.device("cpu"), torch.float32)
+
+
+def test_every_image_is_another_of_the_same_epoch(composed: Callable, tmp_path: Path) -> None:
+    """A pure function of (seed, epoch, sample); what it shows is in the view that the epoch has of it."""
+    config = composed("method=mlkd")
+    found, augment = images(config, tmp_path), config.data.augment
+    whole = next(iter(batches(found.train, len(found.train), 0, 3, augment, 2)))
+    place = {int(index): row for row, index in enumerate(whole.index[: len(found.train)])}
+    for step, batch in enumerate(batches(found.train, 100, 0, 3, augment, 2)):
+        other = swapped(batch, found.train, 0, augment, 2)
+        same = (other.index == batch.index).float().mean()
+        assert same < 0.05
+        assert (other.y == batch.y).float().mean() < 0.3
+        assert torch.equal(other.index[:100], other.index[100:])
+        rows = torch.tensor([place[int(index)] for index in other.index[:100]])
+        assert torch.equal(other.x[:100], whole.x[rows])
+        assert torch.equal(other.x[100:], whole.x[rows + len(found.train)])
+        assert torch.equal(other.y, found.train.labels[other.index])
+        if step == 0:
+            again = swapped(batch, found.train, 0, augment, 2)
+            assert torch.equal(again.x, other.x)
+            assert not torch.equal(swapped(batch, found.train, 1, augment, 2).index, other.index)
+
+
+@pytest.mark.parametrize("gigabytes", [1.0, 0.0002, 0.0], ids=["finite", "an epoch a table", "not kept"])
+def test_the_tables_of_outputs_stay_right(gigabytes: float, composed: Callable, tmp_path: Path) -> None:
+    """A misaligned run reads and completes the tables that other runs use, and leaves nothing wrong in them."""
+    config = composed("method=logits")
+    found, live, augment = images(config, tmp_path), Live(trained_teacher(config), [], FP32), config.data.augment
+    place = Place(tmp_path / "outputs", gigabytes, False, False)
+    for _ in range(2):
+        teach = Outputs(live, found.train, augment, 0, 1, place)
+        for batch in batches(found.train, 128, 0, 0, augment):
+            other = swapped(batch, found.train, 0, augment)
+            told = teach(other).logits
+            assert torch.allclose(told, live(other).logits, rtol=1e-3, atol=1e-3)
+            assert (told - live(batch).logits).abs().max() > 0.01
+            assert torch.allclose(teach(batch).logits, live(batch).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_it_is_asked_for_by_name_and_has_a_name_of_its_own(composed: Callable) -> None:
+    plain, wrong = composed("method=logits"), composed("method=logits", "teacher.outputs=misaligned")
+    assert wrong.label().startswith("logits-misaligned-")
+    assert wrong.identity() != plain.identity()
+    assert wrong.as_teacher().identity() == plain.as_teacher().identity()
+    taught_by_none = composed("method=standard"), composed("method=standard", "teacher.outputs=misaligned")
+    assert len({config.label() for config in taught_by_none}) == 1
+
+
+def test_a_misaligned_run_trains_to_other_numbers_and_says_so(kd: Callable) -> None:
+    words = "data=digits method=logits student.epochs=4 teacher.epochs=6 student.scale=4 tracker.mode=disabled"
+    right, wrong = kd(*words.split()), kd(*words.split(), "teacher.outputs=misaligned")
+    assert (right.code, wrong.code) == (0, 0), wrong.err
+    assert "taught, on purpose, with another image's outputs" in wrong.out + wrong.err
+    assert "on purpose" not in right.out + right.err
+    found = {path.parent.name.split("-cnn")[0]: path for path in Path("runs").glob("logits*/result.json")}
+    assert set(found) == {"logits", "logits-misaligned"}
+    said = tables(Path("runs")).runs.set_index("method")["test_accuracy"]
+    assert said["logits MISALIGNED"] < said["logits"] - 0.1
+
+
+def test_it_is_marked_in_every_table(tmp_path: Path) -> None:
+    """It is a method of its own in tables and figures: no setting of `logits`, nor its rival on validation."""
+    configs = [reported("standard", seed) for seed in (0, 1)] + [reported("logits", seed) for seed in (0, 1)]
+    configs += [reported("logits", seed) for seed in (0, 1)]
+    for config in configs:
+        config.setdefault("teacher", {})["outputs"] = "aligned"
+    for config in configs[-2:]:
+        config["teacher"] = {**config["teacher"], "outputs": "misaligned"}
+    made(tmp_path, configs, [0.8, 0.81, 0.85, 0.86, 0.6, 0.61])
+    found = tables(tmp_path)
+    assert list(found.summary["setting"]) == ["standard", "logits", "logits MISALIGNED"]
+    assert list(found.summary["method"]) == ["standard", "logits", "logits MISALIGNED"]
+    assert found.summary["chosen"].all()
+    assert "teacher.outputs" not in found.swept
+    said = report.write([tmp_path], tmp_path).text
+    assert "logits MISALIGNED" in said
+    assert "note: MISALIGNED rows were taught, on purpose," in said
+    page = (tmp_path / "index.html").read_text()
+    assert "logits MISALIGNED" in page
+    assert "on purpose" in page
