@@ -1,0 +1,201 @@
+"""The study of docs/study.md: its runs, part by part, and the tables that the page is written from.
+
+    python -m benchmarks.study                                # what the parts are, and the commands of each
+    python -m benchmarks.study original data=imagefolder data.root=PATH    # run one, or go on with it; keep its tables
+    python -m benchmarks.study --page                         # docs/study.md and its figures, from what is kept alone
+
+A part is some sweeps; words with `=` are given to each of them. Its tables are kept in docs/study/PART/, without any
+path of this machine. `fair` and what follows it take T, alpha, beta and smoothing from what `choice` found best on
+validation images.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from benchmarks.measure import clock
+from benchmarks.networks import CACHE, network
+from kd import device as devices
+from kd.files import write_json, write_text
+from kd.record import environment
+from kd.report import write
+from kd.table import Tables, find
+
+HERE = Path(__file__).parents[1] / "docs" / "study"
+FEW = "seed=0,1,2"
+OWN = {"logits": ["T", "alpha"], "feature": ["T", "alpha", "beta"], "label_smoothing": ["smoothing"]}
+LOCAL = ["folder", "overrides", "reason", "id"]  # columns that say something of this machine, or nothing to a reader
+
+Words = list[str]
+
+
+def original(kept: Path) -> list[Words]:
+    """The protocol of the study that kd is measured against, and the bug that its logits figure has."""
+    return [
+        ["+experiment=original", "method=standard,logits", FEW],
+        ["+experiment=original", "method=feature", "student.epochs=10", FEW],
+        ["+experiment=original", "method=logits", "teacher.outputs=misaligned", FEW],
+    ]
+
+
+def choice(kept: Path) -> list[Words]:
+    """T, alpha, beta and smoothing, chosen on validation images with one seed."""
+    return [
+        ["method=standard", "seed=0"],
+        ["method=logits", "method.T=1,2,4,8", "method.alpha=0.1,0.5,0.9", "seed=0"],
+        ["method=feature", "method.beta=0.1,0.3,0.6", "seed=0"],
+        ["method=label_smoothing", "method.smoothing=0.05,0.1,0.2", "seed=0"],
+    ]
+
+
+def fair(kept: Path) -> list[Words]:
+    """Every method at its best by validation, at one budget, with five seeds."""
+    return [["+experiment=fair", f"method={name}", *chosen(kept, name)] for name in ("standard", *OWN)]
+
+
+def labels(kept: Path) -> list[Words]:
+    """How many labels a student needs."""
+    part = "student.labels=0.01,0.1,1.0"
+    return [["method=standard", part, FEW], ["method=logits", *chosen(kept, "logits"), part, FEW]]
+
+
+def budget(kept: Path) -> list[Words]:
+    """What the gain becomes in shorter and in longer training."""
+    part = "student.epochs=5,15,45"
+    return [["method=standard", part, FEW], ["method=logits", *chosen(kept, "logits"), part, FEW]]
+
+
+def student(kept: Path) -> list[Words]:
+    """What the gain is for students from tiny to the teacher's own size."""
+    part = "student.scale=4,8,16,32"
+    return [["method=standard", part, FEW], ["method=logits", *chosen(kept, "logits"), part, FEW]]
+
+
+def teacher(kept: Path) -> list[Words]:
+    """Whether a larger teacher teaches more."""
+    taught = ["method=logits", *chosen(kept, "logits"), "teacher.scale=16,32,64", FEW]
+    return [["method=standard", FEW], taught]
+
+
+PARTS = {part.__name__: part for part in (original, choice, fair, labels, budget, student, teacher)}
+
+
+def chosen(kept: Path, method: str) -> Words:
+    """The words for the setting of a method that `choice` found best on validation images."""
+    table = pd.read_csv(kept / "choice" / "summary.csv")
+    row = table[(table["method"] == method) & table["chosen"]].iloc[0]
+    found = {key: row.get(f"method.{key}") for key in OWN.get(method, [])}
+    return [f"method.{key}={value:g}" for key, value in found.items() if value is not None and not pd.isna(value)]
+
+
+def run(part: str, also: Words, place: Path, kept: Path) -> bool:
+    """Run a part, or go on with it, and keep its tables. **Returns:** whether every job is done."""
+    sweeps, good, begun = PARTS[part](kept), True, time.monotonic()
+    spent = place / f"{part}.json"
+    for number, words in enumerate(sweeps):
+        own = [f"hydra.sweep.dir={place / part / str(number)}", f"paths.runs={place / 'runs'}"]
+        command = [sys.executable, "-m", "kd", "-m", *words, "tracker.mode=disabled", *also, *own]
+        print(shlex.join(["python", *command[1:]]), flush=True)
+        code = subprocess.run(command, check=False).returncode
+        if code not in (0, 1):
+            sys.exit(code)
+        good &= code == 0
+    seconds = time.monotonic() - begun + (json.loads(spent.read_text())["seconds"] if spent.exists() else 0.0)
+    spent.parent.mkdir(parents=True, exist_ok=True)
+    write_json(spent, {"seconds": seconds})
+    keep(part, [place / part / str(number) for number in range(len(sweeps))], sweeps, also, seconds, kept)
+    return good
+
+
+def keep(part: str, places: Sequence[Path], sweeps: list[Words], also: Words, seconds: float, kept: Path) -> None:
+    """Write down a part's tables and how they were made."""
+    folder = kept / part
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = write(places, places[0].parent / "report", figures=False).tables
+    for name in ("runs", "history", "summary"):
+        table: pd.DataFrame = getattr(tables, name)
+        table = table.drop(columns=[*LOCAL, "context", "baseline"], errors="ignore")
+        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
+    found = {name: value for name, value in environment(devices.resolve("auto", "auto", CACHE)).items()
+             if name in ("device", "precision", "processor", "python", "threads", "torch")}  # fmt: skip
+    data = ["data.root=PATH" if word.startswith("data.root=") else word for word in also]
+    write_json(folder / "part.json", {
+        "sweeps": [[*words, *data] for words in sweeps], "seconds": round(seconds), "swept": tables.swept,
+        "teachers": teachers(places), "environment": found,
+        "latency": latency([*tables.runs["student"].dropna(), *tables.runs["teacher"].dropna()]),
+    })  # fmt: skip
+
+
+def latency(names: Sequence[str], passes: int = 30) -> dict[str, dict[str, float]]:
+    """{network: {images in a pass: median milliseconds}} of the networks called cnn-SCALE, in eval mode."""
+    device = devices.resolve("auto", "auto", CACHE)
+    found: dict[str, dict[str, float]] = {}
+    for name in sorted({name for name in names if re.fullmatch(r"cnn-\d+", name)}, key=len):
+        net = device.place(network(int(name.split("-")[1]))).eval()
+        found[name] = {}
+        for size in (1, 128):
+            x = torch.randn(size, 3, 32, 32, device=device.torch).to(memory_format=torch.channels_last)
+            with torch.no_grad(), device.autocast():
+                seconds = [clock(lambda: net(x), device) for _ in range(passes + 5)][5:]  # noqa: B023
+            found[name][str(size)] = round(1e3 * statistics.median(seconds), 2)
+    return found
+
+
+def teachers(places: Sequence[Path]) -> dict[str, float]:
+    """The seconds that the training of each teacher took."""
+    found = {}
+    for job in find(places):
+        result = Path(job["folder"]) / "result.json"
+        taught = json.loads(result.read_text())["teacher"] if result.exists() else None
+        made = Path(taught["source"]).parent / "result.json" if taught and isinstance(taught["source"], str) else None
+        if made and made.exists():
+            found[taught["name"]] = round(json.loads(made.read_text())["time"]["train_seconds"])
+    return found
+
+
+def load(part: str, kept: Path = HERE) -> tuple[Tables, dict[str, Any]] | None:
+    """A part's tables as they were kept, and how they were made; None when it was not run yet."""
+    folder = kept / part
+    if not (folder / "part.json").exists():
+        return None
+    said = json.loads((folder / "part.json").read_text())
+    runs, history, summary = (pd.read_csv(folder / f"{name}.csv") for name in ("runs", "history", "summary"))
+    return Tables(runs, history, summary, said["swept"], {}), said
+
+
+def main() -> None:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("benchmarks.study", description=__doc__, formatter_class=form)
+    parser.add_argument("words", nargs="*", metavar="PART|KEY=VALUE")
+    parser.add_argument("--page", action="store_true", help="write docs/study.md and its figures")
+    parser.add_argument("--place", type=Path, default=Path("study"), help="where the runs are (default: study/)")
+    parser.add_argument("--kept", type=Path, default=HERE, help="where the tables are kept (default: docs/study/)")
+    asked = parser.parse_args()
+    if asked.page:
+        from benchmarks.study_page import publish
+
+        publish(asked.kept)
+        return
+    names, also = [w for w in asked.words if "=" not in w], [w for w in asked.words if "=" in w]
+    if unknown := [name for name in names if name not in PARTS]:
+        parser.error(f"there is no part {unknown[0]}; allowed: {', '.join(PARTS)}")
+    if not names:
+        for name, part in PARTS.items():
+            print(f"{name:10}{part.__doc__}")
+    good = [run(name, also, asked.place.absolute(), asked.kept) for name in names]
+    sys.exit(not all(good))
+
+
+if __name__ == "__main__":
+    main()

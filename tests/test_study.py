@@ -1,0 +1,174 @@
+"""docs/study.md: its runner keeps what a page needs, its page says what the tables say, whichever way that falls."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from benchmarks import study, study_page
+from kd.compare import against_standard
+from kd.files import write_json
+from kd.table import MISALIGNED, summarise
+
+ROOT = Path(__file__).parents[1]
+SIZES = {4: 70_000, 8: 270_000, 16: 1_070_000, 32: 4_270_000}
+
+
+def row(method: str, seed: int, accuracy: float, setting: str | None = None, scale: int = 16, **also: Any) -> dict:
+    epochs = also.get("student.epochs", 15)
+    taught = method not in ("standard", "label_smoothing")
+    teacher = {"teacher": "cnn-32", "teacher_params": 4_270_000, "teacher_macs": 10**8, "teacher_test_accuracy": 0.85}
+    return {
+        "setting": setting or method, "method": method, "student": f"cnn-{scale}", "seed": seed, "status": "done",
+        "epochs": epochs, "samples": 45_000, "batch_size": 128, "data": "imagefolder", "budget": f"{epochs} x 45,000",
+        "test_accuracy": accuracy, "test_nll": 0.5, "test_ece": 0.02, "val_accuracy": accuracy, "params": SIZES[scale],
+        "macs": 20 * SIZES[scale], "method_params": 0, "train_seconds": 100.0, "images_per_second": 4000.0,
+        **(teacher if taught else dict.fromkeys(teacher)), "test_agreement": 0.9 if taught else None, **also,
+    }  # fmt: skip
+
+
+def kept(folder: Path, part: str, rows: list[dict], swept: list[str]) -> pd.DataFrame:
+    """A part's tables, as the runner keeps them."""
+    runs = pd.DataFrame(rows)
+    (folder / part).mkdir()
+    runs.to_csv(folder / part / "runs.csv", index=False)
+    against_standard(summarise(runs, swept), runs).to_csv(folder / part / "summary.csv", index=False)
+    history = [{"setting": r["setting"], "method": r["method"], "seed": r["seed"], "epoch": e, "hard": 2 / e,
+                "accuracy": 0.5, "val_accuracy": r["test_accuracy"] - 0.1 / e, "val_nll": 1 / e}
+               for r in rows for e in (1, 2, 3)]  # fmt: skip
+    pd.DataFrame(history).to_csv(folder / part / "history.csv", index=False)
+    latency = {f"cnn-{scale}": {"1": 0.1 * scale, "128": 1.5 * scale} for scale in SIZES}
+    write_json(folder / part / "part.json", {
+        "sweeps": [["method=standard", "data.root=PATH"]], "seconds": 600, "swept": swept, "teachers": {},
+        "environment": {"threads": 2, "processor": "a processor", "precision": "bfloat16"}, "latency": latency,
+    })  # fmt: skip
+    return runs
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> dict[str, pd.DataFrame]:
+    """All parts; logits are about a point above standard, feature is not, whatever else is swept."""
+    draw = np.random.default_rng(0).normal
+    gain = {"standard": 0.0, "logits": 0.01, "feature": 0.0003, "label_smoothing": 0.004, "logits" + MISALIGNED: -0.1}
+
+    def rows(names: list[str], seeds: int, **also: Any) -> list[dict]:
+        base = [0.8 + draw(0, 0.003) for _ in range(seeds)]
+        return [row(n, s, base[s] + gain[n] + draw(0, 0.001), **also) for n in names for s in range(seeds)]
+
+    found = {
+        "original": kept(tmp_path, "original", rows(["standard", "logits", "feature", "logits" + MISALIGNED], 3), [])
+    }
+    tried = [row("standard", 0, 0.8)]
+    for T in (1.0, 4.0):
+        for alpha in (0.1, 0.5):
+            accuracy = 0.81 + 0.001 * T - 0.002 * alpha
+            keys = {"method.T": T, "method.alpha": alpha}
+            tried.append(row("logits", 0, accuracy, f"logits T={T:g} alpha={alpha}", **keys))
+    tried += [row("feature", 0, 0.8 + b / 100, f"feature beta={b}", **{"method.beta": b}) for b in (0.1, 0.3)]
+    tried += [row("label_smoothing", 0, 0.8 - s / 100, f"label_smoothing smoothing={s}", **{"method.smoothing": s})
+              for s in (0.1, 0.2)]  # fmt: skip
+    keys = ["method.T", "method.alpha", "method.beta", "method.smoothing"]
+    found["choice"] = kept(tmp_path, "choice", tried, keys)
+    found["fair"] = kept(tmp_path, "fair", rows(["standard", "logits", "feature", "label_smoothing"], 5), [])
+    for part, values in (("labels", (0.01, 0.1, 1.0)), ("budget", (5, 15, 45)), ("student", tuple(SIZES))):
+        key = study_page.SWEPT[part][0]
+        some = []
+        for value in values:
+            more = {"scale": value} if part == "student" else {}
+            some += rows(["standard", "logits"], 3, **{key: value}, **more)
+        for one in some:
+            one["setting"] += f" {key}={one[key]}"
+        found[part] = kept(tmp_path, part, some, [key])
+    some = rows(["standard"], 3)
+    for value in (16, 32, 64):
+        some += [one | {"setting": f"logits {value}"} for one in rows(["logits"], 3, **{"teacher.scale": value})]
+    found["teacher"] = kept(tmp_path, "teacher", some, ["teacher.scale"])
+    return found
+
+
+def test_the_page_says_what_the_tables_say(made: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    """Every comparison is scipy's, paired by seed; what is not distinguishable is not claimed."""
+    study_page.publish(tmp_path)
+    text = (tmp_path / "study.md").read_text()
+    assert "Not run yet" not in text
+    assert text.index("**Use `logits`**") < text.index("## ")
+    assert "`feature`: " in text
+    assert re.search(r"`feature`: .* points, not distinguishable \(p = ", text)
+    fair = made["fair"].pivot(index="seed", columns="method", values="test_accuracy")
+    difference = fair["logits"] - fair["standard"]
+    half = stats.t.ppf(0.975, 4) * difference.std() / 5**0.5
+    assert f"{100 * difference.mean():+.2f} ± {100 * half:.2f}" in text
+    raw = [stats.ttest_rel(fair[name], fair["standard"]).pvalue for name in ("logits", "feature", "label_smoothing")]
+    adjusted = min(1.0, max(sorted(raw)) if raw[1] == max(raw) else raw[1])  # Holm leaves the largest as it is
+    assert f"(p = {adjusted:.3f}, n = 5)" in text
+    for part, (key, _) in study_page.SWEPT.items():
+        runs = made[part]
+        for value in sorted(runs[runs["method"] == "logits"][key].unique()):
+            taught = runs[(runs["method"] == "logits") & (runs[key] == value)].set_index("seed")["test_accuracy"]
+            plain = runs[runs["method"] == "standard"]
+            plain = plain if part == "teacher" else plain[plain[key] == value]
+            mean = 100 * (taught - plain.set_index("seed")["test_accuracy"]).mean()
+            assert re.search(rf"\| {value:g} \| 3 \| .* \| \{mean:+.2f} ± ", text), (part, value)
+    figures = {path.stem for path in tmp_path.glob("*.png")}
+    assert figures == set(re.findall(r"\]\(study/(\w+)\.png\)", text))
+    assert {"accuracy_comparison", "distillation_comparison", "bug", "pareto"} <= figures
+    for path in tmp_path.glob("*.png"):
+        assert path.stat().st_size < 300_000
+
+
+def test_a_study_that_finds_nothing_says_so(tmp_path: Path) -> None:
+    rows = [row(name, seed, 0.8 + 0.001 * ((seed * 7 + i) % 5)) for i, name in enumerate(["standard", "logits"])
+            for seed in range(5)]  # fmt: skip
+    kept(tmp_path, "fair", rows, [])
+    text = study_page.page(study_page.gathered(tmp_path), {})
+    assert "**No method is distinguishable from plain training at this budget.**" in text
+    assert "**Use" not in text
+    assert "Not run yet: `original`" in text
+
+
+def test_settings_come_from_validation(made: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    assert study.chosen(tmp_path, "logits") == ["method.T=4", "method.alpha=0.1"]
+    assert study.chosen(tmp_path, "feature") == ["method.beta=0.3"]
+    assert ["+experiment=fair", "method=label_smoothing", "method.smoothing=0.1"] in study.fair(tmp_path)
+    assert ["+experiment=fair", "method=standard"] in study.fair(tmp_path)
+
+
+def test_a_part_is_run_and_kept_without_a_trace_of_the_machine(tmp_path: Path) -> None:
+    words = "original data=digits student.epochs=1 teacher.epochs=1 student.scale=1 teacher.scale=2 device=cpu"
+    command = [sys.executable, "-m", "benchmarks.study", *words.split(), "--place", "runs_here", "--kept", "kept"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for _ in range(2):  # again: every run is found
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+    tables, said = study.load("original", tmp_path / "kept")
+    assert list(tables.summary["method"]) == ["standard", "logits", "feature", "logits" + MISALIGNED]
+    assert (tables.summary["n"] == 3).all()
+    for path in (tmp_path / "kept").rglob("*"):
+        assert path.is_dir() or str(tmp_path) not in path.read_text()
+    assert set(said["latency"]) == {"cnn-1", "cnn-2"}
+    assert list(said["teachers"]) == ["cnn-2"]
+
+
+@pytest.mark.skipif(not study_page.gathered(), reason="no part of the study is kept yet")
+def test_the_page_is_written_from_what_is_kept(tmp_path: Path) -> None:
+    """Change a number in the page, or in a table, and this fails."""
+    parts = study_page.gathered()
+    drawn = study_page.draw(parts, tmp_path)
+    assert study_page.page(parts, drawn) == study_page.PAGE.read_text()
+    for name in drawn:
+        assert (study_page.HERE / f"{name}.png").exists()
+
+
+@pytest.mark.parametrize(("words", "line"), [(["nothing"], "there is no part nothing; allowed: original, choice")])
+def test_a_part_that_is_not_there(words: list[str], line: str) -> None:
+    command = [sys.executable, "-m", "benchmarks.study", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert line in done.stderr
