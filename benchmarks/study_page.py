@@ -111,7 +111,7 @@ def page(parts: Kept, drawn: dict[str, str]) -> str:
     """The page: the verdict first. `drawn`: {figure: caption}."""
     lines = ["# What distillation is worth on CIFAR-10", ""]
     lines += verdict(parts)
-    for part, section in SECTIONS.items():
+    for part, section in SECTIONS:
         if part in parts:
             lines += [*section(parts, drawn), ""]
     missing = [f"`{part}` ({PARTS[part].__doc__.splitlines()[0].rstrip('.').lower()})" for part in PARTS if part not in parts]  # fmt: skip  # noqa: E501
@@ -287,22 +287,21 @@ def section_size(parts: Kept, drawn: dict[str, str]) -> Lines:
     ]  # fmt: skip
 
 
-SECTIONS: dict[str, Callable[[Kept, dict[str, str]], Lines]] = {
-    "original": section_original,
-    "choice": section_choice,
-    "fair": section_fair,
-    "labels": section_swept(
-        "labels", "Few labels",
-        "A part of the labels, chosen by the seed. The `standard` student has only the labelled images, and goes round "
-        "them until its epochs are as long; the `logits` student sees all images through a teacher that was trained "
-        "with all labels.",
-    ),
-    "budget": section_swept("budget", "Short and long training", "Epochs of the student; both have the same."),
-    "student": section_swept(
-        "student", "Small and large students", "At the end the student is as large as its teacher: self-distillation."
-    ),
-    "teacher": section_swept("teacher", "Small and large teachers", "The student has scale 16, whoever teaches it."),
-}  # fmt: skip
+FEW_LABELS = (
+    "A part of the labels, chosen by the seed. The `standard` student has only the labelled images, and goes round "
+    "them until its epochs are as long; the `logits` student sees all images, through a teacher trained with all "
+    "labels."
+)
+SECTIONS: list[tuple[str, Callable[[Kept, dict[str, str]], Lines]]] = [
+    ("original", section_original),
+    ("choice", section_choice),
+    ("fair", section_fair),
+    ("labels", section_swept("labels", "Few labels", FEW_LABELS)),
+    ("budget", section_swept("budget", "Short and long training", "Epochs of the student; both have the same.")),
+    ("student", section_swept("student", "Small and large students", "The largest is as large as its teacher.")),
+    ("student", section_size),
+    ("teacher", section_swept("teacher", "Small and large teachers", "The student has scale 16, whoever teaches it.")),
+]
 
 
 def costs(parts: Kept) -> Lines:
