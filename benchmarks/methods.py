@@ -1,7 +1,7 @@
 """What a training step of each method costs beside one of `standard`, and docs/methods.md, which says it.
 
     python -m benchmarks.methods [--repeats 5] [--device cpu] [--out benchmarks/methods.json]
-    python -m benchmarks.methods --page [SWEEP/summary.csv]   # writes docs/methods.md (and keeps a sweep's table)
+    python -m benchmarks.methods --page [SWEEP/runs.csv]   # writes docs/methods.md (and keeps the runs of a sweep)
 
 Each method trains a student of scale 16, taught by scale 32 (random images and weights: neither changes the work), as
 a later run of that teacher does: the teacher's logits and vectors are read, its maps are computed. In each repeat every
@@ -9,7 +9,6 @@ method takes `--steps` steps, one after the other; the cost is the median ratio 
 """
 
 import argparse
-import csv
 import inspect
 import json
 import re
@@ -20,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from benchmarks.measure import clock, ratio
@@ -27,6 +27,7 @@ from benchmarks.networks import BATCH, CACHE, network
 from benchmarks.throughput import Pictures, pictures, take
 from kd import device as devices
 from kd import methods, registry
+from kd.compare import against_standard
 from kd.device import Device
 from kd.evaluate import count
 from kd.files import write_json, write_text
@@ -34,6 +35,7 @@ from kd.methods import Spec
 from kd.optim import SGD, Schedule
 from kd.outputs import Outputs, Place
 from kd.record import environment
+from kd.table import finished_runs, summarise
 from kd.teacher import Live, freeze
 from kd.train import State, train
 from kd.views import Augment
@@ -126,14 +128,14 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     return {**said, "rows": rows, "environment": environment(device)}
 
 
-def page(measured: dict[str, Any], table: list[dict[str, str]]) -> str:
+def page(measured: dict[str, Any], runs: pd.DataFrame | None) -> str:
     """docs/methods.md."""
     where = measured["environment"]
-    accuracy = {row["method"]: row for row in table}
+    accuracy = {} if runs is None else _results(runs)
     lines = [
         "# The methods", "",
         "Written by `python -m benchmarks.methods --page` from the methods' own files, `benchmarks/methods.json`"
-        + (" and `docs/methods.csv`." if table else "."),
+        + (" and `docs/methods.csv`." if runs is not None else "."),
         "",
         f"**Cost** is the time of a training step beside one of `standard`, for a student of scale 16 and a teacher of "
         f"scale 32, {where['threads']} threads ({where['processor']}, {where['precision']}), the median of "
@@ -142,16 +144,16 @@ def page(measured: dict[str, Any], table: list[dict[str, str]]) -> str:
         "but its first; its maps are computed in each step (`teacher.store.maps=true` keeps them). **Own** are the "
         "parameters that only the method trains.",
         "",
-        *(_results(table) if table else NO_RESULTS),
+        *(NO_RESULTS if runs is None else _said(runs)),
         "",
     ]  # fmt: skip
-    head = ["method", "cost", "own", *(["n", "test, %", "vs standard", "p (Holm)"] if table else [])]
+    head = ["method", "cost", "own", *(RESULTS if accuracy else [])]
     lines += ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for names in KINDS.values():
         for name in names:
             row = measured["rows"][name]
             cells = [f"[`{name}`](#{name})", f"{row['ratio']:.2f}×", f"{row['parameters']:,}"]
-            lines.append("| " + " | ".join([*cells, *(_result(accuracy.get(name)) if table else [])]) + " |")
+            lines.append("| " + " | ".join([*cells, *accuracy.get(name, [])]) + " |")
     for title, names in KINDS.items():
         lines += ["", f"## {title}"]
         for name, when in names.items():
@@ -159,42 +161,57 @@ def page(measured: dict[str, Any], table: list[dict[str, str]]) -> str:
     return "\n".join([*lines, ""])
 
 
+KEPT = [  # columns of runs.csv
+    "method", "seed", "status", "student", "data", "epochs", "samples", "batch_size", "budget", "test_accuracy",
+    "test_nll", "test_ece", "test_agreement", "test_teacher_kl", "val_accuracy", "params", "macs", "method_params",
+    "train_seconds", "teacher", "teacher_params", "teacher_macs", "teacher_test_accuracy",
+]  # fmt: skip
 NO_RESULTS = ["What each is worth on your data, one command says: `python -m kd -m method='glob(*)' seed=0,1,2`."]
 
 
-def _results(table: list[dict[str, str]]) -> list[str]:
+RESULTS = ["n", "val, %", "test, %", "vs standard", "p (Holm)"]
+
+
+def _results(runs: pd.DataFrame) -> dict[str, list[str]]:
+    """The cells of `RESULTS` for every method."""
+    found = {name: ["", "", "not run yet", "", ""] for names in KINDS.values() for name in names}
+    found |= {name: ["", "", "diverged", "", ""] for name in runs[runs["status"] == "diverged"]["method"]}
+    for _, row in against_standard(summarise(runs, []), runs).iterrows():
+
+        def percent(key: str, form: str, row: pd.Series = row) -> str:
+            return "" if pd.isna(row[key]) else format(100 * row[key], form)
+
+        half, p = percent("test_accuracy_ci95", ".2f"), row["p_holm"]
+        found[row["method"]] = [
+            str(row["n"]), percent("val_accuracy", ".2f"), percent("test_accuracy", ".2f") + (half and f" ± {half}"),
+            percent("difference", "+.2f"), "" if pd.isna(p) else f"{p:.3f}",
+        ]  # fmt: skip
+    return found
+
+
+def _said(runs: pd.DataFrame) -> list[str]:
     """What the accuracies are, and the commands that gave them."""
-    most = max(table, key=lambda row: int(row["n"]))["n"]
-    several = [row["method"] for row in table if row["n"] == most]
-    seeds = ",".join(map(str, range(1, int(most))))
-    teacher = next(row for row in table if row["teacher_test_accuracy"])
+    done = finished_runs(runs)
+    counts = done["method"].value_counts()
+    several = sorted(counts[counts > 1].index)
+    taught = done.dropna(subset=["teacher_test_accuracy"]).iloc[0]
     data = "data=imagefolder data.root=PATH"
+    more = [f"python -m kd -m method={','.join(several)} seed=1,2 {data} hydra.sweep.dir=best"] if several else []
     return [
         "**Test** is the accuracy on CIFAR-10's test images (as JPEG copies of quality 75, which cost two to three "
-        f"points), teacher {teacher['teacher']} ({100 * float(teacher['teacher_test_accuracy']):.2f} %), student "
-        f"{teacher['student']}, {teacher['epochs']} epochs for each, ± the 95 % interval of the mean over n seeds; the "
+        f"points), teacher {taught['teacher']} ({100 * taught['teacher_test_accuracy']:.2f} %), student "
+        f"{taught['student']}, {taught['epochs']} epochs for each, ± the 95 % interval of the mean over n seeds; the "
         "difference is paired by seed, p is corrected for as many comparisons as have one. Each method has the weights "
-        "of its file, which are its paper's for CIFAR-100: none was tuned for this pair. One seed says little: its "
-        "standard deviation is some tenths of a point. More seeds have those that were best on validation images in "
-        "the first, and `standard`.",
+        "of its file, which are its paper's: none was tuned for this pair, and all have one learning rate, at which "
+        "some diverge. One seed says little: from seed to seed the same method moves by some tenths of a point.",
         "",
         "```bash",
         f"python -m kd -m method='glob(*)' seed=0 {data} hydra.sweep.dir=all",
-        f"python -m kd -m method={','.join(several)} seed={seeds} {data} hydra.sweep.dir=best",
-        "python -m kd.report all best --out table && python -m benchmarks.methods --page table/summary.csv",
+        *more,
+        f"python -m kd.report all{' best' if more else ''} --out table",
+        "python -m benchmarks.methods --page table/runs.csv",
         "```",
     ]
-
-
-def _result(row: dict[str, str] | None) -> list[str]:
-    if row is None:
-        return ["", "", "", ""]
-
-    def number(key: str, form: str, scale: float = 1.0) -> str:
-        return form.format(scale * float(row[key])) if row.get(key) else ""
-
-    test = number("test_accuracy", "{:.2f}", 100) + number("test_accuracy_ci95", " ± {:.2f}", 100)
-    return [row["n"], test, number("difference", "{:+.2f}", 100), number("p_holm", "{:.3f}")]
 
 
 def _section(name: str, when: str) -> list[str]:
@@ -220,7 +237,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=MEASURED)
     parser.add_argument(
-        "--page", nargs="?", const="", help="write docs/methods.md; with a sweep's summary.csv, keep it"
+        "--page", nargs="?", const="", help="write docs/methods.md; with the runs.csv of a sweep's report, keep those"
     )
     asked = parser.parse_args()
     if asked.page is None:
@@ -231,16 +248,21 @@ def main() -> None:
         write_json(asked.out, found)
         return
     if asked.page:
-        shutil.copyfile(asked.page, TABLE)
-    write_text(PAGE, page(json.loads(MEASURED.read_text()), results()))
+        merge(pd.read_csv(asked.page))
+    write_text(PAGE, page(json.loads(MEASURED.read_text()), kept_runs()))
 
 
-def results() -> list[dict[str, str]]:
-    """The rows of the sweep's table that the page shows."""
-    if not TABLE.exists():
-        return []
-    with open(TABLE, newline="") as file:
-        return list(csv.DictReader(file))
+def merge(runs: pd.DataFrame) -> None:
+    """Keep these runs beside those that are kept; of the same method and seed the later."""
+    runs = runs[runs["status"].isin(["done", "diverged"])]
+    runs = runs[[name for name in KEPT if name in runs]].assign(setting=runs["method"])
+    together = pd.concat([kept_runs(), runs]).drop_duplicates(["method", "seed"], keep="last")
+    write_text(TABLE, together.sort_values(["method", "seed"]).to_csv(index=False, float_format="%.6g"))
+
+
+def kept_runs() -> pd.DataFrame | None:
+    """The runs whose accuracies the page shows."""
+    return pd.read_csv(TABLE) if TABLE.exists() else None
 
 
 if __name__ == "__main__":

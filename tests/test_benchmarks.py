@@ -1,6 +1,7 @@
 """The benchmarks run and say what they promise; how fast is theirs to say, never a test's."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -113,8 +115,34 @@ def test_the_cost_of_every_method_is_measured(
 
 
 def test_the_page_of_methods_is_what_their_files_say() -> None:
-    text = library.page(json.loads(library.MEASURED.read_text()), library.results())
+    text = library.page(json.loads(library.MEASURED.read_text()), library.kept_runs())
     assert library.PAGE.read_text() == text, "python -m benchmarks.methods --page writes it anew"
+
+
+def test_runs_of_several_sweeps_are_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The later of two of one method and seed counts; what diverged or was not run is said, and not left out."""
+    monkeypatch.setattr(library, "TABLE", tmp_path / "methods.csv")
+
+    def runs(*rows: tuple[str, int, str, float]) -> pd.DataFrame:
+        same = {"student": "cnn-16", "epochs": 15, "budget": "15 x 100", "overrides": "data.root=/a/path"}
+        some = [{"method": m, "setting": f"{m} x=1", "seed": s, "status": state, "test_accuracy": a, "val_accuracy": a,
+                 "teacher": "cnn-32", "teacher_test_accuracy": 0.85, **same} for m, s, state, a in rows]  # fmt: skip
+        return pd.DataFrame(some)
+
+    library.merge(runs(("standard", 0, "done", 0.8), ("logits", 0, "done", 0.1), ("dkd", 0, "diverged", math.nan)))
+    library.merge(runs(("logits", 0, "done", 0.82), ("logits", 1, "done", 0.84), ("standard", 1, "done", 0.81),
+                       ("feature", 0, "failed", math.nan)))  # fmt: skip
+    kept = library.kept_runs()
+    assert "a/path" not in library.TABLE.read_text()
+    assert len(kept) == 5
+    text = library.page(json.loads(library.MEASURED.read_text()), kept)
+    cells = {line.split("`")[1]: [cell.strip() for cell in line.split("|")[4:-1]] for line in text.splitlines()
+             if line.startswith("| [`")}  # fmt: skip
+    assert cells["logits"][:4] == ["2", "83.00", "83.00 ± 12.71", "+2.50"]  # 12.71: Student's t for 2 values
+    assert cells["standard"][:2] == ["2", "80.50"]
+    assert cells["dkd"][2] == "diverged"
+    assert cells["feature"][2] == "not run yet"
+    assert "method=logits,standard seed=1,2" in text
 
 
 def test_the_documented_method_is_added_by_three_files(tmp_path: Path) -> None:

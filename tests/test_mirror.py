@@ -16,7 +16,8 @@ import wandb
 from kd import record
 
 EPOCHS = 4
-WORDS = ["data=digits", "student.scale=1", f"student.epochs={EPOCHS}", "method=standard", "device=cpu", "threads=1"]
+WORDS = ["data=digits", "student.scale=1", f"student.epochs={EPOCHS}", "method=standard", "device=cpu", "threads=1",
+         "tracker.timeout=300"]  # fmt: skip
 
 
 class Server(ThreadingHTTPServer):
