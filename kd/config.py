@@ -303,6 +303,8 @@ def _check_labels(config: Config) -> None:
     images, classes = described.train - (0 if described.own_val else described.val), len(described.classes)
     if part < 1 and round(part * images) < classes:
         raise UserError(f"student.labels: {part:g} of {images:,} images is less than one of each of {classes} classes")
+    if part < 1 and config.method_class.self_taught:  # whose generations, having seeds, would be given others
+        raise UserError(f"student.labels: {config.method.name} learns from itself, with all labels; allowed: 1")
     if part < 1 and config.method_class.needs_labels(config.method):
         raise UserError(f"student.labels: {config.method.name} needs the label of every image; allowed: 1")
 

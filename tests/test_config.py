@@ -73,6 +73,10 @@ BAD = {  # what is typed: what the one line must say
         "method=dkd student.labels=0.5",
         "student.labels: dkd needs the label of every image; allowed: 1",
     ),
+    "labels of generations": (
+        "method=born_again student.labels=0.5",
+        "student.labels: born_again learns from itself, with all labels; allowed: 1",
+    ),
     "labels that a part needs": (
         "method=sum method.parts=[logits,nkd] student.labels=0.5",
         "student.labels: sum needs the label of every image; allowed: 1",

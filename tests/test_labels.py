@@ -78,7 +78,7 @@ def test_all_labels_are_a_run_of_the_name_it_had(composed: Callable) -> None:
     assert few.as_standard().labels == 0.5
 
 
-@pytest.mark.parametrize("method", ["logits", "standard", "born_again", "feature"])
+@pytest.mark.parametrize("method", ["logits", "standard", "function_matching", "feature"])
 def test_runs_with_few_labels(method: str, kd: Callable) -> None:
     words = f"method={method} student.labels=0.1 student.epochs=2 teacher.epochs=1 student.scale=1 teacher.scale=2"
     said = kd(*words.split(), "device=cpu", "tracker.mode=disabled", "data=digits")
