@@ -154,6 +154,9 @@ def page(measured: dict[str, Any], runs: pd.DataFrame | None) -> str:
             row = measured["rows"][name]
             cells = [f"[`{name}`](#{name})", f"{row['ratio']:.2f}×", f"{row['parameters']:,}"]
             lines.append("| " + " | ".join([*cells, *accuracy.get(name, [])]) + " |")
+            for setting in (other for other in accuracy if other.startswith(f"{name} ")):
+                cells = [f"with `{setting.removeprefix(name).strip()}`", "", ""]
+                lines.append("| " + " | ".join([*cells, *accuracy[setting]]) + " |")
     for title, names in KINDS.items():
         lines += ["", f"## {title}"]
         for name, when in names.items():
@@ -175,14 +178,14 @@ RESULTS = ["n", "val, %", "test, %", "vs standard", "p (Holm)"]
 def _results(runs: pd.DataFrame) -> dict[str, list[str]]:
     """The cells of `RESULTS` for every method."""
     found = {name: ["", "", "not run yet", "", ""] for names in KINDS.values() for name in names}
-    found |= {name: ["", "", "diverged", "", ""] for name in runs[runs["status"] == "diverged"]["method"]}
+    found |= {name: ["", "", "diverged", "", ""] for name in runs[runs["status"] == "diverged"]["setting"]}
     for _, row in against_standard(summarise(runs, []), runs).iterrows():
 
         def percent(key: str, form: str, row: pd.Series = row) -> str:
             return "" if pd.isna(row[key]) else format(100 * row[key], form)
 
         half, p = percent("test_accuracy_ci95", ".2f"), row["p_holm"]
-        found[row["method"]] = [
+        found[row["setting"]] = [
             str(row["n"]), percent("val_accuracy", ".2f"), percent("test_accuracy", ".2f") + (half and f" ± {half}"),
             percent("difference", "+.2f"), "" if pd.isna(p) else f"{p:.3f}",
         ]  # fmt: skip
@@ -192,10 +195,15 @@ def _results(runs: pd.DataFrame) -> dict[str, list[str]]:
 def _said(runs: pd.DataFrame) -> list[str]:
     """What the accuracies are, and the commands that gave them."""
     done = finished_runs(runs)
-    counts = done["method"].value_counts()
+    counts = done[done["setting"] == done["method"]]["method"].value_counts()
     several = sorted(counts[counts > 1].index)
-    taught = done.dropna(subset=["teacher_test_accuracy"]).iloc[0]
     data = "data=imagefolder data.root=PATH"
+    besides = []
+    for words, some in runs[runs["setting"] != runs["method"]].groupby(runs["setting"].str.partition(" ")[2]):
+        names = ",".join(sorted(set(some["method"])))
+        besides.append(f"python -m kd -m method={names} {words} seed=0 {data} hydra.sweep.dir=other")
+        besides.append(f"python -m benchmarks.methods --page other/runs.csv --with {words}")
+    taught = done.dropna(subset=["teacher_test_accuracy"]).iloc[0]
     more = [f"python -m kd -m method={','.join(several)} seed=1,2 {data} hydra.sweep.dir=best"] if several else []
     return [
         "**Test** is the accuracy on CIFAR-10's test images (as JPEG copies of quality 75, which cost two to three "
@@ -210,6 +218,7 @@ def _said(runs: pd.DataFrame) -> list[str]:
         *more,
         f"python -m kd.report all{' best' if more else ''} --out table",
         "python -m benchmarks.methods --page table/runs.csv",
+        *besides,
         "```",
     ]
 
@@ -239,6 +248,7 @@ def main() -> None:
     parser.add_argument(
         "--page", nargs="?", const="", help="write docs/methods.md; with the runs.csv of a sweep's report, keep those"
     )
+    parser.add_argument("--with", dest="words", default="", help="what was typed for these runs beside the method")
     asked = parser.parse_args()
     if asked.page is None:
         devices.settle(None)
@@ -248,16 +258,16 @@ def main() -> None:
         write_json(asked.out, found)
         return
     if asked.page:
-        merge(pd.read_csv(asked.page))
+        merge(pd.read_csv(asked.page), asked.words)
     write_text(PAGE, page(json.loads(MEASURED.read_text()), kept_runs()))
 
 
-def merge(runs: pd.DataFrame) -> None:
-    """Keep these runs beside those that are kept; of the same method and seed the later."""
+def merge(runs: pd.DataFrame, words: str = "") -> None:
+    """Keep these runs beside those that are kept; of the same setting and seed the later. `words`: as in --with."""
     runs = runs[runs["status"].isin(["done", "diverged"])]
-    runs = runs[[name for name in KEPT if name in runs]].assign(setting=runs["method"])
-    together = pd.concat([kept_runs(), runs]).drop_duplicates(["method", "seed"], keep="last")
-    write_text(TABLE, together.sort_values(["method", "seed"]).to_csv(index=False, float_format="%.6g"))
+    runs = runs[[name for name in KEPT if name in runs]].assign(setting=(runs["method"] + " " + words).str.strip())
+    together = pd.concat([kept_runs(), runs]).drop_duplicates(["setting", "seed"], keep="last")
+    write_text(TABLE, together.sort_values(["setting", "seed"]).to_csv(index=False, float_format="%.6g"))
 
 
 def kept_runs() -> pd.DataFrame | None:

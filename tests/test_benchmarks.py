@@ -132,9 +132,10 @@ def test_runs_of_several_sweeps_are_one_table(tmp_path: Path, monkeypatch: pytes
     library.merge(runs(("standard", 0, "done", 0.8), ("logits", 0, "done", 0.1), ("dkd", 0, "diverged", math.nan)))
     library.merge(runs(("logits", 0, "done", 0.82), ("logits", 1, "done", 0.84), ("standard", 1, "done", 0.81),
                        ("feature", 0, "failed", math.nan)))  # fmt: skip
+    library.merge(runs(("dkd", 0, "done", 0.79)), "optimizer.lr=0.01")
     kept = library.kept_runs()
     assert "a/path" not in library.TABLE.read_text()
-    assert len(kept) == 5
+    assert len(kept) == 6
     text = library.page(json.loads(library.MEASURED.read_text()), kept)
     cells = {line.split("`")[1]: [cell.strip() for cell in line.split("|")[4:-1]] for line in text.splitlines()
              if line.startswith("| [`")}  # fmt: skip
@@ -142,6 +143,8 @@ def test_runs_of_several_sweeps_are_one_table(tmp_path: Path, monkeypatch: pytes
     assert cells["standard"][:2] == ["2", "80.50"]
     assert cells["dkd"][2] == "diverged"
     assert cells["feature"][2] == "not run yet"
+    assert "| with `optimizer.lr=0.01` |  |  | 1 | 79.00 | 79.00 | -1.00 |" in text
+    assert "method=dkd optimizer.lr=0.01 seed=0" in text
     assert "method=logits,standard seed=1,2" in text
 
 
