@@ -267,7 +267,7 @@ def merge(runs: pd.DataFrame, words: str = "") -> None:
     runs = runs[runs["status"].isin(["done", "diverged"])]
     runs = runs[[name for name in KEPT if name in runs]].assign(setting=(runs["method"] + " " + words).str.strip())
     together = pd.concat([kept_runs(), runs]).drop_duplicates(["setting", "seed"], keep="last")
-    write_text(TABLE, together.sort_values(["setting", "seed"]).to_csv(index=False, float_format="%.6g"))
+    write_text(TABLE, together.sort_values(["setting", "seed"]).to_csv(index=False, float_format="%.8g"))
 
 
 def kept_runs() -> pd.DataFrame | None:
