@@ -1,6 +1,6 @@
 """The study of docs/study.md: its runs, part by part, and the tables that the page is written from.
 
-    python -m benchmarks.study                                # what the parts are, and the commands of each
+    python -m benchmarks.study                                # what the parts are
     python -m benchmarks.study original data=imagefolder data.root=PATH    # run one, or go on with it; keep its tables
     python -m benchmarks.study --page                         # docs/study.md and its figures, from what is kept alone
 
@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from kd import device as devices
 from kd.files import write_json, write_text
 from kd.record import environment
 from kd.report import write
-from kd.table import Tables, find
+from kd.table import Tables
 
 HERE = Path(__file__).parents[1] / "docs" / "study"
 FEW = "seed=0,1,2"
@@ -93,27 +93,36 @@ PARTS = {part.__name__: part for part in (original, choice, fair, labels, budget
 
 def chosen(kept: Path, method: str) -> Words:
     """The words for the setting of a method that `choice` found best on validation images."""
-    table = pd.read_csv(kept / "choice" / "summary.csv")
+    path = kept / "choice" / "summary.csv"
+    if method not in OWN:
+        return []
+    if not path.exists():
+        sys.exit("benchmarks.study: the part choice comes first: this one takes its settings from it")
+    table = pd.read_csv(path)
     row = table[(table["method"] == method) & table["chosen"]].iloc[0]
-    found = {key: row.get(f"method.{key}") for key in OWN.get(method, [])}
+    found = {key: row.get(f"method.{key}") for key in OWN[method]}
     return [f"method.{key}={value:g}" for key, value in found.items() if value is not None and not pd.isna(value)]
 
 
 def run(part: str, also: Words, place: Path, kept: Path) -> bool:
     """Run a part, or go on with it, and keep its tables. **Returns:** whether every job is done."""
-    sweeps, good, begun = PARTS[part](kept), True, time.monotonic()
-    spent = place / f"{part}.json"
+    sweeps, good = PARTS[part](kept), True
+    spent = place / f"{part}.json"  # the seconds, of interrupted starts too
+    spent.parent.mkdir(parents=True, exist_ok=True)
     for number, words in enumerate(sweeps):
         own = [f"hydra.sweep.dir={place / part / str(number)}", f"paths.runs={place / 'runs'}"]
         command = [sys.executable, "-m", "kd", "-m", *words, "tracker.mode=disabled", *also, *own]
         print(shlex.join(["python", *command[1:]]), flush=True)
-        code = subprocess.run(command, check=False).returncode
+        begun = time.monotonic()
+        try:
+            code = subprocess.run(command, check=False).returncode
+        finally:
+            before = json.loads(spent.read_text())["seconds"] if spent.exists() else 0.0
+            write_json(spent, {"seconds": before + time.monotonic() - begun})
         if code not in (0, 1):
             sys.exit(code)
         good &= code == 0
-    seconds = time.monotonic() - begun + (json.loads(spent.read_text())["seconds"] if spent.exists() else 0.0)
-    spent.parent.mkdir(parents=True, exist_ok=True)
-    write_json(spent, {"seconds": seconds})
+    seconds = json.loads(spent.read_text())["seconds"]
     keep(part, [place / part / str(number) for number in range(len(sweeps))], sweeps, also, seconds, kept)
     return good
 
@@ -132,12 +141,12 @@ def keep(part: str, places: Sequence[Path], sweeps: list[Words], also: Words, se
     data = ["data.root=PATH" if word.startswith("data.root=") else word for word in also]
     write_json(folder / "part.json", {
         "sweeps": [[*words, *data] for words in sweeps], "seconds": round(seconds), "swept": tables.swept,
-        "teachers": teachers(places), "environment": found,
-        "latency": latency([*tables.runs["student"].dropna(), *tables.runs["teacher"].dropna()]),
+        "environment": found,
+        "latency": latency(tables.runs[["student", "teacher"]].stack().dropna()) if part == "student" else {},
     })  # fmt: skip
 
 
-def latency(names: Sequence[str], passes: int = 30) -> dict[str, dict[str, float]]:
+def latency(names: Iterable[str], passes: int = 30) -> dict[str, dict[str, float]]:
     """{network: {images in a pass: median milliseconds}} of the networks called cnn-SCALE, in eval mode."""
     device = devices.resolve("auto", "auto", CACHE)
     found: dict[str, dict[str, float]] = {}
@@ -149,18 +158,6 @@ def latency(names: Sequence[str], passes: int = 30) -> dict[str, dict[str, float
             with torch.no_grad(), device.autocast():
                 seconds = [clock(lambda: net(x), device) for _ in range(passes + 5)][5:]  # noqa: B023
             found[name][str(size)] = round(1e3 * statistics.median(seconds), 2)
-    return found
-
-
-def teachers(places: Sequence[Path]) -> dict[str, float]:
-    """The seconds that the training of each teacher took."""
-    found = {}
-    for job in find(places):
-        result = Path(job["folder"]) / "result.json"
-        taught = json.loads(result.read_text())["teacher"] if result.exists() else None
-        made = Path(taught["source"]).parent / "result.json" if taught and isinstance(taught["source"], str) else None
-        if made and made.exists():
-            found[taught["name"]] = round(json.loads(made.read_text())["time"]["train_seconds"])
     return found
 
 

@@ -3,37 +3,33 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from benchmarks.study import HERE, PARTS, load
-from kd import figures, published
+from benchmarks.study_figures import (
+    ITS_CODE,
+    PUBLISHED,
+    REPOSITORY,
+    SWEPT,
+    WRONG,
+    Kept,
+    accuracies,
+    draw,
+    gains,
+    teacher_of,
+)  # fmt: skip
 from kd.compare import LEVEL, Paired, holm, paired
 from kd.files import write_text
-from kd.table import MISALIGNED, Tables, half_width
+from kd.table import Tables, half_width
 
 PAGE = HERE.parent / "study.md"
-REPOSITORY = "github.com/danieldutu/cifar10_distillation"
-PUBLISHED = {  # in its README: one seed each, on the original pixels
-    "teacher" if line.student == "cnn-32" else line.method: line.accuracy
-    for line in published.load("published")
-    if line.source == REPOSITORY
-}
-ITS_CODE = {"teacher": 79.7, "standard": 73.7, "logits" + MISALIGNED: 65.7}  # its code, run once on these JPEG images
-SWEPT = {  # part: the key it sweeps, what that is, as a title of an axis
-    "labels": ("student.labels", "part of the labels given"),
-    "budget": ("student.epochs", "epochs of the student"),
-    "student": ("student.scale", "scale of the student"),
-    "teacher": ("teacher.scale", "scale of the teacher"),
-}
 LOOPS = {"standard": "standard", "label_smoothing": "standard", "feature": "feature"}  # which plain loop a method needs
 
 Lines = list[str]
-Kept = dict[str, tuple[Tables, dict[str, Any]]]
 
 
 def publish(kept: Path = HERE) -> None:
@@ -85,23 +81,13 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Lines:
     return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
 
 
-def accuracies(runs: pd.DataFrame) -> pd.Series:
-    """Test accuracy by seed."""
-    return runs[runs["status"] == "done"].set_index("seed")["test_accuracy"]
-
-
-def against(runs: pd.DataFrame, baseline: pd.DataFrame, names: Sequence[str]) -> dict[str, tuple[Paired, float]]:
-    """{method: (its paired comparison with the baseline, p by Holm over all of these)}."""
-    plain = accuracies(baseline)
-    found = {name: paired(accuracies(runs[runs["method"] == name]), plain) for name in names}
-    corrected = holm(pd.Series({name: one.p for name, one in found.items()}))
-    return {name: (one, float(corrected[name])) for name, one in found.items()}
-
-
-def teacher_of(tables: Tables) -> tuple[str, float]:
-    """(name, test accuracy in %) of the teacher that taught."""
-    row = tables.summary.dropna(subset=["teacher_test_accuracy"]).iloc[0]
-    return str(row["teacher"]), 100 * float(row["teacher_test_accuracy"])
+def compared(tables: Tables) -> dict[str, tuple[Paired, float]]:
+    """{method: (its comparison with `standard`, p by Holm's correction)}, as the summary has it."""
+    rows = tables.summary[tables.summary["method"] != "standard"]
+    return {
+        row["method"]: (Paired(row["pairs"], row["difference"], row["difference_ci95"], row["p"]), row["p_holm"])
+        for _, row in rows.iterrows()
+    }
 
 
 # ---- sections
@@ -129,51 +115,62 @@ def verdict(parts: Kept) -> Lines:
     """What a reader needs who reads no further."""
     lines: Lines = []
     if "fair" in parts:
-        tables, _ = parts["fair"]
-        runs = tables.runs
-        plain = runs[runs["method"] == "standard"]
-        names = [name for name in dict.fromkeys(runs["method"]) if name != "standard"]
-        found = against(runs, plain, names)
-        teacher, top = teacher_of(tables)
-        rows = [["`standard`", len(accuracies(plain)), percent(accuracies(plain)), "", ""]]
-        for name, (one, p) in found.items():
-            rows.append([f"`{name}`", one.pairs, percent(accuracies(runs[runs["method"] == name])), points(one), chance(p)])  # fmt: skip  # noqa: E501
-        rows.append([f"teacher {teacher}", 1, f"{top:.2f}", "", ""])
-        lines += grid(["", "seeds", "test, %", "against standard", "p (Holm)"], rows)
-        worth = [name for name, (one, p) in found.items() if p < LEVEL and one.difference > 0]
-        best = max(worth, key=lambda name: found[name][0].difference) if worth else None
-        if best:
-            lines += [
-                f"**Use `{best}`**: {points(found[best][0])} points over the same student trained on labels alone, at "
-                f"the same number of epochs (p {chance(found[best][1])}, {found[best][0].pairs} seeds), with settings "
-                "chosen on validation images.", "",
-            ]  # fmt: skip
-        else:
-            lines += ["**No method is distinguishable from plain training at this budget.**", ""]
+        lines += verdict_fair(parts["fair"][0])
     if "original" in parts:
-        tables, _ = parts["original"]
-        wrong = tables.runs[tables.runs["method"] == "logits" + MISALIGNED]
-        right = tables.runs[tables.runs["method"] == "logits"]
-        one = paired(accuracies(wrong), accuracies(right))
-        lines += [
-            f"**Logits distillation does not hurt; a bug did.** The study that these pages repeat reports "
-            f"{PUBLISHED['logits']:.2f} % with it and {PUBLISHED['standard']:.2f} % without. Teaching every image with "
-            f"what the teacher says of *another* reproduces the collapse ({percent(accuracies(wrong))} %); teaching it "
-            f"with its own gives {percent(accuracies(right))} % in the same protocol, {-100 * one.difference:.1f} "
-            "points more.", "",
-        ]  # fmt: skip
+        lines += verdict_bug(parts["original"][0])
     return lines
+
+
+def verdict_fair(tables: Tables) -> Lines:
+    """The table of the fair study, and which method to use."""
+    runs, found, (teacher, top) = tables.runs, compared(tables), teacher_of(tables)
+    plain = accuracies(runs[runs["method"] == "standard"])
+    rows = [["`standard`", len(plain), percent(plain), "", ""]]
+    for name, (one, p) in found.items():
+        mine = accuracies(runs[runs["method"] == name])
+        rows.append([f"`{name}`", one.pairs, percent(mine), points(one), chance(p)])
+    rows.append([f"teacher {teacher}", 1, f"{top:.2f}", "", ""])
+    lines = grid(["", "seeds", "test, %", "against standard", "p (Holm)"], rows)
+    worth = [name for name, (one, p) in found.items() if p < LEVEL and one.difference > 0]
+    if not worth:
+        return [*lines, "**No method is distinguishable from plain training at this budget.**", ""]
+    best = max(worth, key=lambda name: found[name][0].difference)
+    one, p = found[best]
+    return [
+        *lines,
+        f"**Use `{best}`**: {points(one)} points over the same student trained on labels alone, at the same number of "
+        f"epochs (p {chance(p)}, {one.pairs} seeds), with settings chosen on validation images.",
+        "",
+    ]
+
+
+def verdict_bug(tables: Tables) -> Lines:
+    """Whether misalignment explains the published figure of logits distillation."""
+    runs = tables.runs
+    plain, right, wrong = (accuracies(runs[runs["method"] == name]) for name in ("standard", "logits", WRONG))
+    lost, gain = paired(wrong, right), paired(right, plain)
+    collapses, hurts = (one.p < LEVEL and one.difference < 0 for one in (lost, gain))
+    title = {
+        (True, False): "Logits distillation does not hurt; a bug did.",
+        (True, True): "Logits distillation hurts in this protocol; a bug made it look far worse.",
+    }.get((collapses, hurts), "The bug does not explain the published collapse.")
+    return [
+        f"**{title}** The study that these pages repeat reports {PUBLISHED[WRONG]:.2f} % with it and "
+        f"{PUBLISHED['standard']:.2f} % without. In its protocol, a student that is taught with what the teacher says "
+        f"of *another* image reaches {percent(wrong)} %, and with what it says of its own {percent(right)} %: "
+        f"{told(gain, gain.p)} against plain training.",
+        "",
+    ]
 
 
 def section_original(parts: Kept, drawn: dict[str, str]) -> Lines:
     tables, _ = parts["original"]
     runs, (teacher, top) = tables.runs, teacher_of(tables)
-    names = ["standard", "logits", "feature", "logits" + MISALIGNED]
+    names = ["standard", "logits", "feature", WRONG]
     rows = [[f"teacher {teacher}", "", "", f"{top:.2f}", f"{PUBLISHED['teacher']:.2f}", f"{ITS_CODE['teacher']:.1f}"]]
     for name in names:
         mine = runs[runs["method"] == name]
-        said = PUBLISHED.get(name, PUBLISHED["logits"] if name.endswith(MISALIGNED) else math.nan)
-        shown = "" if name == "logits" else f"{said:.2f}"
+        shown = f"{PUBLISHED[name]:.2f}" if name in PUBLISHED else ""
         code = f"{ITS_CODE[name]:.1f}" if name in ITS_CODE else ""
         rows.append([f"`{name}`", mine["epochs"].iloc[0], len(accuracies(mine)), percent(accuracies(mine)), shown, code])  # fmt: skip  # noqa: E501
     lines = [
@@ -190,8 +187,9 @@ def section_original(parts: Kept, drawn: dict[str, str]) -> Lines:
         "Its `logits` student reads teacher outputs that were made once, in one shuffled order, beside images in "
         "another. `teacher.outputs=misaligned` does that on purpose, and every table marks it:", "",
     ]  # fmt: skip
-    found = against(runs, runs[runs["method"] == "standard"], ["logits", "logits" + MISALIGNED])
-    for name, (one, p) in found.items():
+    found = compared(tables)
+    for name in ("logits", WRONG):
+        one, p = found[name]
         lines.append(f"- `{name}` against `standard` (both {runs['epochs'].max()} epochs): {told(one, p)}.")
     return [*lines, "", *image("bug", drawn)]
 
@@ -212,7 +210,7 @@ def section_choice(parts: Kept, drawn: dict[str, str]) -> Lines:
 def section_fair(parts: Kept, drawn: dict[str, str]) -> Lines:
     tables, _ = parts["fair"]
     runs, summary = tables.runs, tables.summary
-    found = against(runs, runs[runs["method"] == "standard"], [n for n in summary["method"] if n != "standard"])
+    found = compared(tables)
     lines = [
         "## The fair study", "",
         f"Every student has {runs['epochs'].iloc[0]} epochs of the same batches, its settings come from validation "
@@ -252,15 +250,6 @@ def section_swept(part: str, title: str, text: str) -> Callable[[Kept, dict[str,
         return [f"## {title}", "", text, "", *grid(head, rows), *image(part, drawn)]
 
     return section
-
-
-def gains(runs: pd.DataFrame, key: str) -> Iterator[tuple[float, pd.Series, pd.Series, Paired]]:
-    """For each value of the key: it, accuracies of `standard` and of `logits` by seed, and the comparison. Where the
-    key is the teacher's, `standard` is one for all."""
-    taught, plain = runs[runs["method"] == "logits"], runs[runs["method"] == "standard"]
-    for value, group in taught.groupby(key):
-        base = plain if key.startswith("teacher.") else plain[plain[key] == value]
-        yield float(value), accuracies(base), accuracies(group), paired(accuracies(group), accuracies(base))
 
 
 def section_size(parts: Kept, drawn: dict[str, str]) -> Lines:
@@ -341,210 +330,3 @@ def costs(parts: Kept) -> Lines:
     for _, said in parts.values():
         lines += [" ".join(["python -m kd -m", *words]) for words in said["sweeps"]]
     return [*lines, "```", ""]
-
-
-# ---- figures
-
-
-def draw(parts: Kept, folder: Path) -> dict[str, str]:
-    """Draw what the parts call for. **Returns:** {name: caption}."""
-    wanted: list[tuple[str, Callable[[], tuple[Any, str]]]] = []
-    if "original" in parts:
-        tables, _ = parts["original"]
-        wanted += [
-            ("accuracy_comparison", lambda: accuracy_comparison(tables)),
-            ("distillation_comparison", lambda: distillation_comparison(tables)),
-            ("bug", lambda: bug(tables)),
-        ]
-    if "choice" in parts:
-        wanted.append(("choice", lambda: choices(parts["choice"][0])))
-    if "fair" in parts:
-        wanted += [("fair", lambda: figures.accuracy(parts["fair"][0])), ("curves", lambda: figures.curves(parts["fair"][0]))]  # fmt: skip  # noqa: E501
-    wanted += [(part, lambda part=part: swept(parts[part][0], *SWEPT[part])) for part in SWEPT if part in parts]
-    if "student" in parts:
-        wanted.append(("pareto", lambda: front(*parts["student"])))
-    captions = {}
-    with style() as plt:
-        for name, make in wanted:
-            figure, captions[name] = make()
-            figure.savefig(folder / f"{name}.png", dpi=130, bbox_inches="tight", metadata={"Software": None})
-            plt.close(figure)
-    return captions
-
-
-@contextmanager
-def style() -> Iterator[Any]:
-    import matplotlib as mpl
-    import seaborn as sns
-
-    mpl.use("agg")
-    said: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-    with sns.axes_style("whitegrid"), mpl.rc_context(said):
-        import matplotlib.pyplot as plt
-
-        yield plt
-
-
-def canvas(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
-
-
-def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and dash of each method."""
-    colours = figures.palette(names)
-    return {name: {"color": colours[name], "marker": figures.MARKERS[i], "ls": figures.DASHES[i % 5]}
-            for i, name in enumerate(names)}  # fmt: skip
-
-
-def accuracy_comparison(tables: Tables) -> tuple[Any, str]:
-    """Measured beside published."""
-    names = ["standard", "logits", "feature", "logits" + MISALIGNED]
-    figure, axes = canvas(7.2, 3.2)
-    axis, look, (teacher, top) = axes[0][0], looks(names), teacher_of(tables)
-    rows = ["teacher", *names]
-    for place, name in enumerate(rows):
-        published = PUBLISHED.get(name, PUBLISHED["logits"] if name.endswith(MISALIGNED) else math.nan)
-        if name != "logits":  # what was published under that name is the misaligned one
-            axis.plot(published, place, marker="d", ms=9, mfc="none", mec="0.35", ls="",
-                      label="published (one seed, original pixels)" if not place else None)  # fmt: skip
-        if name == "teacher":
-            axis.plot(top, place, marker="*", ms=12, color="0.1", ls="", label=f"measured teacher {teacher}")
-            continue
-        values = 100 * accuracies(tables.runs[tables.runs["method"] == name])
-        axis.errorbar(values.mean(), place, xerr=half_width(values), color=look[name]["color"], ls="", capsize=4,
-                      marker=look[name]["marker"], ms=8)  # fmt: skip
-    axis.set_yticks(range(len(rows)), rows)
-    axis.invert_yaxis()
-    axis.set_xlabel("test accuracy, %")
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
-    return figure, (
-        "The original protocol: means over seeds with 95 % intervals, beside what was published. Its logits figure is "
-        "shown with the bug that made it."
-    )
-
-
-def distillation_comparison(tables: Tables) -> tuple[Any, str]:
-    """Loss and accuracy by epoch, accuracy by size, and what is kept of the teacher."""
-    names = ["standard", "logits", "feature"]
-    figure, axes = canvas(9.2, 6.4, 2, 2)
-    look, (teacher, top) = looks(names), teacher_of(tables)
-    for axis, column, title, scale in ((axes[0][0], "hard", "cross-entropy of training views", 1),
-                                       (axes[0][1], "val_accuracy", "validation accuracy, %", 100)):  # fmt: skip
-        for name in names:
-            curve = scale * tables.history[tables.history["method"] == name].groupby("epoch")[column].mean()
-            axis.plot(curve.index, curve, label=name, ms=4, **look[name])
-        axis.set(xlabel="epoch", ylabel=title)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    summary = tables.summary.set_index("method")
-    for name in names:
-        values = 100 * accuracies(tables.runs[tables.runs["method"] == name])
-        mark = {"color": look[name]["color"], "marker": look[name]["marker"], "ls": "", "capsize": 3, "ms": 8}
-        axes[1][0].errorbar(summary.loc[name, "params"] / 1e6, values.mean(), yerr=half_width(values), **mark)
-        axes[1][1].errorbar(100 * values.mean() / top, name, xerr=100 * half_width(values) / top, **mark)
-    axes[1][0].plot(summary["teacher_params"].max() / 1e6, top, marker="*", ms=12, color="0.1", ls="", label=teacher)
-    axes[1][0].annotate(f"teacher {teacher}", (summary["teacher_params"].max() / 1e6, top), (-8, 0),
-                        textcoords="offset points", ha="right", va="center")  # fmt: skip
-    axes[1][0].set(xlabel="parameters, millions", ylabel="test accuracy, %", xlim=(0, None))
-    axes[1][1].set(xlabel="part of the teacher's accuracy, %")
-    axes[1][1].invert_yaxis()
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    return figure, "The original protocol, outputs aligned: means over seeds; below with 95 % intervals."
-
-
-def bug(tables: Tables) -> tuple[Any, str]:
-    names = ["standard", "logits", "logits" + MISALIGNED]
-    figure, axes = canvas(6.4, 3.6)
-    axis, look = axes[0][0], looks(names)
-    for name in names:
-        rows = tables.history[tables.history["method"] == name]
-        by = rows.groupby("epoch")["val_accuracy"]
-        axis.plot(by.mean().index, 100 * by.mean(), label=name, ms=5, **look[name])
-        axis.fill_between(by.mean().index, 100 * by.min(), 100 * by.max(), color=look[name]["color"], alpha=0.2, lw=0)
-    axis.axhline(PUBLISHED["logits"], color="0.4", ls=":", lw=1.2)
-    last = tables.history["epoch"].max()
-    axis.annotate("published as logits", (last, PUBLISHED["logits"]), (0, 3), textcoords="offset points", ha="right")
-    axis.set(xlabel="epoch", ylabel="validation accuracy, %")
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
-    return figure, "The same student and teacher; the bands are the range of the seeds."
-
-
-def choices(tables: Tables) -> tuple[Any, str]:
-    import seaborn as sns
-
-    figure, axes = canvas(9.2, 3.4, 1, 2)
-    table = tables.summary[tables.summary["method"] == "logits"]
-    cells = table.pivot_table(index="method.alpha", columns="method.T", values="val_accuracy")
-    sns.heatmap(100 * cells.sort_index(ascending=False), annot=True, fmt=".2f", cmap="cividis", ax=axes[0][0],
-                cbar_kws={"label": "validation accuracy, %"}, linewidths=1)  # fmt: skip
-    axes[0][0].set(xlabel="T", ylabel="alpha", title="logits")
-    shown = [("feature", "method.beta"), ("label_smoothing", "method.smoothing")]
-    look = looks([name for name, _ in shown])
-    for name, key in shown:
-        rows = tables.summary[tables.summary["method"] == name].sort_values(key)
-        label = f"{name}: {figures.short(key)}"
-        axes[0][1].plot(rows[key], 100 * rows["val_accuracy"], label=label, **look[name])
-    axes[0][1].set(xlabel="value", ylabel="validation accuracy, %")
-    axes[0][1].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
-    return (
-        figure,
-        "Validation accuracy of every setting that was tried; one seed, so differences of half a point are chance.",
-    )
-
-
-def swept(tables: Tables, key: str, what: str) -> tuple[Any, str]:
-    """Accuracy of both, and the difference, over the values of a key."""
-    figure, axes = canvas(9.2, 3.4, 1, 2)
-    look, found = looks(["standard", "logits"]), list(gains(tables.runs, key))
-    values = [value for value, *_ in found]
-    for name, which in (("standard", 1), ("logits", 2)):
-        means = [100 * row[which].mean() for row in found]
-        halves = [100 * half_width(row[which]) for row in found]
-        axes[0][0].errorbar(values, means, yerr=halves, label=name, capsize=3, ms=6, **look[name])
-    differences = [one for *_, one in found]
-    axes[0][1].errorbar(values, [100 * one.difference for one in differences], [100 * one.ci95 for one in differences],
-                        color=look["logits"]["color"], marker="s", capsize=3, ms=6)  # fmt: skip
-    axes[0][1].axhline(0, color="0.2", lw=1, ls=":")
-    axes[0][0].set_ylabel("test accuracy, %")
-    axes[0][1].set_ylabel("logits minus standard, points")
-    for axis in axes[0]:
-        axis.set_xscale("log")
-        axis.set_xticks(values, [f"{value:g}" for value in values])
-        axis.minorticks_off()
-        axis.set_xlabel(what)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
-    return figure, "Means over seeds with 95 % intervals; on the right the difference, paired by seed."
-
-
-def front(tables: Tables, said: dict[str, Any]) -> tuple[Any, str]:
-    figure, axes = canvas(10.4, 3.6, 1, 3)
-    names, latency = ["standard", "logits"], said["latency"]
-    look, (teacher, top) = looks(names), teacher_of(tables)
-    big = tables.summary.dropna(subset=["teacher_params"]).iloc[0]
-    costs_ = [("params", "parameters"), ("macs", "MACs"), ("ms", "ms for one image")]
-    for axis, (key, title) in zip(axes[0], costs_, strict=True):
-        seen = []
-        for name in names:
-            mine = tables.runs[(tables.runs["method"] == name) & (tables.runs["status"] == "done")]
-            for student, rows in mine.groupby("student"):
-                cost = latency[student]["1"] if key == "ms" else rows[key].iloc[0]
-                values = 100 * rows["test_accuracy"]
-                seen.append((cost, values.mean()))
-                axis.errorbar(cost, values.mean(), yerr=half_width(values), color=look[name]["color"], capsize=3,
-                              marker=look[name]["marker"], ls="", label=name, ms=6)  # fmt: skip
-        cost = latency[teacher]["1"] if key == "ms" else big[f"teacher_{key}"]
-        axis.plot(cost, top, marker="*", color="0.1", ms=12, ls="", label=f"teacher {teacher}")
-        edge = figures.pareto([*seen, (cost, top)])
-        axis.step(*zip(*edge, strict=True), where="post", color="0.5", lw=1, ls="--", label="Pareto front", zorder=1)
-        axis.set(xscale="log", xlabel=title)
-        if key == "ms":
-            shown = sorted({latency[name]["1"] for name in latency})
-            axis.set_xticks(shown, [f"{ms:g}" for ms in shown])
-            axis.minorticks_off()
-    axes[0][0].set_ylabel("test accuracy, %")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
-    figure.legend(once.values(), once.keys(), loc="outside upper center", ncols=4, frameon=False)
-    return figure, "Students of scale 4, 8, 16 and 32 with 95 % intervals, and the teacher."

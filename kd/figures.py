@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,11 +47,6 @@ def draw(
 
     **Returns:** (drawn, left out).
     """
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import seaborn as sns
-
     folder.mkdir(parents=True, exist_ok=True)
     wanted: list[tuple[str, str, Callable[[], tuple[Any, str]]]] = [
         ("accuracy", "Test accuracy", lambda: accuracy(tables)),
@@ -74,11 +70,7 @@ def draw(
             wanted.append((f"search-{what}", title, partial(search, study, what) if study else partial(_unfit, damage)))
 
     drawn, left = [], []
-    style: Any = {"svg.fonttype": "none", "font.size": 10, "axes.titlesize": 11, "figure.dpi": 110, "savefig.dpi": 150,
-             "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "kd"}  # fmt: skip
-    with sns.axes_style("whitegrid"), mpl.rc_context(style):
-        import matplotlib.pyplot as plt
-
+    with style() as plt:
         for name, title, make in wanted:
             try:
                 figure, caption = make()
@@ -94,6 +86,21 @@ def draw(
                 left.append(Left(title, f"it cannot be drawn: {first_line(error)}"))
             plt.close("all")
     return drawn, left
+
+
+@contextmanager
+def style() -> Iterator[Any]:
+    """Inside, figures look as kd's do; pyplot."""
+    import matplotlib as mpl
+    import seaborn as sns
+
+    mpl.use("agg")
+    said: Any = {"svg.fonttype": "none", "font.size": 10, "axes.titlesize": 11, "figure.dpi": 110, "savefig.dpi": 150,
+             "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "kd"}  # fmt: skip
+    with sns.axes_style("whitegrid"), mpl.rc_context(said):
+        import matplotlib.pyplot as plt
+
+        yield plt
 
 
 def _save(figure: Any, folder: Path, name: str, ending: str) -> None:
@@ -158,10 +165,11 @@ def _apart(values: Sequence[float]) -> list[float]:
     return kept
 
 
-def _canvas(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def canvas(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+    """(figure, axes [rows][columns]) of so many inches."""
     import matplotlib.pyplot as plt
 
-    return plt.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
+    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
 
 
 def _done(tables: Tables) -> pd.DataFrame:
@@ -175,7 +183,7 @@ def accuracy(tables: Tables) -> tuple[Any, str]:
     done, table = _done(tables), tables.summary
     if len(table) > MANY:
         table = (table[table["chosen"]] if table["chosen"].any() else table).head(MANY)
-    figure, axes = _canvas(7.2, 1.3 + 0.42 * len(table))
+    figure, axes = canvas(7.2, 1.3 + 0.42 * len(table))
     axis, colours = axes[0][0], palette(_methods(tables))
     for place, (_, row) in enumerate(table.iterrows()):
         seeds = 100 * done[done["setting"] == row["setting"]]["test_accuracy"]
@@ -215,7 +223,7 @@ def curves(tables: Tables) -> tuple[Any, str]:
     panels = [p for p in panels if any(c in history and history[c].notna().any() for c in p[1:3])]
     if not panels or history["epoch"].max() < 2:
         raise Unfit("the runs have one epoch")
-    figure, axes = _canvas(4.6 * len(panels), 3.6, len(panels))
+    figure, axes = canvas(4.6 * len(panels), 3.6, len(panels))
     names = list(table["setting"])
     colours = palette(names)
     for axis, (title, train, val, scale) in zip(axes[0], panels, strict=True):
@@ -278,7 +286,7 @@ def response(tables: Tables, key: str) -> tuple[Any, str]:
     _done(tables)
     table, held = _held(tables, [key])
     table = table[table[key].notna()]
-    figure, axes = _canvas(5.6, 3.8)
+    figure, axes = canvas(5.6, 3.8)
     axis, methods = axes[0][0], [str(m) for m, g in table.groupby("method", sort=False) if g[key].nunique() > 1]
     if not methods:
         return _scatter(tables, key, figure, axis)
@@ -342,7 +350,7 @@ def heat(tables: Tables, a: str, b: str) -> tuple[Any, str]:
         raise Unfit("no method was run over a grid of both")
     method = max(fit, key=lambda m: fit[m])
     cells = both[both["method"] == method].pivot_table(index=a, columns=b, values="test_accuracy", aggfunc="mean")
-    figure, axes = _canvas(2.4 + 0.85 * len(cells.columns), 1.6 + 0.5 * len(cells.index))
+    figure, axes = canvas(2.4 + 0.85 * len(cells.columns), 1.6 + 0.5 * len(cells.index))
     sns.heatmap(100 * cells.astype(float).sort_index(ascending=False), annot=True, fmt=".2f", cmap="cividis",
                 ax=axes[0][0], cbar_kws={"label": "test accuracy, %"}, linewidths=1)  # fmt: skip
     axes[0][0].set(xlabel=short(b), ylabel=short(a), title=method)
@@ -362,7 +370,7 @@ def size(tables: Tables) -> tuple[Any, str]:
                for _, r in teachers.iterrows()]  # fmt: skip
     names = [m for m in [*_methods(tables), "teacher"] if m in {p[3] for p in points}]
     colours = palette(names) | {"teacher": "0.15"}
-    figure, axes = _canvas(9.2, 3.8, 2)
+    figure, axes = canvas(9.2, 3.8, 2)
     for axis, which, title in zip(axes[0], (0, 1), ("parameters", "multiply-accumulates an image"), strict=True):
         for i, name in enumerate(names):
             mine = [p for p in points if p[3] == name]
@@ -392,7 +400,7 @@ def reliability(tables: Tables) -> tuple[Any, str]:
     names = [n for n in tables.summary[tables.summary["chosen"]]["setting"] if n in tables.reliability][:6]
     if not names:
         raise Unfit("the runs hold no counts of confidence")
-    figure, axes = _canvas(4.8, 4.4)
+    figure, axes = canvas(4.8, 4.4)
     axis, colours = axes[0][0], palette(names)
     axis.plot([0, 1], [0, 1], color="0.5", ls="--", lw=1, label="calibrated")
     for i, name in enumerate(names):

@@ -69,8 +69,8 @@ COLUMNS = {  # of the tables below; those of `summary` that fold seeds are means
     "folder": "where the run's files are",
 }
 
-IGNORED = ("seed", "device", "threads", "rerun", "paths.", "tracker.", "checkpoint.", "teacher.outputs")  # these keys
-# set no run apart, or the method's name says it
+# keys that set no run apart, or that the method's name tells
+IGNORED = ("seed", "device", "threads", "rerun", "paths.", "tracker.", "checkpoint.", "teacher.outputs")
 CONTEXT = ("student.", "data.")  # keys that say what is trained on what: compared within, never chosen
 FOLDED = ("test_nll", "test_ece", "test_agreement", "test_teacher_kl", "val_accuracy", "val_nll", "val_ece",
           "train_seconds", "images_per_second", "teacher_test_accuracy")  # fmt: skip
@@ -230,13 +230,9 @@ def _row(job: Mapping[str, Any], result: Mapping[str, Any] | None, state: Status
 
 def _method(job: Mapping[str, Any]) -> str:
     """The method's name, with a mark where its bug was asked for."""
-    name = str(job["config"]["method"]["name"])
-    return name + MISALIGNED if job["taught"] and _outputs(job) == "misaligned" else name
-
-
-def _outputs(job: Mapping[str, Any]) -> Any:
-    teacher = job["config"].get("teacher")
-    return teacher.get("outputs") if isinstance(teacher, Mapping) else None
+    name, teacher = str(job["config"]["method"]["name"]), job["config"].get("teacher")
+    asked = job["taught"] and isinstance(teacher, Mapping) and teacher.get("outputs") == "misaligned"
+    return name + MISALIGNED if asked else name
 
 
 def printable(path: Path | str) -> str:

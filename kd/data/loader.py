@@ -65,13 +65,7 @@ def batches(
     With `shared`, runs of the same data, seed and batch size that go in step see one and the same batch.
     """
     count = data.batches(batch_size)
-    rounds = -(-data.seen // max(1, len(data)))  # each with an order and views of its own, as an epoch has
-    turns = range(epoch * rounds, (epoch + 1) * rounds)
-    orders = [data.index[views.order(seed, turn, data.index)] for turn in turns]
-    turned = list(zip(turns, orders, strict=True))
-    order, chosen = torch.cat(orders), torch.stack([
-        torch.cat([views.choose(seed, turn, one, augment, nth) for turn, one in turned]) for nth in range(views_each)
-    ])  # fmt: skip
+    order, chosen = _shown(data, seed, epoch, augment, views_each)
 
     def batch(step: int) -> Batch:
         now = slice(step * batch_size, (step + 1) * batch_size)
@@ -87,6 +81,17 @@ def batches(
     same = data, batch_size, seed, epoch, augment, views_each, mixed
     for step in range(start, count):
         yield shared.last(f"step/batch/{seed}", (*same, step), lambda: batch(step)) if shared else batch(step)  # noqa: B023
+
+
+def _shown(data: Split, seed: int, epoch: int, augment: Augment, views_each: int) -> tuple[Tensor, Tensor]:
+    """(samples in the epoch's order [n], their views [views_each, n]): as many rounds as its length takes, each with an
+    order and views of its own, as an epoch of one round has."""
+    rounds = -(-data.seen // max(1, len(data)))
+    orders, chosen = [], []
+    for turn in range(epoch * rounds, (epoch + 1) * rounds):
+        orders.append(order := data.index[views.order(seed, turn, data.index)])
+        chosen.append(torch.stack([views.choose(seed, turn, order, augment, nth) for nth in range(views_each)]))
+    return torch.cat(orders), torch.cat(chosen, dim=1)
 
 
 def swapped(batch: Batch, data: Split, seed: int, augment: Augment, views_each: int = 1) -> Batch:
