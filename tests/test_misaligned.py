@@ -13,6 +13,8 @@ from kd import report
 from kd.data.loader import batches, swapped
 from kd.device import Device
 from kd.outputs import Outputs, Place
+from kd.pack import Shared, together
+from kd.run import folder_of, run, steps
 from kd.teacher import Live
 
 FP32 = Device(torch.device("cpu"), torch.float32)
@@ -75,6 +77,26 @@ def test_a_misaligned_run_trains_to_other_numbers_and_says_so(kd: Callable) -> N
     assert set(found) == {"logits", "logits-misaligned"}
     said = tables(Path("runs")).runs.set_index("method")["test_accuracy"]
     assert said["logits MISALIGNED"] < said["logits"] - 0.1
+
+
+def test_packed_with_others_it_is_what_it_is_alone(composed: Callable, tmp_path: Path) -> None:
+    """Runs of one seed share batches and teacher outputs; those that see others, or have few labels, do not."""
+    words = ["teacher.outputs=aligned", "teacher.outputs=misaligned", "student.labels=0.2"]
+    apart, packed = (
+        [composed("method=logits", word, f"paths.runs={tmp_path / place}") for word in words]
+        for place in ("apart", "packed")
+    )
+    for config in apart:
+        run(config)
+    shared = Shared()
+    ends = together([steps(config, "student", None, shared, len(packed)) for config in packed])
+    assert all(isinstance(end, dict) for end in ends), ends
+    seen = set()
+    for alone, other in zip(apart, packed, strict=True):
+        weights = [(folder_of(config) / "student.safetensors").read_bytes() for config in (alone, other)]
+        assert weights[0] == weights[1], other.label()
+        seen.add(weights[0])
+    assert len(seen) == len(words)
 
 
 def test_it_is_marked_in_every_table(tmp_path: Path) -> None:
