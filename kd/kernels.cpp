@@ -1,4 +1,4 @@
-// Batch norm with the ReLU after it, and max pooling, in bfloat16 on a CPU.
+// Batch norm with the ReLU or ELU after it, and max pooling, in bfloat16 on a CPU.
 // x, y, dy, dx are n rows of c channels (a channels_last image batch), c a multiple of 16; all else is float32 [c].
 // Sums are kept in float32 over 256 rows and in float64 beyond, in an order that no number of threads changes.
 #include <algorithm>
@@ -46,16 +46,35 @@ template <class T> static std::vector<double> sums(long n, int c, T term) {  // 
   return total;
 }
 
-// y = max(0, a * x + t); what is not a number stays one
-extern "C" void scale_relu(const half* x, half* y, long n, int c, const float* a, const float* t) {
-  each(n, c, [=](long at, int b) {
-    F z = up(x + at) * get<F>(a + b) + get<F>(t + b);
-    down(y + at, keep(!(z <= 0), z));
+static inline F expm1(F z) {  // for z <= 0: 2^k (e^r - 1) + 2^k - 1, with a series for e^r - 1, |r| <= ln(2) / 2
+  z = z > -87 ? z : F{} - 87;
+  F k = z * 1.44269504f + 12582912 - 12582912;  // to the nearest integer
+  F r = z - k * 0.693359375f + k * 2.12194440e-4f;
+  F p = r + r * r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * (1 / 120.f + r * (1 / 720.f)))));
+  F s = (F)((__builtin_convertvector(k, I) + 127) << 23);
+  return p * s + (s - 1);
+}
+
+// An activation of z, and d times its slope there; what is not a number stays one
+struct Relu {
+  static F value(F z) { return keep(!(z <= 0), z); }
+  static F back(F z, F d) { return keep(!(z <= 0), d); }
+};
+struct Elu {
+  static F value(F z) { return z <= 0 ? expm1(z) : z; }
+  static F back(F z, F d) { return z <= 0 ? d * (expm1(z) + 1) : d; }
+};
+template <class T> static void by(int elu, T work) { elu ? work(Elu()) : work(Relu()); }
+
+// y = activation(a * x + t)
+extern "C" void scale_act(int elu, const half* x, half* y, long n, int c, const float* a, const float* t) {
+  by(elu, [=](auto act) {
+    each(n, c, [=](long at, int b) { down(y + at, act.value(up(x + at) * get<F>(a + b) + get<F>(t + b))); });
   });
 }
 
-extern "C" void norm_relu(const half* x, half* y, long n, int c, const float* weight, const float* bias, float eps,
-                          float* mean, float* var, float* a, float* t) {
+extern "C" void norm_act(int elu, const half* x, half* y, long n, int c, const float* weight, const float* bias,
+                         float eps, float* mean, float* var, float* a, float* t) {
   auto s = sums(n, c, [=](long at, int, F& p, F& q) { F f = up(x + at); p += f, q += f * f; });
   for (int i = 0; i < c; i++) {
     double m = s[i] / n, v = s[c + i] / n - m * m;
@@ -63,13 +82,13 @@ extern "C" void norm_relu(const half* x, half* y, long n, int c, const float* we
     mean[i] = m, var[i] = v;
     a[i] = weight[i] / std::sqrt(v + eps), t[i] = bias[i] - m * a[i];
   }
-  scale_relu(x, y, n, c, a, t);
+  scale_act(elu, x, y, n, c, a, t);
 }
 
-extern "C" void norm_relu_backward(const half* dy, const half* x, half* dx, long n, int c, float eps,
-                                   const float* mean, const float* var, const float* a, const float* t, float* dweight,
-                                   float* dbias) {
-  auto passed = [=](long at, int b, F f) { return keep(!(f * get<F>(a + b) + get<F>(t + b) <= 0), up(dy + at)); };
+template <class A>
+static void backward(A act, const half* dy, const half* x, half* dx, long n, int c, float eps, const float* mean,
+                     const float* var, const float* a, const float* t, float* dweight, float* dbias) {
+  auto passed = [=](long at, int b, F f) { return act.back(f * get<F>(a + b) + get<F>(t + b), up(dy + at)); };
   auto s = sums(n, c, [=](long at, int b, F& p, F& q) { F f = up(x + at), d = passed(at, b, f); p += d, q += d * f; });
   std::vector<float> g(c), h(c);  // dx = a * d + g * x + h
   for (int i = 0; i < c; i++) {
@@ -83,6 +102,12 @@ extern "C" void norm_relu_backward(const half* dy, const half* x, half* dx, long
     F f = up(x + at);
     down(dx + at, get<F>(a + b) * passed(at, b, f) + get<F>(gp + b) * f + get<F>(hp + b));
   });
+}
+
+extern "C" void norm_act_backward(int elu, const half* dy, const half* x, half* dx, long n, int c, float eps,
+                                  const float* mean, const float* var, const float* a, const float* t, float* dweight,
+                                  float* dbias) {
+  by(elu, [=](auto act) { backward(act, dy, x, dx, n, c, eps, mean, var, a, t, dweight, dbias); });
 }
 
 // 2 x 2 max pooling of n images [h, w, c], h and w even; `which` of the four was taken: the first of the largest

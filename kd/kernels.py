@@ -1,4 +1,4 @@
-"""Batch norm with the ReLU after it, and max pooling, for bfloat16 on a CPU (kernels.cpp), where PyTorch is slow.
+"""Batch norm with its ReLU or ELU, and max pooling, for bfloat16 on a CPU (kernels.cpp), where PyTorch is slow.
 
 The source is compiled once a machine, in a second, where there is g++; elsewhere PyTorch's own operators do the work.
 """
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 
@@ -32,8 +31,8 @@ class Library:
 
     def __init__(self, path: Path):
         self.path, found = path, ctypes.CDLL(str(path))
-        self.norm_relu, self.norm_relu_backward = found.norm_relu, found.norm_relu_backward
-        self.scale_relu, self.pool, self.pool_backward = found.scale_relu, found.pool, found.pool_backward
+        self.norm_act, self.norm_act_backward = found.norm_act, found.norm_act_backward
+        self.scale_act, self.pool, self.pool_backward = found.scale_act, found.pool, found.pool_backward
 
     def __reduce__(self) -> Any:
         return Library, (self.path,)
@@ -76,9 +75,13 @@ def processor() -> bytes:
 
 def _right(library: Any) -> bool:
     """Do the kernels agree with PyTorch?"""
+    return all(_agree(library, activation) for activation in FUSED)
+
+
+def _agree(library: Any, activation: type[nn.Module]) -> bool:
     draw = torch.Generator().manual_seed(0)
     x, dy = (torch.randn(s, generator=draw).bfloat16() for s in ((8, 16, 10, 10), (8, 16, 5, 5)))
-    theirs, ours = (nn.Sequential(nn.Sequential(nn.BatchNorm2d(16), nn.ReLU()), nn.MaxPool2d(2)) for _ in "ab")
+    theirs, ours = (nn.Sequential(nn.Sequential(nn.BatchNorm2d(16), activation()), nn.MaxPool2d(2)) for _ in "ab")
     quicken(ours, library)
     found = []
     for net, to in ((theirs, torch.float32), (ours, torch.bfloat16)):
@@ -91,21 +94,23 @@ def _right(library: Any) -> bool:
     return all(torch.allclose(a.float(), b.float(), rtol=0.02, atol=0.02) for a, b in zip(*found, strict=True))
 
 
-class NormReLU(nn.BatchNorm2d):
-    """nn.BatchNorm2d and a ReLU, with the same weights and names: [B, C, H, W] -> [B, C, H, W]."""
+class NormAct(nn.BatchNorm2d):
+    """nn.BatchNorm2d and an activation, with the same weights and names: [B, C, H, W] -> [B, C, H, W]."""
 
     library: Any = None
+    activation: type[nn.Module]
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._fits(x):
-            return F.relu(super().forward(x))
+            y: Tensor = self.activation()(super().forward(x))
+            return y
         running_mean, running_var, seen = self.running_mean, self.running_var, self.num_batches_tracked
         assert self.momentum is not None
         assert running_mean is not None
         assert running_var is not None
         assert seen is not None
         if self.training:
-            y, mean, var = _Train.apply(x, self.weight, self.bias, self.eps, self.library)
+            y, mean, var = _Train.apply(x, self.weight, self.bias, self.eps, self._elu, self.library)
             rows = x.numel() // x.shape[1]
             with torch.no_grad():
                 seen.add_(1)
@@ -115,8 +120,12 @@ class NormReLU(nn.BatchNorm2d):
         scale = self.weight * torch.rsqrt(running_var + self.eps)
         shift = self.bias - running_mean * scale
         y = torch.empty_like(x)
-        self.library.scale_relu(*_pointers(x, y), *_rows(x), *_pointers(scale, shift))
+        self.library.scale_act(self._elu, *_pointers(x, y), *_rows(x), *_pointers(scale, shift))
         return y
+
+    @property
+    def _elu(self) -> int:
+        return self.activation is nn.ELU
 
     def _fits(self, x: Tensor) -> bool:
         return (
@@ -132,12 +141,24 @@ class NormReLU(nn.BatchNorm2d):
         )
 
 
+class NormReLU(NormAct):
+    activation = nn.ReLU
+
+
+class NormELU(NormAct):
+    activation = nn.ELU
+
+
+FUSED: dict[type[nn.Module], type[NormAct]] = {nn.ReLU: NormReLU, nn.ELU: NormELU}
+
+
 class _Train(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, library: Any) -> Any:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, elu: int, library: Any) -> Any:
         y = torch.empty_like(x)
         mean, var, scale, shift = torch.empty(4, x.shape[1])
-        library.norm_relu(
+        library.norm_act(
+            elu,
             *_pointers(x, y),
             *_rows(x),
             *_pointers(weight, bias),
@@ -145,7 +166,7 @@ class _Train(torch.autograd.Function):
             *_pointers(mean, var, scale, shift),
         )
         ctx.save_for_backward(x, mean, var, scale, shift)
-        ctx.eps, ctx.library = eps, library
+        ctx.eps, ctx.elu, ctx.library = eps, elu, library
         ctx.mark_non_differentiable(mean, var)
         return y, mean, var
 
@@ -154,11 +175,11 @@ class _Train(torch.autograd.Function):
         x, mean, var, scale, shift = ctx.saved_tensors
         dy = grads[0].contiguous(memory_format=torch.channels_last)
         dx, (dweight, dbias) = torch.empty_like(x), torch.empty(2, x.shape[1])
-        ctx.library.norm_relu_backward(
-            *_pointers(dy, x, dx), *_rows(x), ctypes.c_float(ctx.eps),
+        ctx.library.norm_act_backward(
+            ctx.elu, *_pointers(dy, x, dx), *_rows(x), ctypes.c_float(ctx.eps),
             *_pointers(mean, var, scale, shift, dweight, dbias),
         )  # fmt: skip
-        return dx, dweight, dbias, None, None
+        return dx, dweight, dbias, None, None, None
 
 
 class MaxPool2x2(nn.MaxPool2d):
@@ -209,13 +230,13 @@ def _rows(x: Tensor) -> tuple[ctypes.c_long, ctypes.c_int]:
 
 
 def quicken(net: nn.Module, library: Any) -> None:
-    """In place: every BatchNorm2d that a ReLU follows in a Sequential becomes a NormReLU, every MaxPool2d(2) a
-    MaxPool2x2. Weights keep their names."""
+    """In place: every BatchNorm2d that a ReLU or an ELU follows in a Sequential becomes a NormReLU or a NormELU, every
+    MaxPool2d(2) a MaxPool2x2. Weights keep their names."""
     for module in list(net.modules()):
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-            for place, (norm, relu) in enumerate(itertools.pairwise(list(module)), 1):
-                if type(norm) is nn.BatchNorm2d and type(relu) is nn.ReLU:
-                    norm.__class__ = NormReLU
+            for place, (norm, act) in enumerate(itertools.pairwise(list(module)), 1):
+                if type(norm) is nn.BatchNorm2d and type(act) in FUSED and getattr(act, "alpha", 1.0) == 1.0:
+                    norm.__class__ = FUSED[type(act)]
                     norm.library = library
                     module[place] = nn.Identity()
         if type(module) is nn.MaxPool2d and repr(module) == repr(nn.MaxPool2d(2)) and not module.return_indices:

@@ -1,7 +1,7 @@
 """Every network: its row below says what it must be."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kd import models, registry
 from kd.config import model_name
 from kd.evaluate import size
-from kd.kernels import NormReLU, library, quicken
+from kd.kernels import NormAct, library, quicken
 from kd.models import Net
 
 Shapes = dict[str, tuple[int, ...]]
@@ -207,7 +207,7 @@ def test_our_kernels_compute_the_same(name: str, training: bool, tmp_path: Path)
                 module.p = 0.0
         if ours:
             quicken(net, kernels)
-            assert any(isinstance(m, NormReLU) for m in net.modules())
+            assert any(isinstance(m, NormAct) for m in net.modules())
         x = torch.randn(8, 3, 16, 16).to(memory_format=torch.channels_last)
         with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=half):
             found.append(net(x).detach().float())
@@ -249,13 +249,14 @@ def test_patches_must_fit() -> None:
 
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("ours", [False, True])
-def test_a_tap_before_an_activation(ours: bool, inplace: bool, tmp_path: Path) -> None:
-    """Also where kd's kernels compute norm and ReLU in one."""
+@pytest.mark.parametrize("act", [nn.ReLU, nn.ELU])
+def test_a_tap_before_an_activation(act: Any, ours: bool, inplace: bool, tmp_path: Path) -> None:
+    """Also where kd's kernels compute norm and activation in one."""
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(16)
     nn.init.normal_(norm.bias)
     net = Net(
-        first=nn.Sequential(nn.Conv2d(3, 16, 3), norm, nn.ReLU(inplace)),
+        first=nn.Sequential(nn.Conv2d(3, 16, 3), norm, act(inplace=inplace)),
         pool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
         head=nn.Linear(16, 2),
     ).eval()
@@ -266,8 +267,8 @@ def test_a_tap_before_an_activation(ours: bool, inplace: bool, tmp_path: Path) -
         quicken(net, library(tmp_path))
     out = net.tapped(x, ["first.pre", "first", "pool.pre"])
     torch.testing.assert_close(out.taps["first.pre"], pre)
-    torch.testing.assert_close(out.taps["first"], pre.relu())
-    torch.testing.assert_close(out.taps["pool.pre"], pre.relu().mean((2, 3)))
+    torch.testing.assert_close(out.taps["first"], act()(pre))
+    torch.testing.assert_close(out.taps["pool.pre"], act()(pre).mean((2, 3)))
     torch.testing.assert_close(out.logits, logits)
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kd.kernels import NormReLU
+from kd.kernels import NormAct
 from kd.settings import Settings
 
 ACTIVATIONS = nn.ReLU, nn.ReLU6, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish
@@ -133,10 +133,10 @@ def _before_activation(stage: nn.Module, x: Tensor) -> tuple[Tensor, nn.Module]:
     if not isinstance(stage, nn.Sequential):
         return stage(x), nn.Identity()
     *first, last = stage
-    if isinstance(last, nn.Identity) and first and isinstance(first[-1], NormReLU):  # see kernels.quicken
+    if isinstance(last, nn.Identity) and first and isinstance(first[-1], NormAct):  # see kernels.quicken
         for module in first[:-1]:
             x = module(x)
-        return nn.BatchNorm2d.forward(first[-1], x), nn.ReLU()
+        return nn.BatchNorm2d.forward(first[-1], x), first[-1].activation()
     if not isinstance(last, ACTIVATIONS):
         return stage(x), nn.Identity()
     for module in first:
