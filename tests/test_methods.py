@@ -15,6 +15,7 @@ from kd import methods, registry
 from kd.cli import CONF
 from kd.methods import Batch, Spec
 from kd.methods.paired import pairs
+from kd.methods.rkd import _angles
 from kd.models import Net, Out
 
 CLASSES, SIZE = 5, 6
@@ -445,3 +446,49 @@ def test_two_classes_are_too_few_for_the_others(name: str) -> None:
     kind = methods.find(name)
     with pytest.raises(ValueError, match=r"name: .* needs 3 or more, not 2"):
         kind.check(kind.Config(name=name, **TABLE[name].settings), Spec(STUDENT, TEACHER, 2, samples=10))
+
+
+@pytest.mark.parametrize("kind", ["far from the origin", "twins", "nearly twins", "all the same"])
+def test_angles_in_float32(kind: str) -> None:
+    """They come from products of samples, where rounding could hide a small distance; twins have no direction."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 6, generator=draw, dtype=torch.float64)
+    if kind == "far from the origin":
+        x += 1000
+    elif kind == "nearly twins":
+        x[4:] = x[:4] + 1e-5 * torch.randn(4, 6, generator=draw)
+    else:
+        x[1 if kind == "twins" else slice(1, None)] = x[0]
+    leaf = x.float().requires_grad_()
+    found = _angles(leaf)
+    (found**2).sum().backward()
+    e = F.normalize(x.float().double()[None] - x.float().double()[:, None], dim=2)
+    if kind != "nearly twins":
+        torch.testing.assert_close(found.double(), e @ e.transpose(1, 2), rtol=0, atol=2e-3)
+    assert found.abs().max() < 1.01
+    assert leaf.grad is not None
+    assert leaf.grad.isfinite().all()
+    assert leaf.grad.abs().max() < 100
+
+
+@pytest.mark.parametrize("name", ["feature", "vid", "reviewkd", "ofd", "simkd"])
+def test_maps_that_are_learned_from_keep_their_order_in_memory(name: str) -> None:
+    """Of what a method's own convolutions give, the gradients: a batch norm in channels_last is slow with another."""
+    method, s, t = (
+        build(name).to(memory_format=torch.channels_last),
+        outputs(1, STUDENT, grad=True),
+        outputs(2, TEACHER),
+    )
+    seen = []
+
+    def watch(_: nn.Module, __: Any, y: Tensor) -> None:
+        y.register_hook(lambda grad: seen.append(grad.is_contiguous(memory_format=torch.channels_last)))
+
+    for module in method.modules():
+        if isinstance(module, nn.Conv2d) and module.out_channels > 2:  # not reviewkd's two gates
+            module.register_forward_hook(watch)
+    for taps in (s.taps, t.taps):
+        taps.update({k: x.contiguous(memory_format=torch.channels_last) for k, x in taps.items() if x.ndim == 4})
+    loss(method(batch(), s, t)).backward()
+    assert seen
+    assert all(seen)

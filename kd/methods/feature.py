@@ -2,10 +2,9 @@
 
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.methods.base import Batch, FeatureWeights, Spec, Terms, hard, soft_kl
+from kd.methods.base import Batch, FeatureWeights, Spec, Terms, hard, mean_square, soft_kl
 from kd.methods.paired import Paired, Pairs, alike
 from kd.models.base import Out
 
@@ -31,7 +30,7 @@ class Feature(Paired):
 
     def compare(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
         student, teacher = alike(student, teacher)  # the 1 x 1 convolution and the pooling commute: pool first
-        return F.mse_loss(self.regressors[number](student), teacher) / len(self.pairs)
+        return mean_square(self.regressors[number](student) - teacher) / len(self.pairs)
 
     def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
         assert teacher is not None

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kd.methods.base import Batch, Spec, Terms, hard, ramp
+from kd.methods.base import Batch, Spec, Terms, hard, mean_square, ramp
 from kd.methods.paired import Paired, PairedConfig, before, pairs, shape_of
 from kd.models.base import Out
 
@@ -76,8 +76,8 @@ class _Fusion(nn.Module):
         x = self.bn1(self.conv1(x))
         if self.att is not None and below is not None:
             below = F.interpolate(below, x.shape[2:], mode="nearest")
-            gates = self.att(torch.cat([x, below], dim=1)).sigmoid()
-            x = x * gates[:, :1] + below * gates[:, 1:]
+            own, other = self.att(torch.cat([x, below], dim=1)).sigmoid().chunk(2, dim=1)
+            x = x * own + below * other
         if x.shape[2:] != self.size:
             x = F.interpolate(x, self.size, mode="nearest")
         return self.bn2(self.conv2(x)), x
@@ -89,10 +89,11 @@ def _map(x: Tensor) -> Tensor:
 
 def hcl(student: Tensor, teacher: Tensor) -> Tensor:
     """The hierarchical context loss of two maps of one shape: a scalar."""
-    total, weights, weight = F.mse_loss(student, teacher), 1.0, 1.0
+    apart = student - teacher  # the difference of pooled maps is the pooled difference
+    total, weights, weight = mean_square(apart), 1.0, 1.0
     for size in (4, 2, 1):
         if size < student.shape[2]:
             weight /= 2
-            pooled, wanted = (F.adaptive_avg_pool2d(x, size) for x in (student, teacher))
-            total, weights = total + weight * F.mse_loss(pooled, wanted), weights + weight
+            pooled = F.adaptive_avg_pool2d(apart, size) if size > 1 else F.avg_pool2d(apart, apart.shape[2:])
+            total, weights = total + weight * mean_square(pooled), weights + weight
     return total / weights

@@ -39,5 +39,13 @@ def _distances(x: Tensor) -> Tensor:
 
 
 def _angles(x: Tensor) -> Tensor:
-    e = F.normalize(x[None] - x[:, None], dim=2)
-    return e @ e.transpose(1, 2)
+    """[b, b, b] of [b, d], without an array of b * b * d: by the products of the samples, from their mean as origin."""
+    x = x - x.mean(dim=0)
+    products = x @ x.T
+    squares = products.diagonal()
+    dots = products - products[:, :, None] - products[:, None] + squares[:, None, None]  # [j, i, k]: at j, of i and k
+    lengths = squares[:, None] + squares
+    apart = lengths - 2 * products
+    same = apart <= 16 * torch.finfo(x.dtype).eps * lengths  # as far as rounding can tell; an angle there counts as 90
+    scale = apart.masked_fill(same, 1).rsqrt().masked_fill(same, 0)
+    return dots * scale[:, :, None] * scale[:, None]

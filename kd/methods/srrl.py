@@ -3,11 +3,10 @@
 import copy
 from typing import Any, Literal
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from kd.methods.base import Added, Batch, Method, Spec, Terms, hard
+from kd.methods.base import Added, Batch, Method, Spec, Terms, hard, mean_square
 from kd.methods.paired import pairs
 from kd.models.base import Out
 
@@ -50,6 +49,6 @@ class SRRL(Method):
         seen = self.connect(student.taps[self.student_taps[0]])
         return {
             "hard": (self.config.alpha, hard(batch, student)),
-            "feature": (self.config.beta, F.mse_loss(seen, teacher.taps[self.teacher_taps[0]])),
-            "regression": (self.config.regression, F.mse_loss(self.classify(seen), teacher.logits)),
+            "feature": (self.config.beta, mean_square(seen - teacher.taps[self.teacher_taps[0]])),
+            "regression": (self.config.regression, mean_square(self.classify(seen) - teacher.logits)),
         }

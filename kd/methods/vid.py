@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.methods.base import Spec
+from kd.methods.base import Spec, mean_square
 from kd.methods.paired import Paired, PairedConfig, alike
 
 
@@ -36,7 +36,7 @@ class VID(Paired):
             student, teacher = student[:, :, None, None], teacher[:, :, None, None]
         student, teacher = alike(student, teacher)
         variance = (F.softplus(self.raws[number]) + 1e-5)[:, None, None]
-        return ((self.means[number](student) - teacher).square() / variance + variance.log()).mean() / 2
+        return (mean_square((self.means[number](student) - teacher) / variance.sqrt()) + variance.log().mean()) / 2
 
 
 def _mean(student: int, teacher: int) -> nn.Module:
