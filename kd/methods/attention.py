@@ -28,4 +28,4 @@ class Attention(Paired):
 
 
 def _attention(x: Tensor) -> Tensor:
-    return F.normalize(x.square().mean(dim=1).flatten(1), dim=1)
+    return F.normalize(x.square().sum(dim=1).flatten(1) / x.shape[1], dim=1)

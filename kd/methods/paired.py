@@ -109,4 +109,5 @@ def alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     if student.ndim < 4:
         return student, teacher
     size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
-    return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
+    pooled, wanted = (x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (student, teacher))
+    return pooled, wanted

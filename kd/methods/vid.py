@@ -36,7 +36,7 @@ class VID(Paired):
             student, teacher = student[:, :, None, None], teacher[:, :, None, None]
         student, teacher = alike(student, teacher)
         variance = (F.softplus(self.raws[number]) + 1e-5)[:, None, None]
-        return (mean_square((self.means[number](student) - teacher) / variance.sqrt()) + variance.log().mean()) / 2
+        return (mean_square((self.means[number](student) - teacher) * variance.rsqrt()) + variance.log().mean()) / 2
 
 
 def _mean(student: int, teacher: int) -> nn.Module:
