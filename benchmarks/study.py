@@ -4,12 +4,13 @@
     python -m benchmarks.study original data=imagefolder data.root=PATH    # run one, or go on with it; keep its tables
     python -m benchmarks.study --page                         # docs/study.md and its figures, from what is kept alone
 
-A part is some sweeps; words with `=` are given to each of them. Its tables are kept in docs/study/PART/, without any
-path of this machine. `fair` and what follows it take T, alpha, beta and smoothing from what `choice` found best on
-validation images.
+A part is some sweeps; words with `=` are given to each of them. Its tables are kept in docs/study/PART/ after each
+sweep, without any path of this machine; a sweep that is kept whole is not run again (remove it there for that). `fair`
+and what follows it take T, alpha, beta and smoothing from what `choice` found best on validation images.
 """
 
 import argparse
+import io
 import json
 import re
 import shlex
@@ -17,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ import torch
 from benchmarks.measure import clock
 from benchmarks.networks import CACHE, network
 from kd import device as devices
+from kd.compare import against_standard
 from kd.files import write_json, write_text
 from kd.record import environment
-from kd.report import write
-from kd.table import Tables
+from kd.table import Tables, gather, summarise
 
 HERE = Path(__file__).parents[1] / "docs" / "study"
 FEW = "seed=0,1,2"
@@ -93,25 +94,27 @@ PARTS = {part.__name__: part for part in (original, choice, fair, labels, budget
 
 def chosen(kept: Path, method: str) -> Words:
     """The words for the setting of a method that `choice` found best on validation images."""
-    path = kept / "choice" / "summary.csv"
     if method not in OWN:
         return []
-    if not path.exists():
+    if (found := load("choice", kept)) is None:
         sys.exit("benchmarks.study: the part choice comes first: this one takes its settings from it")
-    table = pd.read_csv(path)
+    table = found[0].summary
     row = table[(table["method"] == method) & table["chosen"]].iloc[0]
-    found = {key: row.get(f"method.{key}") for key in OWN[method]}
-    return [f"method.{key}={value:g}" for key, value in found.items() if value is not None and not pd.isna(value)]
+    best = {key: row.get(f"method.{key}") for key in OWN[method]}
+    return [f"method.{key}={value:g}" for key, value in best.items() if value is not None and not pd.isna(value)]
 
 
 def run(part: str, also: Words, place: Path, kept: Path) -> bool:
-    """Run a part, or go on with it, and keep its tables. **Returns:** whether every job is done."""
+    """Run a part's sweeps, or go on with them, and keep their tables. **Returns:** whether every job is done."""
     sweeps, good = PARTS[part](kept), True
-    spent = place / f"{part}.json"  # the seconds, of interrupted starts too
-    spent.parent.mkdir(parents=True, exist_ok=True)
     for number, words in enumerate(sweeps):
-        own = [f"hydra.sweep.dir={place / part / str(number)}", f"paths.runs={place / 'runs'}"]
-        command = [sys.executable, "-m", "kd", "-m", *words, "tracker.mode=disabled", *also, *own]
+        if whole(part, number, [*words, *anonymous(also)], kept):
+            print(f"{part}: sweep {number + 1} of {len(sweeps)} is kept in {kept / part}", flush=True)
+            continue
+        here, spent = place / part / str(number), place / f"{part}-{number}.json"  # the seconds, interrupted ones too
+        here.mkdir(parents=True, exist_ok=True)
+        own = ["tracker.mode=disabled", f"hydra.sweep.dir={here}", f"paths.runs={place / 'runs'}"]
+        command = [sys.executable, "-m", "kd", "-m", *words, *also, *own]
         print(shlex.join(["python", *command[1:]]), flush=True)
         begun = time.monotonic()
         try:
@@ -122,28 +125,62 @@ def run(part: str, also: Words, place: Path, kept: Path) -> bool:
         if code not in (0, 1):
             sys.exit(code)
         good &= code == 0
-    seconds = json.loads(spent.read_text())["seconds"]
-    keep(part, [place / part / str(number) for number in range(len(sweeps))], sweeps, also, seconds, kept)
+        seconds = json.loads(spent.read_text())["seconds"]
+        keep(part, number, len(sweeps), here, [*words, *anonymous(also)], seconds, kept)
     return good
 
 
-def keep(part: str, places: Sequence[Path], sweeps: list[Words], also: Words, seconds: float, kept: Path) -> None:
-    """Write down a part's tables and how they were made."""
+def anonymous(also: Words) -> Words:
+    return ["data.root=PATH" if word.startswith("data.root=") else word for word in also]
+
+
+def whole(part: str, number: int, words: Words, kept: Path) -> bool:
+    """Whether this very sweep is kept, with every run of it done."""
+    if not (kept / part / "part.json").exists():
+        return False
+    said = json.loads((kept / part / "part.json").read_text())["sweeps"].get(str(number))
+    runs = pd.read_csv(kept / part / "runs.csv")
+    return (
+        said is not None and said["words"] == words and bool((runs[runs["sweep"] == number]["status"] == "done").all())
+    )
+
+
+def keep(part: str, number: int, of: int, place: Path, words: Words, seconds: float, kept: Path) -> None:
+    """Add a sweep's tables to its part's, in place of what is kept of it, and how they were made."""
     folder = kept / part
     folder.mkdir(parents=True, exist_ok=True)
-    tables = write(places, places[0].parent / "report", figures=False).tables
-    for name in ("runs", "history", "summary"):
-        table: pd.DataFrame = getattr(tables, name)
-        table = table.drop(columns=[*LOCAL, "context", "baseline"], errors="ignore")
-        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
+    tables = gather([place])
+    for name, table in (("runs", tables.runs), ("history", tables.history)):
+        fresh = table.drop(columns=LOCAL, errors="ignore").assign(sweep=number)
+        write_text(folder / f"{name}.csv", joined(folder / f"{name}.csv", fresh))
     found = {name: value for name, value in environment(devices.resolve("auto", "auto", CACHE)).items()
              if name in ("device", "precision", "processor", "python", "threads", "torch")}  # fmt: skip
-    data = ["data.root=PATH" if word.startswith("data.root=") else word for word in also]
-    write_json(folder / "part.json", {
-        "sweeps": [[*words, *data] for words in sweeps], "seconds": round(seconds), "swept": tables.swept,
-        "environment": found,
-        "latency": latency(tables.runs[["student", "teacher"]].stack().dropna()) if part == "student" else {},
-    })  # fmt: skip
+    path = folder / "part.json"
+    said = json.loads(path.read_text()) if path.exists() else {"sweeps": {}, "latency": {}}
+    said["of"] = of
+    said["sweeps"][str(number)] = {
+        "words": words, "seconds": round(seconds), "swept": tables.swept, "environment": found,
+    }  # fmt: skip
+    if part == "student":
+        said["latency"] |= latency(tables.runs[["student", "teacher"]].stack().dropna())
+    swept = list(dict.fromkeys(key for sweep in said["sweeps"].values() for key in sweep["swept"]))
+    runs = pd.read_csv(folder / "runs.csv")
+    summary = against_standard(summarise(runs, swept), runs).drop(columns=["context", "baseline"])
+    write_text(folder / "summary.csv", summary.to_csv(index=False, float_format="%.6g"))
+    write_json(path, said)
+
+
+def joined(path: Path, fresh: pd.DataFrame) -> str:
+    """What a CSV file holds of other sweeps, unchanged, and a fresh table, in the order of the sweeps."""
+
+    def read(text: Any) -> pd.DataFrame:
+        return pd.read_csv(text, dtype=str, keep_default_na=False)
+
+    new = read(io.StringIO(fresh.to_csv(index=False, float_format="%.6g")))
+    old = read(path) if path.exists() else new[:0]
+    both = pd.concat([old[~old["sweep"].isin(new["sweep"])], new]).fillna("")
+    text: str = both.sort_values("sweep", key=lambda numbers: numbers.astype(int), kind="stable").to_csv(index=False)
+    return text
 
 
 def latency(names: Iterable[str], passes: int = 30) -> dict[str, dict[str, float]]:
@@ -162,13 +199,22 @@ def latency(names: Iterable[str], passes: int = 30) -> dict[str, dict[str, float
 
 
 def load(part: str, kept: Path = HERE) -> tuple[Tables, dict[str, Any]] | None:
-    """A part's tables as they were kept, and how they were made; None when it was not run yet."""
+    """A part's tables as they were kept, and how they were made: the words of its sweeps, the seconds of all, the
+    environments, the latency of its networks. None when not every sweep of it was run yet."""
     folder = kept / part
     if not (folder / "part.json").exists():
         return None
     said = json.loads((folder / "part.json").read_text())
+    sweeps = [said["sweeps"][number] for number in sorted(said["sweeps"], key=int)]
+    if len(sweeps) < said["of"]:
+        return None
     runs, history, summary = (pd.read_csv(folder / f"{name}.csv") for name in ("runs", "history", "summary"))
-    return Tables(runs, history, summary, said["swept"], {}), said
+    swept = list(dict.fromkeys(key for sweep in sweeps for key in sweep["swept"]))
+    environments = list({json.dumps(sweep["environment"]): sweep["environment"] for sweep in sweeps}.values())
+    return Tables(runs, history, summary, swept, {}), {
+        "sweeps": [sweep["words"] for sweep in sweeps], "seconds": sum(sweep["seconds"] for sweep in sweeps),
+        "environments": environments, "latency": said["latency"],
+    }  # fmt: skip
 
 
 def main() -> None:

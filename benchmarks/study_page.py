@@ -75,6 +75,10 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"
 
 
+def place(environment: dict[str, Any]) -> str:
+    return f"{environment['threads']} threads of {environment['processor']}, {environment['precision']}"
+
+
 def grid(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Lines:
     """A Markdown table, numbers to the right."""
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
@@ -270,8 +274,7 @@ def section_size(parts: Kept, drawn: dict[str, str]) -> Lines:
     head = ["network", "parameters", "MACs", "ms, 1 image", "ms, 128 images", "test, %"]
     return [
         "## Accuracy against size and speed", "",
-        f"Latency is the median of 30 passes on {said['environment']['threads']} threads of "
-        f"{said['environment']['processor']}, {said['environment']['precision']}.", "",
+        f"Latency is the median of 30 passes on {place(said['environments'][-1])}.", "",
         *grid(head, rows), *image("pareto", drawn),
     ]  # fmt: skip
 
@@ -306,9 +309,8 @@ def costs(parts: Kept) -> Lines:
         rates = [plain[LOOPS.get(method, "logits")] for method in done["method"]]
         loop = float((images / pd.Series(rates, index=done.index)).sum())
         ours, slow = ours + said["seconds"], slow + loop
-        where = said["environment"]
-        rows.append([f"`{part}`", len(done), duration(said["seconds"]), duration(loop),
-                     f"{where['processor']}, {where['threads']} threads, {where['precision']}"])  # fmt: skip
+        where = "; ".join(dict.fromkeys(map(place, said["environments"])))
+        rows.append([f"`{part}`", len(done), duration(said["seconds"]), duration(loop), where])
     rows.append(["all", "", duration(ours), duration(slow), ""])
     lines += [
         "Wall time of each part, its teacher included where it was not there yet, and what the students alone would "

@@ -1,5 +1,6 @@
 """docs/study.md: its runner keeps what a page needs, its page says what the tables say, whichever way that falls."""
 
+import json
 import os
 import re
 import subprocess
@@ -36,7 +37,7 @@ def row(method: str, seed: int, accuracy: float, setting: str | None = None, sca
 
 def kept(folder: Path, part: str, rows: list[dict], swept: list[str]) -> pd.DataFrame:
     """A part's tables, as the runner keeps them."""
-    runs = pd.DataFrame(rows)
+    runs = pd.DataFrame(rows).assign(sweep=0)
     (folder / part).mkdir()
     runs.to_csv(folder / part / "runs.csv", index=False)
     against_standard(summarise(runs, swept), runs).to_csv(folder / part / "summary.csv", index=False)
@@ -45,9 +46,11 @@ def kept(folder: Path, part: str, rows: list[dict], swept: list[str]) -> pd.Data
                for r in rows for e in (1, 2, 3)]  # fmt: skip
     pd.DataFrame(history).to_csv(folder / part / "history.csv", index=False)
     latency = {f"cnn-{scale}": {"1": 0.1 * scale, "128": 1.5 * scale} for scale in SIZES}
+    environment = {"threads": 2, "processor": "a processor", "precision": "bfloat16"}
+    words = ["method=standard", "data.root=PATH"]
     write_json(folder / part / "part.json", {
-        "sweeps": [["method=standard", "data.root=PATH"]], "seconds": 600, "swept": swept,
-        "environment": {"threads": 2, "processor": "a processor", "precision": "bfloat16"}, "latency": latency,
+        "sweeps": {"0": {"words": words, "seconds": 600, "swept": swept, "environment": environment}}, "of": 1,
+        "latency": latency,
     })  # fmt: skip
     return runs
 
@@ -144,9 +147,28 @@ def test_a_part_is_run_and_kept_without_a_trace_of_the_machine(tmp_path: Path) -
     words = "original data=digits student.epochs=1 teacher.epochs=1 student.scale=1 teacher.scale=2 device=cpu"
     command = [sys.executable, "-m", "benchmarks.study", *words.split(), "--place", "runs_here", "--kept", "kept"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for _ in range(2):  # again: every run is found
+
+    def run() -> str:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    part = tmp_path / "kept" / "original"
+    assert "is kept" not in run()
+    first = (part / "runs.csv").read_text()
+    said = json.loads((part / "part.json").read_text())
+    for lost in ("a sweep", "a run"):
+        if lost == "a sweep":
+            write_json(part / "part.json", said | {"sweeps": {n: x for n, x in said["sweeps"].items() if n != "1"}})
+            assert study.load("original", tmp_path / "kept") is None, "not the whole part"
+        else:
+            *others, last = first.splitlines(keepends=True)
+            (part / "runs.csv").write_text("".join([*others, last.replace(",done,", ",failed,")]))
+        again = run()
+        assert again.count("is kept") == 2
+        assert again.count("python -m kd -m") == 1
+        assert (part / "runs.csv").read_text() == first
+    assert run().count("is kept") == 3
     tables, said = study.load("original", tmp_path / "kept")
     assert list(tables.summary["method"]) == ["standard", "logits", "feature", "logits" + MISALIGNED]
     assert (tables.summary["n"] == 3).all()
