@@ -190,6 +190,10 @@ class Config:
         seeds = (first.root.seed + n for n in range(self.teaching.members))
         return [replace(first, root=first.root.model_copy(update={"seed": seed})) for seed in seeds]
 
+    def trained_teachers(self) -> "list[Config]":
+        """Those of them that this run needs, and trains if they are not there."""
+        return self.as_teachers() if self.needs_teacher and self.teaching.checkpoint is None else []
+
     def as_teacher(self) -> "Config":
         """The run that trains the teacher: a `standard` run of the teacher's model by the teacher's recipe, or the
         generation before a self-taught student."""

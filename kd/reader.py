@@ -60,6 +60,7 @@ class Job(Placed):
     taught: bool
     id: str | None = None
     baseline: Place | None = None
+    teachers: list[Place] = []
     content: str | None = None
 
 

@@ -45,6 +45,7 @@ def plan(
         added.append({
             "number": number, "overrides": list(words), "id": config.identity(), "folder": str(folder_of(config)),
             "taught": config.chooses_teacher, "baseline": str(folder_of(config.as_standard())),
+            "teachers": [str(folder_of(one)) for one in config.trained_teachers()],
             "content": config.described.fingerprint, "config": config.plain(),
         })  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
@@ -254,6 +255,18 @@ def packs(jobs: Sequence[Job], most: int) -> list[list[Job]]:
             differ = [k for k, v in said[number].items() if not _OWN.fullmatch(k) and said[other].get(k) != v]
             log.info("job %d is not packed: no other job has its %s", number + 1, ", ".join(differ) or "method's keys")
     return sorted(found, key=lambda pack: pack[0]["number"])
+
+
+def ordered(units: Sequence[list[Job]]) -> list[list[Job]]:
+    """As several workers best start them: for each teacher that has to be trained one job that does it, then those that
+    can be done beside that, then those that would have waited for it."""
+    begun: set[str] = set()
+    ranks = []
+    for unit in units:
+        missing = {path for job in unit for path in job.get("teachers", ()) if not record.finished(Path(path))}
+        ranks.append(0 if missing - begun else 2 if missing else 1)
+        begun |= missing
+    return [unit for _, unit in sorted(zip(ranks, units, strict=True), key=lambda ranked: ranked[0])]
 
 
 def slots(asked: int | None, jobs: int, device: str, each_core: bool = True) -> list[dict[str, str]]:

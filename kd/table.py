@@ -98,8 +98,7 @@ def write_plan(folder: Path, jobs: Iterable[Mapping[str, Any]]) -> None:
     """Write down what `read_plan` reads, numbered in this order."""
     base, kept = folder.resolve(), []
     for number, job in enumerate(jobs):
-        places = {key: os.path.relpath(job[key], base) for key in ("folder", "baseline") if key in job}
-        kept.append({**job, "number": number, **places})
+        kept.append({**job, "number": number, **_placed(job, lambda path: os.path.relpath(path, base))})
     write_json(folder / PLAN, kept)
 
 
@@ -142,9 +141,14 @@ def _plan(folder: Path) -> list[dict[str, Any]]:
             own = _lone(Path(base, "." if wrong_with(Placed, job) else job["folder"])) | {"number": number - 1}
             jobs.append(own | {"damage": f"{PLAN} is damaged: job {number}: {wrong}"} if "damage" in own else own)
         else:
-            places = {key: os.path.realpath(Path(base, job[key])) for key in ("folder", "baseline") if job.get(key)}
-            jobs.append(job | places)
+            jobs.append(job | _placed(job, lambda path: os.path.realpath(Path(base, path))))
     return jobs
+
+
+def _placed(job: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
+    """The places that a planned job names, each as `place` has it."""
+    found: dict[str, Any] = {key: place(job[key]) for key in ("folder", "baseline") if job.get(key)}
+    return found | {"teachers": [place(path) for path in job["teachers"]]} if job.get("teachers") else found
 
 
 def _lone(folder: Path) -> dict[str, Any]:

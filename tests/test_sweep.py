@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from conftest import LONG, PATIENCE, Place
 from conftest import SWEPT as SMALL
 
 from kd import record
+from kd.sweep import ordered
+from kd.table import read_plan
 
 
 def measured(folder: Path) -> pd.DataFrame:
@@ -76,6 +79,23 @@ def test_four_jobs_at_once_train_their_teacher_once(place: Place) -> None:
     assert out.count("teacher: waiting for the process that trains it") >= 1
     assert len(list(place.folder.glob("runs/standard-*"))) == 1
     assert len(list(place.folder.glob("runs/logits-*/result.json"))) == 4
+
+
+def test_a_teacher_is_trained_beside_what_needs_none(place: Place) -> None:
+    """And where it is there, jobs are started as they were typed."""
+    words = ["-m", *SMALL, "method=standard,logits", "seed=0,1", "hydra.launcher.slots=2"]
+    code, out, _ = place.type(*words)
+    assert code == 0
+    started = re.findall(r"^job (\d) of 4: ", out, re.M)
+    assert set(started[:2]) == {"3", "1"}
+    assert started[2:] == ["2", "4"]
+    (folder,) = place.folder.glob("multirun/*/*")
+    jobs = read_plan(folder)
+    (teacher,) = place.folder.glob("runs/standard-cnn-2-s1000-*")
+    assert [job["teachers"] for job in jobs] == [[], [], [str(teacher)], [str(teacher)]]
+    assert [unit[0]["number"] for unit in ordered([[job] for job in jobs])] == [0, 1, 2, 3]
+    (teacher / "result.json").unlink()
+    assert [unit[0]["number"] for unit in ordered([[job] for job in jobs])] == [2, 0, 1, 3]
 
 
 def test_two_sweeps_of_one_second_have_two_directories(place: Place) -> None:
