@@ -204,14 +204,22 @@ def _said(runs: pd.DataFrame) -> list[str]:
         besides.append(f"python -m kd -m method={names} {words} seed=0 {data} hydra.sweep.dir=other")
         besides.append(f"python -m benchmarks.methods --page other/runs.csv --with {words}")
     taught = done.dropna(subset=["teacher_test_accuracy"]).iloc[0]
-    more = [f"python -m kd -m method={','.join(several)} seed=1,2 {data} hydra.sweep.dir=best"] if several else []
+    more, spread = [], ""
+    if several:
+        more = [f"python -m kd -m method={','.join(several)} seed=1,2 {data} hydra.sweep.dir=best"]
+        groups = done[done["setting"].isin(several)].groupby("setting")["test_accuracy"]
+        apart = (100 * (groups.max() - groups.min())).sort_values()
+        spread = (
+            f" One seed says little: where there are {counts.max()}, they lie {apart.iloc[0]:.2f} (`{apart.index[0]}`) "
+            f"to {apart.iloc[-1]:.2f} points apart (`{apart.index[-1]}`), {apart.median():.2f} in the median."
+        )
     return [
         "**Test** is the accuracy on CIFAR-10's test images (as JPEG copies of quality 75, which cost two to three "
         f"points), teacher {taught['teacher']} ({100 * taught['teacher_test_accuracy']:.2f} %), student "
         f"{taught['student']}, {taught['epochs']} epochs for each, ± the 95 % interval of the mean over n seeds; the "
         "difference is paired by seed, p is corrected for as many comparisons as have one. Each method has the weights "
         "of its file, which are its paper's: none was tuned for this pair, and all have one learning rate, at which "
-        "some diverge. One seed says little: from seed to seed the same method moves by some tenths of a point.",
+        f"some diverge.{spread}",
         "",
         "```bash",
         f"python -m kd -m method='glob(*)' seed=0 {data} hydra.sweep.dir=all",
