@@ -138,11 +138,10 @@ def whole(part: str, number: int, words: Words, kept: Path) -> bool:
     """Whether this very sweep is kept, with every run of it done."""
     if not (kept / part / "part.json").exists():
         return False
-    said = json.loads((kept / part / "part.json").read_text())["sweeps"].get(str(number))
+    said = json.loads((kept / part / "part.json").read_text())["sweeps"].get(str(number), {})
     runs = pd.read_csv(kept / part / "runs.csv")
-    return (
-        said is not None and said["words"] == words and bool((runs[runs["sweep"] == number]["status"] == "done").all())
-    )
+    states = runs[runs["sweep"] == number]["status"]
+    return said.get("words") == words and bool((states == "done").all())
 
 
 def keep(part: str, number: int, of: int, place: Path, words: Words, seconds: float, kept: Path) -> None:
@@ -163,11 +162,17 @@ def keep(part: str, number: int, of: int, place: Path, words: Words, seconds: fl
     }  # fmt: skip
     if part == "student":
         said["latency"] |= latency(tables.runs[["student", "teacher"]].stack().dropna())
-    swept = list(dict.fromkeys(key for sweep in said["sweeps"].values() for key in sweep["swept"]))
     runs = pd.read_csv(folder / "runs.csv")
-    summary = against_standard(summarise(runs, swept), runs).drop(columns=["context", "baseline"])
+    summary = against_standard(summarise(runs, swept(said["sweeps"].values())), runs).drop(
+        columns=["context", "baseline"]
+    )
     write_text(folder / "summary.csv", summary.to_csv(index=False, float_format="%.6g"))
     write_json(path, said)
+
+
+def swept(sweeps: Iterable[dict[str, Any]]) -> list[str]:
+    """The keys that differ within any of a part's sweeps."""
+    return list(dict.fromkeys(key for sweep in sweeps for key in sweep["swept"]))
 
 
 def joined(path: Path, fresh: pd.DataFrame) -> str:
@@ -209,9 +214,8 @@ def load(part: str, kept: Path = HERE) -> tuple[Tables, dict[str, Any]] | None:
     if len(sweeps) < said["of"]:
         return None
     runs, history, summary = (pd.read_csv(folder / f"{name}.csv") for name in ("runs", "history", "summary"))
-    swept = list(dict.fromkeys(key for sweep in sweeps for key in sweep["swept"]))
     environments = list({json.dumps(sweep["environment"]): sweep["environment"] for sweep in sweeps}.values())
-    return Tables(runs, history, summary, swept, {}), {
+    return Tables(runs, history, summary, swept(sweeps), {}), {
         "sweeps": [sweep["words"] for sweep in sweeps], "seconds": sum(sweep["seconds"] for sweep in sweeps),
         "environments": environments, "latency": said["latency"],
     }  # fmt: skip

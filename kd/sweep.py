@@ -260,12 +260,14 @@ def packs(jobs: Sequence[Job], most: int) -> list[list[Job]]:
 def ordered(units: Sequence[list[Job]]) -> list[list[Job]]:
     """As several workers best start them: for each teacher that has to be trained one job that does it, then those that
     can be done beside that, then those that would have waited for it."""
+    named = {path for unit in units for job in unit for path in job.get("teachers", ())}
+    missing = {path for path in named if not record.finished(Path(path))}
     begun: set[str] = set()
     ranks = []
     for unit in units:
-        missing = {path for job in unit for path in job.get("teachers", ()) if not record.finished(Path(path))}
-        ranks.append(0 if missing - begun else 2 if missing else 1)
-        begun |= missing
+        needed = {path for job in unit for path in job.get("teachers", ())} & missing
+        ranks.append(0 if needed - begun else 2 if needed else 1)
+        begun |= needed
     return [unit for _, unit in sorted(zip(ranks, units, strict=True), key=lambda ranked: ranked[0])]
 
 

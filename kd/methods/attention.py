@@ -28,4 +28,5 @@ class Attention(Paired):
 
 
 def _attention(x: Tensor) -> Tensor:
+    """A sum, then divided: the gradient of a mean is in another order in memory than x, see base.mean_square."""
     return F.normalize(x.square().sum(dim=1).flatten(1) / x.shape[1], dim=1)

@@ -94,6 +94,7 @@ def hcl(student: Tensor, teacher: Tensor) -> Tensor:
     for size in (4, 2, 1):
         if size < student.shape[2]:
             weight /= 2
+            # to 1 x 1 adaptive pooling is a mean, for whose gradient see base.mean_square
             pooled = F.adaptive_avg_pool2d(apart, size) if size > 1 else F.avg_pool2d(apart, apart.shape[2:])
             total, weights = total + weight * mean_square(pooled), weights + weight
     return total / weights
