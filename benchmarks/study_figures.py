@@ -18,7 +18,7 @@ PUBLISHED = {  # in its README: one seed each, on the original pixels
     for line in published.load("published")
     if line.source == REPOSITORY
 }
-ITS_CODE = {"teacher": 79.7, "standard": 73.7, WRONG: 65.7}  # its code, run once on these JPEG images
+ITS_CODE = {"teacher": 79.73, "standard": 73.7, WRONG: 65.7}  # its code, run once on these JPEG images
 SWEPT = {  # part: the key it sweeps, what that is, as a title of an axis
     "labels": ("student.labels", "part of the labels given"),
     "budget": ("student.epochs", "epochs of the student"),

@@ -28,6 +28,12 @@ from kd.table import Tables, half_width
 
 PAGE = HERE.parent / "study.md"
 LOOPS = {"standard": "standard", "label_smoothing": "standard", "feature": "feature"}  # which plain loop a method needs
+TITLES = {
+    "labels": "Few labels",
+    "budget": "Short and long training",
+    "student": "Small and large students",
+    "teacher": "Small and large teachers",
+}
 
 Lines = list[str]
 
@@ -85,6 +91,13 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Lines:
     return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
 
 
+def tested(tables: Tables, key: str) -> list[tuple[float, pd.Series, pd.Series, Paired, float]]:
+    """`gains`, each with its p by Holm's correction over all of them."""
+    found = list(gains(tables.runs, key))
+    corrected = holm(pd.Series([one.p for *_, one in found]))
+    return [(*row, float(p)) for row, p in zip(found, corrected, strict=True)]
+
+
 def compared(tables: Tables) -> dict[str, tuple[Paired, float]]:
     """{method: (its comparison with `standard`, p by Holm's correction)}, as the summary has it."""
     rows = tables.summary[tables.summary["method"] != "standard"]
@@ -119,13 +132,14 @@ def verdict(parts: Kept) -> Lines:
     """What a reader needs who reads no further."""
     lines: Lines = []
     if "fair" in parts:
-        lines += verdict_fair(parts["fair"][0])
+        lines += verdict_fair(*parts["fair"])
+    lines += verdict_swept(parts)
     if "original" in parts:
         lines += verdict_bug(parts["original"][0])
-    return lines
+    return lines + verdict_best(parts)
 
 
-def verdict_fair(tables: Tables) -> Lines:
+def verdict_fair(tables: Tables, said: dict[str, Any]) -> Lines:
     """The table of the fair study, and which method to use."""
     runs, found, (teacher, top) = tables.runs, compared(tables), teacher_of(tables)
     plain = accuracies(runs[runs["method"] == "standard"])
@@ -143,9 +157,52 @@ def verdict_fair(tables: Tables) -> Lines:
     return [
         *lines,
         f"**Use `{best}`**: {points(one)} points over the same student trained on labels alone, at the same number of "
-        f"epochs (p {chance(p)}, {one.pairs} seeds), with settings chosen on validation images.",
+        f"epochs (p {chance(p)}, {one.pairs} seeds), with settings chosen on validation images:",
+        "",
+        *(f"    python -m kd {' '.join(words[1:])}" for words in said["sweeps"] if f"method={best}" in words),
         "",
     ]
+
+
+def verdict_swept(parts: Kept) -> Lines:
+    """What the gain of `logits` depends on: a line for each number that was swept."""
+    rows = []
+    for part in (part for part in SWEPT if part in parts):
+        key, what = SWEPT[part]
+        said = []
+        for value, _, _, one, p in tested(parts[part][0], key):
+            bold = "**" if p < LEVEL else ""
+            said.append(f"{bold}{points(one)}{bold} at {value:g}")
+        rows.append(f"- [{TITLES[part]}](#{TITLES[part].lower().replace(' ', '-')}) ({what}): {', '.join(said)}.")
+    if not rows:
+        return []
+    head = f"What `logits` gains over `standard`, in points; bold where p < {LEVEL:g} by Holm's correction in the line:"
+    return [head, "", *rows, ""]
+
+
+def verdict_best(parts: Kept) -> Lines:
+    """How far students of the fair study's size came, against the teacher of the original study."""
+    found = [parts[part][0].runs for part in ("fair", "budget") if part in parts]
+    if not found:
+        return []
+    runs = pd.concat(found)
+    runs = runs[(runs["status"] == "done") & (runs["student"] == "cnn-16")]
+    runs = runs.drop_duplicates(["method", "epochs", "seed"])
+    lines = [f"**The best student of {runs['params'].iloc[0]:,} parameters**, by its validation accuracy:", ""]
+    for within, mark, whose in (
+        (15, ITS_CODE["teacher"], "that study's teacher in its own code, on these images, after 25 epochs"),
+        (45, PUBLISHED["teacher"], "that teacher as published, on the original pixels"),
+    ):
+        if runs["epochs"].max() < within:
+            continue
+        groups = runs[runs["epochs"] <= within].groupby(["method", "epochs"])
+        (name, epochs), group = max(groups, key=lambda pair: float(pair[1]["val_accuracy"].mean()))
+        mine = accuracies(group)
+        above = f"{(100 * mine > mark).sum()} of {len(mine)} seeds above"
+        lines.append(
+            f"- within {within} epochs: {percent(mine)} % (`{name}`, {epochs}), {above} {mark:.2f} %, {whose}."
+        )
+    return [*lines, ""]
 
 
 def verdict_bug(tables: Tables) -> Lines:
@@ -171,11 +228,11 @@ def section_original(parts: Kept, drawn: dict[str, str]) -> Lines:
     tables, _ = parts["original"]
     runs, (teacher, top) = tables.runs, teacher_of(tables)
     names = ["standard", "logits", "feature", WRONG]
-    rows = [[f"teacher {teacher}", "", "", f"{top:.2f}", f"{PUBLISHED['teacher']:.2f}", f"{ITS_CODE['teacher']:.1f}"]]
+    rows = [[f"teacher {teacher}", "", "", f"{top:.2f}", f"{PUBLISHED['teacher']:.2f}", f"{ITS_CODE['teacher']:g}"]]
     for name in names:
         mine = runs[runs["method"] == name]
         shown = f"{PUBLISHED[name]:.2f}" if name in PUBLISHED else ""
-        code = f"{ITS_CODE[name]:.1f}" if name in ITS_CODE else ""
+        code = f"{ITS_CODE[name]:g}" if name in ITS_CODE else ""
         rows.append([f"`{name}`", mine["epochs"].iloc[0], len(accuracies(mine)), percent(accuracies(mine)), shown, code])  # fmt: skip  # noqa: E501
     lines = [
         "## The original study, repeated", "",
@@ -240,18 +297,18 @@ def section_fair(parts: Kept, drawn: dict[str, str]) -> Lines:
     return [*lines, "", *image("fair", drawn), *image("curves", drawn)]
 
 
-def section_swept(part: str, title: str, text: str) -> Callable[[Kept, dict[str, str]], Lines]:
+def section_swept(part: str, text: str) -> Callable[[Kept, dict[str, str]], Lines]:
     """A section on the gain over the values of one number."""
 
     def section(parts: Kept, drawn: dict[str, str]) -> Lines:
         tables, _ = parts[part]
         key, what = SWEPT[part]
-        rows, found = [], list(gains(tables.runs, key))
-        corrected = holm(pd.Series([one.p for _, _, _, one in found]))
-        for (value, plain, taught, one), p in zip(found, corrected, strict=True):
-            rows.append([f"{value:g}", one.pairs, percent(plain), percent(taught), points(one), chance(p)])
+        rows = [
+            [f"{value:g}", one.pairs, percent(plain), percent(taught), points(one), chance(p)]
+            for value, plain, taught, one, p in tested(tables, key)
+        ]
         head = [what, "seeds", "standard, %", "logits, %", "difference", "p (Holm)"]
-        return [f"## {title}", "", text, "", *grid(head, rows), *image(part, drawn)]
+        return [f"## {TITLES[part]}", "", text, "", *grid(head, rows), *image(part, drawn)]
 
     return section
 
@@ -288,11 +345,11 @@ SECTIONS: list[tuple[str, Callable[[Kept, dict[str, str]], Lines]]] = [
     ("original", section_original),
     ("choice", section_choice),
     ("fair", section_fair),
-    ("labels", section_swept("labels", "Few labels", FEW_LABELS)),
-    ("budget", section_swept("budget", "Short and long training", "Epochs of the student; both have the same.")),
-    ("student", section_swept("student", "Small and large students", "The largest is as large as its teacher.")),
+    ("labels", section_swept("labels", FEW_LABELS)),
+    ("budget", section_swept("budget", "Epochs of the student; both have the same.")),
+    ("student", section_swept("student", "The largest is as large as its teacher.")),
     ("student", section_size),
-    ("teacher", section_swept("teacher", "Small and large teachers", "The student has scale 16, whoever teaches it.")),
+    ("teacher", section_swept("teacher", "The student has scale 16, whoever teaches it.")),
 ]
 
 

@@ -80,6 +80,9 @@ def made(tmp_path: Path) -> dict[str, pd.DataFrame]:
     keys = ["method.T", "method.alpha", "method.beta", "method.smoothing"]
     found["choice"] = kept(tmp_path, "choice", tried, keys)
     found["fair"] = kept(tmp_path, "fair", rows(["standard", "logits", "feature", "label_smoothing"], 5), [])
+    fair = json.loads((tmp_path / "fair" / "part.json").read_text())
+    fair["sweeps"]["0"]["words"] = ["+experiment=fair", "method=logits", "method.T=4"]
+    write_json(tmp_path / "fair" / "part.json", fair)
     for part, values in (("labels", (0.01, 0.1, 1.0)), ("budget", (5, 15, 45)), ("student", tuple(SIZES))):
         key = study_figures.SWEPT[part][0]
         some = []
@@ -103,6 +106,7 @@ def test_the_page_says_what_the_tables_say(made: dict[str, pd.DataFrame], tmp_pa
     assert "Not run yet" not in text
     assert text.index("**Use `logits`**") < text.index("## ")
     assert "`feature`: " in text
+    assert "    python -m kd method=logits method.T=4\n" in text
     assert re.search(r"`feature`: .* points, not distinguishable \(p = ", text)
     fair = made["fair"].pivot(index="seed", columns="method", values="test_accuracy")
     difference = fair["logits"] - fair["standard"]
@@ -119,6 +123,18 @@ def test_the_page_says_what_the_tables_say(made: dict[str, pd.DataFrame], tmp_pa
             plain = plain if part == "teacher" else plain[plain[key] == value]
             mean = 100 * (taught - plain.set_index("seed")["test_accuracy"]).mean()
             assert re.search(rf"\| {value:g} \| 3 \| .* \| \{mean:+.2f} ± ", text), (part, value)
+            assert re.search(rf"^- \[.*\{mean:+.2f} ± [\d.]+(\*\*)? at {value:g}[,.]", text, re.M), (part, value)
+    for title, link in re.findall(r"^- \[(.*)\]\(#(.*)\) \(", text, re.M):
+        assert f"\n## {title}\n" in text
+        assert link == title.lower().replace(" ", "-")
+    tried = pd.concat([made["fair"], made["budget"]]).drop_duplicates(["method", "epochs", "seed"])
+    for within, mark in ((15, 79.73), (45, 82.44)):
+        means = tried[tried["epochs"] <= within].groupby(["method", "epochs"])["val_accuracy"].mean()
+        assert "logits" in means.idxmax()[0]
+        best = tried[(tried["method"] == means.idxmax()[0]) & (tried["epochs"] == means.idxmax()[1])]
+        best = 100 * best["test_accuracy"]
+        said = re.search(rf"- within {within} epochs: (\S+) ± .*, (\d) of (\d) seeds above {mark} %", text)
+        assert said.groups() == (f"{best.mean():.2f}", str((best > mark).sum()), str(len(best)))
     figures = {path.stem for path in tmp_path.glob("*.png")}
     assert figures == set(re.findall(r"\]\(study/(\w+)\.png\)", text))
     assert {"accuracy_comparison", "distillation_comparison", "bug", "pareto"} <= figures
