@@ -150,7 +150,9 @@ def keep(part: str, number: int, of: int, place: Path, words: Words, seconds: fl
     folder = kept / part
     folder.mkdir(parents=True, exist_ok=True)
     tables = gather([place])
-    for name, table in (("runs", tables.runs), ("history", tables.history)):
+    own = tables.runs[tables.runs["overrides"] != ""]  # the rest are baselines, which another sweep ran
+    of_own = tables.history[tables.history["id"].isin(own["id"])]
+    for name, table in (("runs", own), ("history", of_own)):
         fresh = table.drop(columns=LOCAL, errors="ignore").assign(sweep=number)
         write_text(folder / f"{name}.csv", joined(folder / f"{name}.csv", fresh))
     found = {name: value for name, value in environment(devices.resolve("auto", "auto", CACHE)).items()

@@ -188,6 +188,7 @@ def test_a_part_is_run_and_kept_without_a_trace_of_the_machine(tmp_path: Path) -
     tables, said = study.load("original", tmp_path / "kept")
     assert list(tables.summary["method"]) == ["standard", "logits", "feature", "logits" + MISALIGNED]
     assert (tables.summary["n"] == 3).all()
+    assert len(tables.runs) == len(tables.history) == 12, "a baseline that another sweep ran is no run of this one"
     for path in (tmp_path / "kept").rglob("*"):
         assert path.is_dir() or str(tmp_path) not in path.read_text()
     assert said["seconds"] > 0
