@@ -155,20 +155,28 @@ def bug(tables: Tables) -> tuple[Any, str]:
 
 
 def choices(tables: Tables) -> tuple[Any, str]:
-    figure, axes = figures.canvas(9.2, 3.4, 2)
-    table = tables.summary[tables.summary["method"] == "logits"]
-    cells = table.pivot_table(index="method.alpha", columns="method.T", values="val_accuracy")
-    sns.heatmap(100 * cells.sort_index(ascending=False), annot=True, fmt=".2f", cmap="cividis", ax=axes[0][0],
-                cbar_kws={"label": "validation accuracy, %"}, linewidths=1)  # fmt: skip
+    """T by alpha as a heat map and as curves over both; and the one number of each other method."""
+    figure, axes = figures.canvas(9.6, 6.6, 2, 2)
+    table = tables.summary
+    cells = 100 * table[table["method"] == "logits"].pivot_table(
+        index="method.alpha", columns="method.T", values="val_accuracy"
+    )
+    shown = cells.rename(index="{:g}".format, columns="{:g}".format)
+    sns.heatmap(shown[::-1], annot=True, fmt=".2f", cmap="cividis", ax=axes[0][0], linewidths=1,
+                cbar_kws={"label": "validation accuracy, %"})  # fmt: skip
     axes[0][0].set(xlabel="T", ylabel="alpha", title="logits")
-    shown = [("feature", "method.beta"), ("label_smoothing", "method.smoothing")]
-    look = looks([name for name, _ in shown])
-    for name, key in shown:
-        rows = tables.summary[tables.summary["method"] == name].sort_values(key)
-        label = f"{name}: {figures.short(key)}"
-        axes[0][1].plot(rows[key], 100 * rows["val_accuracy"], label=label, **look[name])
-    axes[0][1].set(xlabel="value", ylabel="validation accuracy, %")
-    axes[0][1].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    for axis, curves, own, other in ((axes[0][1], shown, "T", "alpha"), (axes[1][0], shown.T, "alpha", "T")):
+        for name, look in looks(list(curves.index)).items():
+            axis.plot(curves.columns, curves.loc[name], label=f"{other} = {name}", **look)
+        axis.set(xlabel=f"{own} of logits", ylabel="validation accuracy, %")
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 + (own == "T"), frameon=False)
+    others = [("feature", "method.beta"), ("label_smoothing", "method.smoothing")]
+    for name, look in looks([name for name, _ in others]).items():
+        key = dict(others)[name]
+        rows = table[table["method"] == name].sort_values(key)
+        axes[1][1].plot(rows[key], 100 * rows["val_accuracy"], label=f"{name}: {figures.short(key)}", **look)
+    axes[1][1].set(xlabel="value", ylabel="validation accuracy, %")
+    axes[1][1].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     return (
         figure,
         "Validation accuracy of every setting that was tried; one seed, so differences of half a point are chance.",
