@@ -340,8 +340,8 @@ def section_size(parts: Kept, drawn: dict[str, str]) -> Lines:
 
 FEW_LABELS = (
     "A part of the labels, chosen by the seed. The `standard` student has only the labelled images, and goes round "
-    "them until its epochs are as long; the `logits` student sees all images, through a teacher trained with all "
-    "labels."
+    "them until its epochs are as long; the `logits` student sees all images, those without a label through the "
+    "teacher alone, which was trained with all labels."
 )
 SECTIONS: list[tuple[str, Callable[[Kept, dict[str, str]], Lines]]] = [
     ("original", section_original),
