@@ -43,14 +43,9 @@ Words = list[str]
 
 def original(kept: Path) -> list[Words]:
     """The protocol of the study that kd is measured against, and the bug that its logits figure has."""
-    logits = ["+experiment=original", "method=logits", "method.T=3", "method.alpha=0.5"]
-    feature = ["+experiment=original", "method=feature", "method.T=3", "method.alpha=0.5", "method.beta=0.4"]
-    return [
-        ["+experiment=original", "method=standard", FEW],
-        [*logits, FEW],
-        [*feature, "student.epochs=10", FEW],
-        [*logits, "teacher.outputs=misaligned", FEW],
-    ]
+    students = ["original", "original_logits", "original_feature"]
+    wrong = ["+experiment=original_logits", "teacher.outputs=misaligned", FEW]
+    return [*([f"+experiment={name}", FEW] for name in students), wrong]
 
 
 def choice(kept: Path) -> list[Words]:

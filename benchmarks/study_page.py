@@ -3,39 +3,20 @@
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from benchmarks.study import HERE, PARTS, load
-from benchmarks.study_figures import (
-    ITS_CODE,
-    PUBLISHED,
-    REPOSITORY,
-    SWEPT,
-    WRONG,
-    Kept,
-    accuracies,
-    draw,
-    gains,
-    teacher_of,
-)  # fmt: skip
-from kd.compare import LEVEL, Paired, holm, paired
+from benchmarks.study_figures import ITS_CODE, PUBLISHED, REPOSITORY, SWEPT, WRONG, Kept, accuracies, draw, teacher_of
+from benchmarks.study_verdict import TITLES, verdict
+from benchmarks.study_words import Lines, chance, compared, duration, grid, percent, place, points, tested, told
+from kd.compare import paired
 from kd.files import write_text
-from kd.table import Tables, half_width
 
 PAGE = HERE.parent / "study.md"
 LOOPS = {"standard": "standard", "label_smoothing": "standard", "feature": "feature"}  # which plain loop a method needs
-TITLES = {
-    "labels": "Few labels",
-    "budget": "Short and long training",
-    "student": "Small and large students",
-    "teacher": "Small and large teachers",
-}
-
-Lines = list[str]
 
 
 def publish(kept: Path = HERE) -> None:
@@ -47,64 +28,6 @@ def publish(kept: Path = HERE) -> None:
 
 def gathered(kept: Path = HERE) -> Kept:
     return {part: found for part in PARTS if (found := load(part, kept))}
-
-
-# ---- numbers in words
-
-
-def percent(values: pd.Series) -> str:
-    """Mean and 95 % interval of accuracies, in %."""
-    half = half_width(values)
-    return f"{100 * values.mean():.2f}" + ("" if math.isnan(half) else f" ± {100 * half:.2f}")
-
-
-def points(found: Paired) -> str:
-    return f"{100 * found.difference:+.2f}" + ("" if math.isnan(found.ci95) else f" ± {100 * found.ci95:.2f}")
-
-
-def chance(p: float) -> str:
-    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def told(found: Paired, p: float) -> str:
-    """A comparison as a sentence's end: whichever way it falls."""
-    n = f"n = {found.pairs}"
-    if math.isnan(p):
-        return f"{points(found)} points in {n}: too few to tell"
-    said = f"p {chance(p)}" if p < 0.001 else f"p = {chance(p)}"
-    if p >= LEVEL:
-        return f"{points(found)} points, not distinguishable ({said}, {n})"
-    return f"{points(found)} points, {'better' if found.difference > 0 else 'worse'} ({said}, {n})"
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"
-
-
-def place(environment: dict[str, Any]) -> str:
-    return f"{environment['threads']} threads of {environment['processor']}, {environment['precision']}"
-
-
-def grid(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Lines:
-    """A Markdown table, numbers to the right."""
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
-    return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
-
-
-def tested(tables: Tables, key: str) -> list[tuple[float, pd.Series, pd.Series, Paired, float]]:
-    """`gains`, each with its p by Holm's correction over all of them."""
-    found = list(gains(tables.runs, key))
-    corrected = holm(pd.Series([one.p for *_, one in found]))
-    return [(*row, float(p)) for row, p in zip(found, corrected, strict=True)]
-
-
-def compared(tables: Tables) -> dict[str, tuple[Paired, float]]:
-    """{method: (its comparison with `standard`, p by Holm's correction)}, as the summary has it."""
-    rows = tables.summary[tables.summary["method"] != "standard"]
-    return {
-        row["method"]: (Paired(row["pairs"], row["difference"], row["difference_ci95"], row["p"]), row["p_holm"])
-        for _, row in rows.iterrows()
-    }
 
 
 # ---- sections
@@ -126,102 +49,6 @@ def page(parts: Kept, drawn: dict[str, str]) -> str:
 
 def image(name: str, drawn: dict[str, str]) -> Lines:
     return [f"![{drawn[name]}](study/{name}.png)", "", f"*{drawn[name]}*", ""] if name in drawn else []
-
-
-def verdict(parts: Kept) -> Lines:
-    """What a reader needs who reads no further."""
-    lines: Lines = []
-    if "fair" in parts:
-        lines += verdict_fair(*parts["fair"])
-    lines += verdict_swept(parts)
-    if "original" in parts:
-        lines += verdict_bug(parts["original"][0])
-    return lines + verdict_best(parts)
-
-
-def verdict_fair(tables: Tables, said: dict[str, Any]) -> Lines:
-    """The table of the fair study, and which method to use."""
-    runs, found, (teacher, top) = tables.runs, compared(tables), teacher_of(tables)
-    plain = accuracies(runs[runs["method"] == "standard"])
-    rows = [["`standard`", len(plain), percent(plain), "", ""]]
-    for name, (one, p) in found.items():
-        mine = accuracies(runs[runs["method"] == name])
-        rows.append([f"`{name}`", one.pairs, percent(mine), points(one), chance(p)])
-    rows.append([f"teacher {teacher}", 1, f"{top:.2f}", "", ""])
-    lines = grid(["", "seeds", "test, %", "against standard", "p (Holm)"], rows)
-    worth = [name for name, (one, p) in found.items() if p < LEVEL and one.difference > 0]
-    if not worth:
-        return [*lines, "**No method is distinguishable from plain training at this budget.**", ""]
-    best = max(worth, key=lambda name: found[name][0].difference)
-    one, p = found[best]
-    return [
-        *lines,
-        f"**Use `{best}`**: {points(one)} points over the same student trained on labels alone, at the same number of "
-        f"epochs (p {chance(p)}, {one.pairs} seeds), with settings chosen on validation images:",
-        "",
-        *(f"    python -m kd {' '.join(words[1:])}" for words in said["sweeps"] if f"method={best}" in words),
-        "",
-    ]
-
-
-def verdict_swept(parts: Kept) -> Lines:
-    """What the gain of `logits` depends on: a line for each number that was swept."""
-    rows = []
-    for part in (part for part in SWEPT if part in parts):
-        key, what = SWEPT[part]
-        said = []
-        for value, _, _, one, p in tested(parts[part][0], key):
-            bold = "**" if p < LEVEL else ""
-            said.append(f"{bold}{points(one)}{bold} at {value:g}")
-        rows.append(f"- [{TITLES[part]}](#{TITLES[part].lower().replace(' ', '-')}) ({what}): {', '.join(said)}.")
-    if not rows:
-        return []
-    head = f"What `logits` gains over `standard`, in points; bold where p < {LEVEL:g} by Holm's correction in the line:"
-    return [head, "", *rows, ""]
-
-
-def verdict_best(parts: Kept) -> Lines:
-    """How far students of the fair study's size came, against the teacher of the original study."""
-    found = [parts[part][0].runs for part in ("fair", "budget") if part in parts]
-    if not found:
-        return []
-    runs = pd.concat(found)
-    runs = runs[(runs["status"] == "done") & (runs["student"] == "cnn-16")]
-    runs = runs.drop_duplicates(["method", "epochs", "seed"])
-    lines = [f"**The best student of {runs['params'].iloc[0]:,} parameters**, by its validation accuracy:", ""]
-    for within, mark, whose in (
-        (15, ITS_CODE["teacher"], "that study's teacher in its own code, on these images, after 25 epochs"),
-        (45, PUBLISHED["teacher"], "that teacher as published, on the original pixels"),
-    ):
-        if runs["epochs"].max() < within:
-            continue
-        groups = runs[runs["epochs"] <= within].groupby(["method", "epochs"])
-        (name, epochs), group = max(groups, key=lambda pair: float(pair[1]["val_accuracy"].mean()))
-        mine = accuracies(group)
-        above = f"{(100 * mine > mark).sum()} of {len(mine)} seeds above"
-        lines.append(
-            f"- within {within} epochs: {percent(mine)} % (`{name}`, {epochs}), {above} {mark:.2f} %, {whose}."
-        )
-    return [*lines, ""]
-
-
-def verdict_bug(tables: Tables) -> Lines:
-    """Whether misalignment explains the published figure of logits distillation."""
-    runs = tables.runs
-    plain, right, wrong = (accuracies(runs[runs["method"] == name]) for name in ("standard", "logits", WRONG))
-    lost, gain = paired(wrong, right), paired(right, plain)
-    collapses, hurts = (one.p < LEVEL and one.difference < 0 for one in (lost, gain))
-    title = {
-        (True, False): "Logits distillation does not hurt; a bug did.",
-        (True, True): "Logits distillation hurts in this protocol; a bug made it look far worse.",
-    }.get((collapses, hurts), "The bug does not explain the published collapse.")
-    return [
-        f"**{title}** The study that these pages repeat reports {PUBLISHED[WRONG]:.2f} % with it and "
-        f"{PUBLISHED['standard']:.2f} % without. In its protocol, a student that is taught with what the teacher says "
-        f"of *another* image reaches {percent(wrong)} %, and with what it says of its own {percent(right)} %: "
-        f"{told(gain, gain.p)} against plain training.",
-        "",
-    ]
 
 
 def section_original(parts: Kept, drawn: dict[str, str]) -> Lines:

@@ -38,7 +38,7 @@ GROUPS = {
     "model@teacher": ["cnn"],
     "data": ["digits", "cifar10", "cifar100", "imagefolder"],
     "tracker": ["wandb"],
-    "+experiment": ["original"],  # the others are sweeps
+    "+experiment": ["original", "original_logits", "original_feature"],  # the others are sweeps
 }
 SENSIBLE = {  # beside the default
     "method.T": ["1", "2.5", "16"],

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,21 @@ def test_a_study_that_finds_nothing_says_so(tmp_path: Path) -> None:
     assert "**No method is distinguishable from plain training at this budget.**" in text
     assert "**Use" not in text
     assert "Not run yet: `original`" in text
+
+
+def test_the_original_protocol_is_as_its_text_gives_it(composed: Callable) -> None:
+    words = study.original(Path())
+    methods = []
+    for experiment, *more, seeds in words:
+        config = composed(experiment, *more, small=False)
+        methods.append(config.method.name)
+        assert (config.root.optimizer.name, config.root.optimizer.lr, config.root.batch_size) == ("adam", 1e-3, 128)
+        assert config.epochs == (10 if config.method.name == "feature" else 15)
+        assert config.teaching.epochs == 25
+        said = {key: getattr(config.method, key, value) for key, value in {"T": 3, "alpha": 0.5, "beta": 0.4}.items()}
+        assert said == {"T": 3, "alpha": 0.5, "beta": 0.4}
+        assert (config.misaligned, seeds) == ("misaligned" in " ".join(more), study.FEW)
+    assert methods == ["standard", "logits", "feature", "logits"]
 
 
 def test_settings_come_from_validation(made: dict[str, pd.DataFrame], tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""The first screen of docs/study.md: what to use, what it depends on, the bug, and how far a small student comes."""
+
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.study_figures import ITS_CODE, PUBLISHED, SWEPT, WRONG, Kept, accuracies, teacher_of
+from benchmarks.study_words import Lines, chance, compared, grid, percent, points, tested, told
+from kd.compare import LEVEL, paired
+from kd.table import Tables
+
+TITLES = {  # of the sections that the lines of `verdict_swept` lead to
+    "labels": "Few labels",
+    "budget": "Short and long training",
+    "student": "Small and large students",
+    "teacher": "Small and large teachers",
+}
+
+
+def verdict(parts: Kept) -> Lines:
+    """What a reader needs who reads no further."""
+    lines: Lines = []
+    if "fair" in parts:
+        lines += verdict_fair(*parts["fair"])
+    lines += verdict_swept(parts)
+    if "original" in parts:
+        lines += verdict_bug(parts["original"][0])
+    return lines + verdict_best(parts)
+
+
+def verdict_fair(tables: Tables, said: dict[str, Any]) -> Lines:
+    """The table of the fair study, and which method to use."""
+    runs, found, (teacher, top) = tables.runs, compared(tables), teacher_of(tables)
+    plain = accuracies(runs[runs["method"] == "standard"])
+    rows = [["`standard`", len(plain), percent(plain), "", ""]]
+    for name, (one, p) in found.items():
+        mine = accuracies(runs[runs["method"] == name])
+        rows.append([f"`{name}`", one.pairs, percent(mine), points(one), chance(p)])
+    rows.append([f"teacher {teacher}", 1, f"{top:.2f}", "", ""])
+    first = runs.iloc[0]
+    student = f"A student {first['student']} ({first['params']:,} parameters)"
+    lines = [
+        f"{student} and a teacher {teacher}, on JPEG copies of CIFAR-10's images; {first['epochs']} epochs for every "
+        "student; ± is the 95 % interval of a mean over seeds.",
+        "",
+    ]
+    lines += grid(["", "seeds", "test, %", "against standard", "p (Holm)"], rows)
+    worth = [name for name, (one, p) in found.items() if p < LEVEL and one.difference > 0]
+    if not worth:
+        return [*lines, "**No method is distinguishable from plain training at this budget.**", ""]
+    best = max(worth, key=lambda name: found[name][0].difference)
+    return [
+        *lines,
+        f"**Use `{best}`**: {told(*found[best])} than the same student trained on labels alone for as many epochs. Its "
+        "settings were chosen on validation images:",
+        "",
+        *(f"    python -m kd {' '.join(words[1:])}" for words in said["sweeps"] if f"method={best}" in words),
+        "",
+    ]
+
+
+def verdict_swept(parts: Kept) -> Lines:
+    """What the gain of `logits` depends on: a line for each number that was swept."""
+    rows = []
+    for part in (part for part in SWEPT if part in parts):
+        key, what = SWEPT[part]
+        said = []
+        for value, _, _, one, p in tested(parts[part][0], key):
+            bold = "**" if p < LEVEL else ""
+            said.append(f"{bold}{points(one)}{bold} at {value:g}")
+        rows.append(f"- [{TITLES[part]}](#{TITLES[part].lower().replace(' ', '-')}) ({what}): {', '.join(said)}.")
+    if not rows:
+        return []
+    head = f"What `logits` gains over `standard`, in points; bold where p < {LEVEL:g} by Holm's correction in the line:"
+    return [head, "", *rows, ""]
+
+
+def verdict_best(parts: Kept) -> Lines:
+    """How far students of the fair study's size came, against the teacher of the original study."""
+    found = [parts[part][0].runs for part in ("fair", "budget") if part in parts]
+    if not found:
+        return []
+    runs = pd.concat(found)
+    runs = runs[(runs["status"] == "done") & (runs["student"] == "cnn-16")]
+    runs = runs.drop_duplicates(["method", "epochs", "seed"])
+    lines = [f"**The best student of {runs['params'].iloc[0]:,} parameters**, by its validation accuracy:", ""]
+    for within, mark, whose in (
+        (15, ITS_CODE["teacher"], "the original study's teacher in its own code, on these images, after 25 epochs"),
+        (45, PUBLISHED["teacher"], "that teacher's published figure, on the original pixels"),
+    ):
+        if runs["epochs"].max() < within:
+            continue
+        groups = runs[runs["epochs"] <= within].groupby(["method", "epochs"])
+        (name, epochs), group = max(groups, key=lambda pair: float(pair[1]["val_accuracy"].mean()))
+        mine = accuracies(group)
+        above = f"{(100 * mine > mark).sum()} of {len(mine)} seeds above"
+        lines.append(
+            f"- within {within} epochs: {percent(mine)} % (`{name}`, {epochs}), {above} {mark:.2f} %, {whose}."
+        )
+    return [*lines, ""]
+
+
+def verdict_bug(tables: Tables) -> Lines:
+    """Whether misalignment explains the published figure of logits distillation."""
+    runs = tables.runs
+    plain, right, wrong = (accuracies(runs[runs["method"] == name]) for name in ("standard", "logits", WRONG))
+    lost, gain = paired(wrong, right), paired(right, plain)
+    collapses, hurts = (one.p < LEVEL and one.difference < 0 for one in (lost, gain))
+    title = {
+        (True, False): "Logits distillation does not hurt; a bug did.",
+        (True, True): "Logits distillation hurts in this protocol; a bug made it look far worse.",
+    }.get((collapses, hurts), "The bug does not explain the published collapse.")
+    return [
+        f"**{title}** The study that these pages repeat reports {PUBLISHED[WRONG]:.2f} % with it and "
+        f"{PUBLISHED['standard']:.2f} % without. In its protocol, a student that is taught with what the teacher says "
+        f"of *another* image reaches {percent(wrong)} %, and with what it says of its own {percent(right)} %: "
+        f"{told(gain, gain.p)} against plain training.",
+        "",
+    ]

@@ -1,0 +1,68 @@
+"""Numbers and comparisons of the study in words, for its page."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.study_figures import gains
+from kd.compare import LEVEL, Paired, holm
+from kd.table import Tables, half_width
+
+Lines = list[str]
+
+
+def percent(values: pd.Series) -> str:
+    """Mean and 95 % interval of accuracies, in %."""
+    half = half_width(values)
+    return f"{100 * values.mean():.2f}" + ("" if math.isnan(half) else f" ± {100 * half:.2f}")
+
+
+def points(found: Paired) -> str:
+    return f"{100 * found.difference:+.2f}" + ("" if math.isnan(found.ci95) else f" ± {100 * found.ci95:.2f}")
+
+
+def chance(p: float) -> str:
+    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def told(found: Paired, p: float) -> str:
+    """A comparison as a sentence's end: whichever way it falls."""
+    n = f"n = {found.pairs}"
+    if math.isnan(p):
+        return f"{points(found)} points in {n}: too few to tell"
+    said = f"p {chance(p)}" if p < 0.001 else f"p = {chance(p)}"
+    if p >= LEVEL:
+        return f"{points(found)} points, not distinguishable ({said}, {n})"
+    return f"{points(found)} points, {'better' if found.difference > 0 else 'worse'} ({said}, {n})"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"
+
+
+def place(environment: dict[str, Any]) -> str:
+    return f"{environment['threads']} threads of {environment['processor']}, {environment['precision']}"
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Lines:
+    """A Markdown table, numbers to the right."""
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
+
+
+def tested(tables: Tables, key: str) -> list[tuple[float, pd.Series, pd.Series, Paired, float]]:
+    """`gains`, each with its p by Holm's correction over all of them."""
+    found = list(gains(tables.runs, key))
+    corrected = holm(pd.Series([one.p for *_, one in found]))
+    return [(*row, float(p)) for row, p in zip(found, corrected, strict=True)]
+
+
+def compared(tables: Tables) -> dict[str, tuple[Paired, float]]:
+    """{method: (its comparison with `standard`, p by Holm's correction)}, as the summary has it."""
+    rows = tables.summary[tables.summary["method"] != "standard"]
+    return {
+        row["method"]: (Paired(row["pairs"], row["difference"], row["difference_ci95"], row["p"]), row["p_holm"])
+        for _, row in rows.iterrows()
+    }
