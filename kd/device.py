@@ -69,8 +69,9 @@ def resolve(device: str, precision: str, cache: Path, own_kernels: bool = True, 
         raise UserError("compile: on a CPU torch.compile needs g++, which is not on this machine; use compile=false")
     if precision == "auto":
         precision = "bf16" if _bf16_pays(kind, cache) else "fp32"
-    ours = kernels.library(cache) if own_kernels and not compile and (kind, precision) == ("cpu", "bf16") else None
-    return Device(torch.device(device), torch.bfloat16 if precision == "bf16" else torch.float32, ours, compile)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    ours = kernels.library(cache, dtype) if own_kernels and not compile and kind == "cpu" else None
+    return Device(torch.device(device), dtype, ours, compile)
 
 
 def _bf16_pays(kind: str, cache: Path) -> bool:

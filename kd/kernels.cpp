@@ -1,4 +1,4 @@
-// Batch norm with the ReLU or ELU after it, and max pooling, in bfloat16 on a CPU.
+// Batch norm with the ReLU or ELU after it, and max pooling, on a CPU: in bfloat16, or with -DFLOAT32 in float32.
 // x, y, dy, dx are n rows of c channels (a channels_last image batch), c a multiple of 16; all else is float32 [c].
 // Sums are kept in float32 over 256 rows and in float64 beyond, in an order that no number of threads changes.
 #include <algorithm>
@@ -7,21 +7,36 @@
 #include <cstring>
 #include <vector>
 
-typedef uint16_t half;
-const int V = 16;
+#ifdef FLOAT32
+typedef float real;
+typedef uint32_t word;  // as wide as a real
+#else
+typedef uint16_t real;
+typedef uint16_t word;
+#endif
+#ifdef __AVX512F__
+const int V = 16;  // as many as the processor computes at once: wider vectors are taken apart, one number at a time
+#else
+const int V = 8;
+#endif
 const long CHUNK = 256;
 typedef float F __attribute__((vector_size(4 * V)));
 typedef int32_t I __attribute__((vector_size(4 * V)));
 typedef uint32_t U __attribute__((vector_size(4 * V)));
-typedef half H __attribute__((vector_size(2 * V)));
+typedef word W __attribute__((vector_size(sizeof(word) * V)));
 
 template <class T, class P> static inline T get(const P* p) { T t; memcpy(&t, p, sizeof t); return t; }
 template <class T, class P> static inline void put(P* p, T t) { memcpy(p, &t, sizeof t); }
-static inline F up(const half* p) { return (F)(__builtin_convertvector(get<H>(p), U) << 16); }
-static inline void down(half* p, F f) {  // to the nearest, ties to even; a NaN that came from bfloat16 stays one
+#ifdef FLOAT32
+static inline F up(const real* p) { return get<F>(p); }
+static inline void down(real* p, F f) { put(p, f); }
+#else
+static inline F up(const real* p) { return (F)(__builtin_convertvector(get<W>(p), U) << 16); }
+static inline void down(real* p, F f) {  // to the nearest, ties to even; a NaN that came from bfloat16 stays one
   U b = (U)f;
-  put(p, __builtin_convertvector((b + 0x7fff + ((b >> 16) & 1)) >> 16, H));
+  put(p, __builtin_convertvector((b + 0x7fff + ((b >> 16) & 1)) >> 16, W));
 }
+#endif
 static inline F keep(I where, F f) { return (F)(where & (I)f); }
 
 template <class T> static void each(long n, int c, T work) {
@@ -55,29 +70,36 @@ static inline F expm1(F z) {  // for z <= 0: 2^k (e^r - 1) + 2^k - 1, with a ser
   return p * s + (s - 1);
 }
 
-// An activation of z, and d times its slope there; what is not a number stays one
+// An activation y of z, and d times its slope there; what is not a number stays one
 struct Relu {
   static F value(F z) { return keep(!(z <= 0), z); }
-  static F back(F z, F d) { return keep(!(z <= 0), d); }
+  static F back(F z, F, F d) { return keep(!(z <= 0), d); }
 };
 struct Elu {
   static F value(F z) { return z <= 0 ? expm1(z) : z; }
-  static F back(F z, F d) { return z <= 0 ? d * (expm1(z) + 1) : d; }
+#ifdef FLOAT32
+  static F back(F, F y, F d) { return y <= 0 ? d * (y + 1) : d; }
+#else  // y has been rounded
+  static F back(F z, F, F d) { return z <= 0 ? d * (expm1(z) + 1) : d; }
+#endif
 };
 template <class T> static void by(int elu, T work) { elu ? work(Elu()) : work(Relu()); }
 
 // y = activation(a * x + t)
-extern "C" void scale_act(int elu, const half* x, half* y, long n, int c, const float* a, const float* t) {
+extern "C" void scale_act(int elu, const real* x, real* y, long n, int c, const float* a, const float* t) {
   by(elu, [=](auto act) {
     each(n, c, [=](long at, int b) { down(y + at, act.value(up(x + at) * get<F>(a + b) + get<F>(t + b))); });
   });
 }
 
-extern "C" void norm_act(int elu, const half* x, half* y, long n, int c, const float* weight, const float* bias,
+extern "C" void norm_act(int elu, const real* x, real* y, long n, int c, const float* weight, const float* bias,
                          float eps, float* mean, float* var, float* a, float* t) {
-  auto s = sums(n, c, [=](long at, int, F& p, F& q) { F f = up(x + at); p += f, q += f * f; });
+  // of the distance from the first row: a mean that is far from 0 does not drown the variance
+  auto s = sums(n, c, [=](long at, int b, F& p, F& q) { F f = up(x + at) - up(x + b); p += f, q += f * f; });
+  std::vector<float> first(c);
+  for (int b = 0; b < c; b += V) put(&first[b], up(x + b));
   for (int i = 0; i < c; i++) {
-    double m = s[i] / n, v = s[c + i] / n - m * m;
+    double far = s[i] / n, m = first[i] + far, v = s[c + i] / n - far * far;
     v = v < 0 ? 0 : v;
     mean[i] = m, var[i] = v;
     a[i] = weight[i] / std::sqrt(v + eps), t[i] = bias[i] - m * a[i];
@@ -86,13 +108,19 @@ extern "C" void norm_act(int elu, const half* x, half* y, long n, int c, const f
 }
 
 template <class A>
-static void backward(A act, const half* dy, const half* x, half* dx, long n, int c, float eps, const float* mean,
-                     const float* var, const float* a, const float* t, float* dweight, float* dbias) {
-  auto passed = [=](long at, int b, F f) { return act.back(f * get<F>(a + b) + get<F>(t + b), up(dy + at)); };
-  auto s = sums(n, c, [=](long at, int b, F& p, F& q) { F f = up(x + at), d = passed(at, b, f); p += d, q += d * f; });
+static void backward(A act, const real* dy, const real* x, const real* y, real* dx, long n, int c, float eps,
+                     const float* mean, const float* var, const float* a, const float* t, float* dweight,
+                     float* dbias) {
+  auto passed = [=](long at, int b, F f) {
+    return act.back(f * get<F>(a + b) + get<F>(t + b), up(y + at), up(dy + at));
+  };
+  auto s = sums(n, c, [=](long at, int b, F& p, F& q) {
+    F f = up(x + at), d = passed(at, b, f);
+    p += d, q += d * (f - get<F>(mean + b));
+  });
   std::vector<float> g(c), h(c);  // dx = a * d + g * x + h
   for (int i = 0; i < c; i++) {
-    double rstd = 1 / std::sqrt((double)var[i] + eps), dx_hat = (s[c + i] - mean[i] * s[i]) * rstd;
+    double rstd = 1 / std::sqrt((double)var[i] + eps), dx_hat = s[c + i] * rstd;
     dbias[i] = s[i], dweight[i] = dx_hat;
     g[i] = -a[i] * rstd * dx_hat / n;
     h[i] = -a[i] * s[i] / n - g[i] * mean[i];
@@ -104,10 +132,10 @@ static void backward(A act, const half* dy, const half* x, half* dx, long n, int
   });
 }
 
-extern "C" void norm_act_backward(int elu, const half* dy, const half* x, half* dx, long n, int c, float eps,
-                                  const float* mean, const float* var, const float* a, const float* t, float* dweight,
-                                  float* dbias) {
-  by(elu, [=](auto act) { backward(act, dy, x, dx, n, c, eps, mean, var, a, t, dweight, dbias); });
+extern "C" void norm_act_backward(int elu, const real* dy, const real* x, const real* y, real* dx, long n, int c,
+                                  float eps, const float* mean, const float* var, const float* a, const float* t,
+                                  float* dweight, float* dbias) {
+  by(elu, [=](auto act) { backward(act, dy, x, y, dx, n, c, eps, mean, var, a, t, dweight, dbias); });
 }
 
 // 2 x 2 max pooling of n images [h, w, c], h and w even; `which` of the four was taken: the first of the largest
@@ -123,7 +151,7 @@ template <class T> static void windows(long n, int h, int w, int c, T work) {
   }
 }
 
-extern "C" void pool(const half* x, half* y, half* which, long n, int h, int w, int c) {
+extern "C" void pool(const real* x, real* y, real* which, long n, int h, int w, int c) {
   windows(n, h, w, c, [=](const long* in, long out) {
     F m = up(x + in[0]);
     I k = {};
@@ -132,13 +160,13 @@ extern "C" void pool(const half* x, half* y, half* which, long n, int h, int w, 
       I g = (e > m) | (e != e);
       m = g ? e : m, k = g ? I{} + i : k;
     }
-    put(y + out, __builtin_convertvector((U)m >> 16, H)), put(which + out, __builtin_convertvector(k, H));
+    down(y + out, m), put(which + out, __builtin_convertvector(k, W));
   });
 }
 
-extern "C" void pool_backward(const half* dy, const half* which, half* dx, long n, int h, int w, int c) {
+extern "C" void pool_backward(const real* dy, const real* which, real* dx, long n, int h, int w, int c) {
   windows(n, h, w, c, [=](const long* in, long out) {
-    H d = get<H>(dy + out), k = get<H>(which + out);
-    for (int i = 0; i < 4; i++) put(dx + in[i], (H)(d & (H)(k == H{} + (half)i)));
+    W d = get<W>(dy + out), k = get<W>(which + out);
+    for (int i = 0; i < 4; i++) put(dx + in[i], (W)(d & (W)(k == W{} + (word)i)));
   });
 }

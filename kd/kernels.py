@@ -1,6 +1,7 @@
-"""Batch norm with its ReLU or ELU, and max pooling, for bfloat16 on a CPU (kernels.cpp), where PyTorch is slow.
+"""Batch norm with its ReLU or ELU, and max pooling, on a CPU (kernels.cpp), where PyTorch is slow.
 
-The source is compiled once a machine, in a second, where there is g++; elsewhere PyTorch's own operators do the work.
+The source is compiled once a machine and dtype, in a second, where there is g++; elsewhere PyTorch's own operators do
+the work.
 """
 
 import ctypes
@@ -27,37 +28,39 @@ FLAGS = ["-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"]
 
 
 class Library:
-    """The functions of kernels.cpp. A copy of a network that uses them uses the same."""
+    """The functions of kernels.cpp for a dtype. A copy of a network that uses them uses the same."""
 
-    def __init__(self, path: Path):
-        self.path, found = path, ctypes.CDLL(str(path))
+    def __init__(self, path: Path, dtype: torch.dtype):
+        self.path, self.dtype, found = path, dtype, ctypes.CDLL(str(path))
         self.norm_act, self.norm_act_backward = found.norm_act, found.norm_act_backward
         self.scale_act, self.pool, self.pool_backward = found.scale_act, found.pool, found.pool_backward
 
     def __reduce__(self) -> Any:
-        return Library, (self.path,)
+        return Library, (self.path, self.dtype)
 
     def __deepcopy__(self, _: Any) -> "Library":
         return self
 
 
 @cache
-def library(folder: Path) -> Library | None:
-    """The compiled kernels, kept in `folder`, or None where they cannot be made or do not compute what they should."""
+def library(folder: Path, dtype: torch.dtype) -> Library | None:
+    """The kernels for bfloat16 or float32, compiled and kept in `folder`, or None where they cannot be made or do not
+    compute what they should."""
     compiler = shutil.which("g++")
     if compiler is None or platform.system() != "Linux":
         return None
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-        words = [SOURCE.read_bytes(), version, " ".join(FLAGS).encode(), processor()]
+        flags = [*FLAGS, *(["-DFLOAT32"] if dtype is torch.float32 else [])]
+        words = [SOURCE.read_bytes(), version, " ".join(flags).encode(), processor()]
         path = folder / f"kernels-{hashlib.sha256(b'|'.join(words)).hexdigest()[:16]}.so"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
                 with aside(path) as part:
-                    command = [compiler, *FLAGS, str(SOURCE), "-o", str(part)]
+                    command = [compiler, *flags, str(SOURCE), "-o", str(part)]
                     subprocess.run(command, capture_output=True, check=True, timeout=120)
-        found = Library(path)
+        found = Library(path, dtype)
         return found if _right(found) else None
     except (OSError, subprocess.SubprocessError) as error:
         log.debug("no kernels of our own (%s)", error)
@@ -80,18 +83,19 @@ def _right(library: Any) -> bool:
 
 def _agree(library: Any, activation: type[nn.Module]) -> bool:
     draw = torch.Generator().manual_seed(0)
-    x, dy = (torch.randn(s, generator=draw).bfloat16() for s in ((8, 16, 10, 10), (8, 16, 5, 5)))
+    x, dy = (torch.randn(s, generator=draw).to(library.dtype) for s in ((8, 16, 10, 10), (8, 16, 5, 5)))
     theirs, ours = (nn.Sequential(nn.Sequential(nn.BatchNorm2d(16), activation()), nn.MaxPool2d(2)) for _ in "ab")
     quicken(ours, library)
     found = []
-    for net, to in ((theirs, torch.float32), (ours, torch.bfloat16)):
+    for net, to in ((theirs, torch.float32), (ours, library.dtype)):
         leaf = x.to(to, memory_format=torch.channels_last).requires_grad_()
         y = net(leaf)
         y.backward(dy.to(to))
         with torch.no_grad():
             evaluated = net.eval()(leaf)
         found.append([y, leaf.grad, *(p.grad for p in net.parameters()), *net.buffers(), evaluated])
-    return all(torch.allclose(a.float(), b.float(), rtol=0.02, atol=0.02) for a, b in zip(*found, strict=True))
+    off = 0.02 if library.dtype is torch.bfloat16 else 2e-5
+    return all(torch.allclose(a.float(), b.float(), rtol=off, atol=off) for a, b in zip(*found, strict=True))
 
 
 class NormAct(nn.BatchNorm2d):
@@ -129,9 +133,8 @@ class NormAct(nn.BatchNorm2d):
 
     def _fits(self, x: Tensor) -> bool:
         return (
-            self.library is not None
+            _in_rows(x, self.library)
             and (self.training or not torch.is_grad_enabled())
-            and _in_rows(x)
             and x.numel() > x.shape[1]
             and self.momentum is not None
             and all(
@@ -165,18 +168,18 @@ class _Train(torch.autograd.Function):
             ctypes.c_float(eps),
             *_pointers(mean, var, scale, shift),
         )
-        ctx.save_for_backward(x, mean, var, scale, shift)
+        ctx.save_for_backward(x, y, mean, var, scale, shift)
         ctx.eps, ctx.elu, ctx.library = eps, elu, library
         ctx.mark_non_differentiable(mean, var)
         return y, mean, var
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, mean, var, scale, shift = ctx.saved_tensors
+        x, y, mean, var, scale, shift = ctx.saved_tensors
         dy = grads[0].contiguous(memory_format=torch.channels_last)
         dx, (dweight, dbias) = torch.empty_like(x), torch.empty(2, x.shape[1])
         ctx.library.norm_act_backward(
-            ctx.elu, *_pointers(dy, x, dx), *_rows(x), ctypes.c_float(ctx.eps),
+            ctx.elu, *_pointers(dy, x, y, dx), *_rows(x), ctypes.c_float(ctx.eps),
             *_pointers(mean, var, scale, shift, dweight, dbias),
         )  # fmt: skip
         return dx, dweight, dbias, None, None, None
@@ -188,7 +191,7 @@ class MaxPool2x2(nn.MaxPool2d):
     library: Any = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.library is None or not _in_rows(x) or x.shape[2] % 2 or x.shape[3] % 2:
+        if not _in_rows(x, self.library) or x.shape[2] % 2 or x.shape[3] % 2:
             return super().forward(x)
         return _Pool.apply(x, self.library)
 
@@ -213,9 +216,10 @@ class _Pool(torch.autograd.Function):
         return dx, None
 
 
-def _in_rows(x: Tensor) -> bool:
+def _in_rows(x: Tensor, library: Any) -> bool:
     return (
-        (x.device.type, x.dtype, x.ndim) == ("cpu", torch.bfloat16, 4)
+        library is not None
+        and (x.device.type, x.dtype, x.ndim) == ("cpu", library.dtype, 4)
         and x.shape[1] % 16 == 0
         and x.is_contiguous(memory_format=torch.channels_last)
     )

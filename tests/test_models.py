@@ -194,12 +194,13 @@ def test_taps_are_what_the_next_stage_reads(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in SMALL if name not in ("resnet18", "resnet50", "vit_tiny")])
 @pytest.mark.parametrize("training", [True, False])
-def test_our_kernels_compute_the_same(name: str, training: bool, tmp_path: Path) -> None:
-    """In bfloat16 the logits are as near to those in float32 as PyTorch's own are, or nearly so."""
-    if (kernels := library(tmp_path)) is None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_our_kernels_compute_the_same(name: str, training: bool, dtype: torch.dtype, tmp_path: Path) -> None:
+    """The logits are as near to those in float64 as PyTorch's own are, or nearly so."""
+    if (kernels := library(tmp_path, dtype)) is None:
         pytest.skip("no compiler")
-    found = []
-    for ours, half in ((False, False), (False, True), (True, True)):
+    found, half = [], dtype is torch.bfloat16
+    for ours, to in ((False, torch.float64), (False, torch.float32), (True, torch.float32)):
         torch.manual_seed(0)
         net = build(TABLE[name], 16).train(training).to(memory_format=torch.channels_last)
         for module in net.modules():
@@ -209,10 +210,10 @@ def test_our_kernels_compute_the_same(name: str, training: bool, tmp_path: Path)
             quicken(net, kernels)
             assert any(isinstance(m, NormAct) for m in net.modules())
         x = torch.randn(8, 3, 16, 16).to(memory_format=torch.channels_last)
-        with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=half):
-            found.append(net(x).detach().float())
+        with torch.set_grad_enabled(training), torch.autocast("cpu", dtype, enabled=half and to is torch.float32):
+            found.append(net.to(to)(x.to(to)).detach().double())
     exact, theirs, mine = found
-    assert (mine - exact).norm() <= 1.5 * (theirs - exact).norm() + 0.01 * exact.norm()
+    assert (mine - exact).norm() <= 1.5 * (theirs - exact).norm() + (0.01 if half else 1e-6) * exact.norm()
 
 
 @pytest.mark.parametrize("name", ["wrn_16_2", "wrn_16_1"])
@@ -264,7 +265,7 @@ def test_a_tap_before_an_activation(act: Any, ours: bool, inplace: bool, tmp_pat
     pre = norm(net.stages["first"][0](x))
     logits = net(x)
     if ours:
-        quicken(net, library(tmp_path))
+        quicken(net, library(tmp_path, torch.float32))
     out = net.tapped(x, ["first.pre", "first", "pool.pre"])
     torch.testing.assert_close(out.taps["first.pre"], pre)
     torch.testing.assert_close(out.taps["first"], act()(pre))
