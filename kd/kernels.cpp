@@ -70,18 +70,14 @@ static inline F expm1(F z) {  // for z <= 0: 2^k (e^r - 1) + 2^k - 1, with a ser
   return p * s + (s - 1);
 }
 
-// An activation y of z, and d times its slope there; what is not a number stays one
+// An activation of z, and d times its slope there; what is not a number stays one
 struct Relu {
   static F value(F z) { return keep(!(z <= 0), z); }
-  static F back(F z, F, F d) { return keep(!(z <= 0), d); }
+  static F back(F z, F d) { return keep(!(z <= 0), d); }
 };
 struct Elu {
   static F value(F z) { return z <= 0 ? expm1(z) : z; }
-#ifdef FLOAT32
-  static F back(F, F y, F d) { return y <= 0 ? d * (y + 1) : d; }
-#else  // y has been rounded
-  static F back(F z, F, F d) { return z <= 0 ? d * (expm1(z) + 1) : d; }
-#endif
+  static F back(F z, F d) { return z <= 0 ? d * (expm1(z) + 1) : d; }
 };
 template <class T> static void by(int elu, T work) { elu ? work(Elu()) : work(Relu()); }
 
@@ -108,12 +104,9 @@ extern "C" void norm_act(int elu, const real* x, real* y, long n, int c, const f
 }
 
 template <class A>
-static void backward(A act, const real* dy, const real* x, const real* y, real* dx, long n, int c, float eps,
-                     const float* mean, const float* var, const float* a, const float* t, float* dweight,
-                     float* dbias) {
-  auto passed = [=](long at, int b, F f) {
-    return act.back(f * get<F>(a + b) + get<F>(t + b), up(y + at), up(dy + at));
-  };
+static void backward(A act, const real* dy, const real* x, real* dx, long n, int c, float eps, const float* mean,
+                     const float* var, const float* a, const float* t, float* dweight, float* dbias) {
+  auto passed = [=](long at, int b, F f) { return act.back(f * get<F>(a + b) + get<F>(t + b), up(dy + at)); };
   auto s = sums(n, c, [=](long at, int b, F& p, F& q) {
     F f = up(x + at), d = passed(at, b, f);
     p += d, q += d * (f - get<F>(mean + b));
@@ -132,10 +125,10 @@ static void backward(A act, const real* dy, const real* x, const real* y, real* 
   });
 }
 
-extern "C" void norm_act_backward(int elu, const real* dy, const real* x, const real* y, real* dx, long n, int c,
-                                  float eps, const float* mean, const float* var, const float* a, const float* t,
-                                  float* dweight, float* dbias) {
-  by(elu, [=](auto act) { backward(act, dy, x, y, dx, n, c, eps, mean, var, a, t, dweight, dbias); });
+extern "C" void norm_act_backward(int elu, const real* dy, const real* x, real* dx, long n, int c, float eps,
+                                  const float* mean, const float* var, const float* a, const float* t, float* dweight,
+                                  float* dbias) {
+  by(elu, [=](auto act) { backward(act, dy, x, dx, n, c, eps, mean, var, a, t, dweight, dbias); });
 }
 
 // 2 x 2 max pooling of n images [h, w, c], h and w even; `which` of the four was taken: the first of the largest

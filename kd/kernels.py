@@ -168,18 +168,18 @@ class _Train(torch.autograd.Function):
             ctypes.c_float(eps),
             *_pointers(mean, var, scale, shift),
         )
-        ctx.save_for_backward(x, y, mean, var, scale, shift)
+        ctx.save_for_backward(x, mean, var, scale, shift)
         ctx.eps, ctx.elu, ctx.library = eps, elu, library
         ctx.mark_non_differentiable(mean, var)
         return y, mean, var
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, y, mean, var, scale, shift = ctx.saved_tensors
+        x, mean, var, scale, shift = ctx.saved_tensors
         dy = grads[0].contiguous(memory_format=torch.channels_last)
         dx, (dweight, dbias) = torch.empty_like(x), torch.empty(2, x.shape[1])
         ctx.library.norm_act_backward(
-            ctx.elu, *_pointers(dy, x, y, dx), *_rows(x), ctypes.c_float(ctx.eps),
+            ctx.elu, *_pointers(dy, x, dx), *_rows(x), ctypes.c_float(ctx.eps),
             *_pointers(mean, var, scale, shift, dweight, dbias),
         )  # fmt: skip
         return dx, dweight, dbias, None, None, None

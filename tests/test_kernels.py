@@ -63,9 +63,9 @@ def test_values_gradients_and_statistics_are_those_of_float64(
     slow, fast = norms(library, shape[1], act)
     after, names = act.activation(), ("y", "dx", "dw", "db", "mean", "var")
     assert fast._fits(x)
-    near = {torch.bfloat16: {"y": 8e-3, "dx": 8e-3}, torch.float32: dict.fromkeys(names, 1e-5)}[library.dtype]
+    near = {torch.bfloat16: {"y": 8e-3, "dx": 8e-3}, torch.float32: dict.fromkeys(names, 2e-5)}[library.dtype]
     for right, ours, name in zip(step(slow, x.double(), dy.double(), after), step(fast, x, dy), names, strict=True):
-        scale = max(right.abs().max().item(), 0.1)
+        scale = right.abs().max().item()
         assert (right - ours.double()).abs().max().item() <= near.get(name, 2e-3) * scale, name
     slow.eval(), fast.eval()
     with torch.no_grad():
