@@ -19,6 +19,7 @@ PUBLISHED = {  # in its README: one seed each, on the original pixels
     if line.source == REPOSITORY
 }
 ITS_CODE = {"teacher": 79.73, "standard": 73.7, WRONG: 65.7}  # its code, run once on these JPEG images
+ORIGINAL = ["standard", "logits", "feature", WRONG]  # its students: one look each in all three figures
 SWEPT = {  # part: the key it sweeps, what that is, as a title of an axis
     "labels": ("student.labels", "part of the labels given"),
     "budget": ("student.epochs", "epochs of the student"),
@@ -84,10 +85,9 @@ def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def accuracy_comparison(tables: Tables) -> tuple[Any, str]:
     """Measured beside published."""
-    names = ["standard", "logits", "feature", WRONG]
     figure, axes = figures.canvas(7.2, 3.2)
-    axis, look, (teacher, top) = axes[0][0], looks(names), teacher_of(tables)
-    rows = ["teacher", *names]
+    axis, look, (teacher, top) = axes[0][0], looks(ORIGINAL), teacher_of(tables)
+    rows = ["teacher", *ORIGINAL]
     for place, name in enumerate(rows):
         if name in PUBLISHED:
             axis.plot(PUBLISHED[name], place, marker="d", ms=9, mfc="none", mec="0.35", ls="",
@@ -112,7 +112,7 @@ def distillation_comparison(tables: Tables) -> tuple[Any, str]:
     """Loss and accuracy by epoch, accuracy by size, and what is kept of the teacher."""
     names = ["standard", "logits", "feature"]
     figure, axes = figures.canvas(9.2, 6.4, 2, 2)
-    look, (teacher, top) = looks(names), teacher_of(tables)
+    look, (teacher, top) = looks(ORIGINAL), teacher_of(tables)
     for axis, column, title, scale in ((axes[0][0], "hard", "cross-entropy of training views", 1),
                                        (axes[0][1], "val_accuracy", "validation accuracy, %", 100)):  # fmt: skip
         for name in names:
@@ -139,7 +139,7 @@ def distillation_comparison(tables: Tables) -> tuple[Any, str]:
 def bug(tables: Tables) -> tuple[Any, str]:
     names = ["standard", "logits", WRONG]
     figure, axes = figures.canvas(6.4, 3.6)
-    axis, look = axes[0][0], looks(names)
+    axis, look = axes[0][0], looks(ORIGINAL)
     for name in names:
         rows = tables.history[tables.history["method"] == name]
         by = rows.groupby("epoch")["val_accuracy"]
@@ -147,7 +147,9 @@ def bug(tables: Tables) -> tuple[Any, str]:
         axis.fill_between(by.mean().index, 100 * by.min(), 100 * by.max(), color=look[name]["color"], alpha=0.2, lw=0)
     axis.axhline(PUBLISHED[WRONG], color="0.4", ls=":", lw=1.2)
     last = tables.history["epoch"].max()
-    axis.annotate("published as logits", (last, PUBLISHED[WRONG]), (0, 3), textcoords="offset points", ha="right")
+    axis.annotate(
+        "published as logits (test images)", (last, PUBLISHED[WRONG]), (0, 3), textcoords="offset points", ha="right"
+    )
     axis.set(xlabel="epoch", ylabel="validation accuracy, %")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
