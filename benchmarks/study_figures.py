@@ -147,9 +147,8 @@ def bug(tables: Tables) -> tuple[Any, str]:
         axis.fill_between(by.mean().index, 100 * by.min(), 100 * by.max(), color=look[name]["color"], alpha=0.2, lw=0)
     axis.axhline(PUBLISHED[WRONG], color="0.4", ls=":", lw=1.2)
     last = tables.history["epoch"].max()
-    axis.annotate(
-        "published as logits (test images)", (last, PUBLISHED[WRONG]), (0, 3), textcoords="offset points", ha="right"
-    )
+    axis.annotate("published as logits (test images)", (last, PUBLISHED[WRONG]), (0, -4), textcoords="offset points",
+                  ha="right", va="top")  # fmt: skip
     axis.set(xlabel="epoch", ylabel="validation accuracy, %")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
