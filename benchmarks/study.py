@@ -71,9 +71,8 @@ def labels(kept: Path) -> list[Words]:
 
 def budget(kept: Path) -> list[Words]:
     """What the gain becomes in shorter and in longer training, and how far a small student gets in the longest."""
-    part, long = "student.epochs=5,15,45", "student.epochs=45"  # srrl is what docs/methods.md found best
-    taught = ["method=logits", *chosen(kept, "logits"), part, FEW]
-    return [["method=standard", part, FEW], taught, ["method=srrl", long, FEW]]
+    part = "student.epochs=5,15,45"
+    return [["method=standard", part, FEW], ["method=logits", *chosen(kept, "logits"), part, FEW]]
 
 
 def student(kept: Path) -> list[Words]:

@@ -22,6 +22,8 @@ def verdict(parts: Kept) -> Lines:
     lines: Lines = []
     if "fair" in parts:
         lines += verdict_fair(*parts["fair"])
+    if "budget" in parts and any(line.startswith("**Use `logits`**") for line in lines):
+        lines += verdict_long(parts["budget"][0])
     lines += verdict_swept(parts)
     if "original" in parts:
         lines += verdict_bug(parts["original"][0])
@@ -57,6 +59,14 @@ def verdict_fair(tables: Tables, said: dict[str, Any]) -> Lines:
         *(f"    python -m kd {' '.join(words[1:])}" for words in said["sweeps"] if f"method={best}" in words),
         "",
     ]
+
+
+def verdict_long(tables: Tables) -> Lines:
+    """That the gain is gone in the longest training, where it is."""
+    epochs, _, _, one, p = tested(tables, SWEPT["budget"][0])[-1]
+    if p < LEVEL and one.difference > 0:
+        return []
+    return [f"**Not for long training**: with {epochs:g} epochs `logits` against `standard` is {told(one, p)}.", ""]
 
 
 def verdict_swept(parts: Kept) -> Lines:

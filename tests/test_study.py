@@ -153,6 +153,26 @@ def test_a_study_that_finds_nothing_says_so(tmp_path: Path) -> None:
     assert "Not run yet: `original`" in text
 
 
+@pytest.mark.parametrize(("gain", "said"), [(0.01, None), (0.0, "not distinguishable"), (-0.02, "worse")])
+def test_the_verdict_on_long_training_is_the_tables(gain: float, said: str | None, tmp_path: Path) -> None:
+    """What holds for short training is not told of long training where that was measured and it is gone."""
+    noise = [0.001 * ((seed * 7) % 5 - 2) for seed in range(5)]
+    gains = {5: 0.02, 15: 0.01, 45: gain}
+    rows = {
+        epochs: [row(name, seed, 0.8 + of * i + noise[(seed + 2 * i) % 5], **{"student.epochs": epochs})
+                 for i, name in enumerate(["standard", "logits"]) for seed in range(5)]
+        for epochs, of in gains.items()
+    }  # fmt: skip
+    kept(tmp_path, "fair", rows[15], [])
+    kept(tmp_path, "budget", [one for some in rows.values() for one in some], ["student.epochs"])
+    text = study_page.page(study_page.gathered(tmp_path), {})
+    assert "**Use `logits`**" in text
+    found = re.findall(r"\*\*Not for long training\*\*: with 45 epochs `logits` against `standard` is (.*)\.\n", text)
+    assert len(found) == (said is not None)
+    if said is not None:
+        assert re.fullmatch(rf"\{100 * gain:+.2f} ± [\d.]+ points, {said} \(p (=|<) [\d.]+, n = 5\)", found[0])
+
+
 def test_the_original_protocol_is_as_its_text_gives_it(composed: Callable) -> None:
     words = study.original(Path())
     methods = []
