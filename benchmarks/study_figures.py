@@ -212,7 +212,7 @@ def front(tables: Tables, said: dict[str, Any]) -> tuple[Any, str]:
     figure, axes = figures.canvas(10.4, 3.6, 3)
     names, latency = ["standard", "logits"], said["latency"]
     look, (teacher, top) = looks(names), teacher_of(tables)
-    big = tables.summary.dropna(subset=["teacher_params"]).iloc[0]
+    big = tables.runs.dropna(subset=["teacher_params"]).iloc[0]
     costs_ = [("params", "parameters"), ("macs", "MACs"), ("ms", "ms for one image")]
     for axis, (key, title) in zip(axes[0], costs_, strict=True):
         seen = []

@@ -163,7 +163,7 @@ def section_size(parts: Kept, drawn: dict[str, str]) -> Lines:
         rows.append([row["student"], f"{row['params']:,}", f"{row['macs']:,}", ms.get("1", ""), ms.get("128", ""),
                      percent(accuracies(mine))])  # fmt: skip
     name, top = teacher_of(tables)
-    big = tables.summary.dropna(subset=["teacher_params"]).iloc[0]
+    big = tables.runs.dropna(subset=["teacher_params"]).iloc[0]
     ms = latency.get(name, {})
     rows.append([f"teacher {name}", f"{big['teacher_params']:,.0f}", f"{big['teacher_macs']:,.0f}", ms.get("1", ""),
                  ms.get("128", ""), f"{top:.2f}"])  # fmt: skip
@@ -211,7 +211,8 @@ def costs(parts: Kept) -> Lines:
     lines += [
         "Wall time of each part, its teacher included where it was not there yet, and what the students alone would "
         "have taken in the loop that everyone writes, at the images a second that `python -m benchmarks.throughput` "
-        f"measured for it ({plain['standard']:,.0f} without a teacher, {plain['logits']:,.0f} with one).", "",
+        f"measured for it ({plain['standard']:,.0f} without a teacher, {plain['logits']:,.0f} with one). A part in "
+        "float32 ran, for the most, on a slower machine than it was measured on.", "",
         *grid(["part", "students", "kd", "the plain loop", "on"], rows),
         "## Limits", "",
         "- The images are CIFAR-10's as JPEG copies of quality 75, harder than the original pixels: the teacher of the "
