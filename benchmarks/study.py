@@ -188,18 +188,22 @@ def joined(path: Path, fresh: pd.DataFrame) -> str:
     return text
 
 
-def latency(names: Iterable[str], passes: int = 30) -> dict[str, dict[str, float]]:
-    """{network: {images in a pass: median milliseconds}} of the networks called cnn-SCALE, in eval mode."""
+def latency(names: Iterable[str], passes: int = 100) -> dict[str, dict[str, float]]:
+    """{network: {images in a pass: median milliseconds}} of the networks called cnn-SCALE, in eval mode: each passes
+    once in turn, so that what else the machine does falls on all of them alike."""
     device = devices.resolve("auto", "auto", CACHE)
-    found: dict[str, dict[str, float]] = {}
-    for name in sorted({name for name in names if re.fullmatch(r"cnn-\d+", name)}, key=len):
-        net = device.place(network(int(name.split("-")[1]))).eval()
-        found[name] = {}
-        for size in (1, 128):
-            x = torch.randn(size, 3, 32, 32, device=device.torch).to(memory_format=torch.channels_last)
-            with torch.no_grad(), device.autocast():
-                seconds = [clock(lambda: net(x), device) for _ in range(passes + 5)][5:]  # noqa: B023
-            found[name][str(size)] = round(1e3 * statistics.median(seconds), 2)
+    known = sorted({name for name in names if re.fullmatch(r"cnn-\d+", name)}, key=lambda name: int(name[4:]))
+    nets = {name: device.place(network(int(name[4:]))).eval() for name in known}
+    found: dict[str, dict[str, float]] = {name: {} for name in nets}
+    for size in (1, 128):
+        x = torch.randn(size, 3, 32, 32, device=device.torch).to(memory_format=torch.channels_last)
+        seconds: dict[str, list[float]] = {name: [] for name in nets}
+        with torch.no_grad(), device.autocast():
+            for _ in range(passes + 5):
+                for name, net in nets.items():
+                    seconds[name].append(clock(lambda: net(x), device))  # noqa: B023
+        for name in nets:
+            found[name][str(size)] = round(1e3 * statistics.median(seconds[name][5:]), 2)
     return found
 
 

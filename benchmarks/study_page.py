@@ -170,7 +170,7 @@ def section_size(parts: Kept, drawn: dict[str, str]) -> Lines:
     head = ["network", "parameters", "MACs", "ms, 1 image", "ms, 128 images", "test, %"]
     return [
         "## Accuracy against size and speed", "",
-        f"Latency is the median of 30 passes on {place(said['environments'][-1])}.", "",
+        f"Latency is the median of 100 passes, all networks in turn, on {place(said['environments'][-1])}.", "",
         *grid(head, rows), *image("pareto", drawn),
     ]  # fmt: skip
 
