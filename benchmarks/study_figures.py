@@ -233,4 +233,4 @@ def front(tables: Tables, said: dict[str, Any]) -> tuple[Any, str]:
     handles, labels = axes[0][0].get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     figure.legend(once.values(), once.keys(), loc="outside upper center", ncols=4, frameon=False)
-    return figure, "Students of scale 4, 8, 16 and 32 with 95 % intervals, and the teacher."
+    return figure, "Means over seeds with 95 % intervals of students of scale 4, 8, 16 and 32, and their teacher."

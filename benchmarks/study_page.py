@@ -167,7 +167,7 @@ def section_size(parts: Kept, drawn: dict[str, str]) -> Lines:
     ms = latency.get(name, {})
     rows.append([f"teacher {name}", f"{big['teacher_params']:,.0f}", f"{big['teacher_macs']:,.0f}", ms.get("1", ""),
                  ms.get("128", ""), f"{top:.2f}"])  # fmt: skip
-    head = ["network", "parameters", "MACs", "ms, 1 image", "ms, 128 images", "test, %"]
+    head = ["network", "parameters", "MACs", "ms, 1 image", "ms, 128 images", "test, % (`logits`)"]
     return [
         "## Accuracy against size and speed", "",
         f"Latency is the median of 100 passes, all networks in turn, on {place(said['environments'][-1])}.", "",
@@ -196,9 +196,12 @@ def costs(parts: Kept) -> Lines:
     """What it took, the limits, and the commands."""
     lines = ["## What it took", ""]
     rows = []
-    speed = json.loads((HERE.parents[1] / "benchmarks" / "throughput.json").read_text())["rows"]
+    rate = json.loads((HERE.parents[1] / "benchmarks" / "throughput.json").read_text())
+    speed, there = rate["rows"], rate["environment"]["precision"]  # kd's: it tells the kind of machine
     plain = {"standard": speed[0]["plain"], "logits": speed[1]["plain"], "feature": speed[3]["plain"]}
     ours = slow = 0.0
+    other = [f"`{part}`" for part, (_, said) in parts.items()
+              if any(one["precision"] != there for one in said["environments"])]  # fmt: skip
     for part, (tables, said) in parts.items():
         done = tables.runs[tables.runs["status"] == "done"]
         images = done["epochs"] * done["samples"]
@@ -211,8 +214,8 @@ def costs(parts: Kept) -> Lines:
     lines += [
         "Wall time of each part, its teacher included where it was not there yet, and what the students alone would "
         "have taken in the loop that everyone writes, at the images a second that `python -m benchmarks.throughput` "
-        f"measured for it ({plain['standard']:,.0f} without a teacher, {plain['logits']:,.0f} with one). A part in "
-        "float32 ran, for the most, on a slower machine than it was measured on.", "",
+        f"measured for it ({plain['standard']:,.0f} without a teacher, {plain['logits']:,.0f} with one)."
+        + (f" The two times of {', '.join(other)} are of different machines." if other else ""), "",
         *grid(["part", "students", "kd", "the plain loop", "on"], rows),
         "## Limits", "",
         "- The images are CIFAR-10's as JPEG copies of quality 75, harder than the original pixels: the teacher of the "

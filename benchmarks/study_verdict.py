@@ -6,7 +6,7 @@ import pandas as pd
 
 from benchmarks.study_figures import ITS_CODE, PUBLISHED, SWEPT, WRONG, Kept, accuracies, teacher_of
 from benchmarks.study_words import Lines, chance, compared, grid, percent, points, tested, told
-from kd.compare import LEVEL, paired
+from kd.compare import LEVEL, Paired, paired
 from kd.table import Tables
 
 TITLES = {  # of the sections that the lines of `verdict_swept` lead to
@@ -22,8 +22,8 @@ def verdict(parts: Kept) -> Lines:
     lines: Lines = []
     if "fair" in parts:
         lines += verdict_fair(*parts["fair"])
-    if "budget" in parts and any(line.startswith("**Use `logits`**") for line in lines):
-        lines += verdict_long(parts["budget"][0])
+        if "budget" in parts and best_of(compared(parts["fair"][0])) == "logits":
+            lines += verdict_long(parts["budget"][0])
     lines += verdict_swept(parts)
     if "original" in parts:
         lines += verdict_bug(parts["original"][0])
@@ -47,10 +47,8 @@ def verdict_fair(tables: Tables, said: dict[str, Any]) -> Lines:
         "",
     ]
     lines += grid(["", "seeds", "test, %", "against standard", "p (Holm)"], rows)
-    worth = [name for name, (one, p) in found.items() if p < LEVEL and one.difference > 0]
-    if not worth:
+    if (best := best_of(found)) is None:
         return [*lines, "**No method is distinguishable from plain training at this budget.**", ""]
-    best = max(worth, key=lambda name: found[name][0].difference)
     return [
         *lines,
         f"**Use `{best}`**: {told(*found[best])} than the same student trained on labels alone for as many epochs. Its "
@@ -59,6 +57,12 @@ def verdict_fair(tables: Tables, said: dict[str, Any]) -> Lines:
         *(f"    python -m kd {' '.join(words[1:])}" for words in said["sweeps"] if f"method={best}" in words),
         "",
     ]
+
+
+def best_of(found: dict[str, tuple[Paired, float]]) -> str | None:
+    """Which method gains the most over `standard`, of those whose gain is distinguishable."""
+    worth = [name for name, (one, p) in found.items() if p < LEVEL and one.difference > 0]
+    return max(worth, key=lambda name: found[name][0].difference, default=None)
 
 
 def verdict_long(tables: Tables) -> Lines:

@@ -20,13 +20,13 @@ from kd.files import write_json
 from kd.table import MISALIGNED, summarise
 
 ROOT = Path(__file__).parents[1]
-SIZES = {4: 70_000, 8: 270_000, 16: 1_070_000, 32: 4_270_000}
+SIZES = {4: 70_000, 8: 270_000, 16: 1_070_000, 32: 4_271_338}
 
 
 def row(method: str, seed: int, accuracy: float, setting: str | None = None, scale: int = 16, **also: Any) -> dict:
     epochs = also.get("student.epochs", 15)
     taught = method not in ("standard", "label_smoothing")
-    teacher = {"teacher": "cnn-32", "teacher_params": 4_270_000, "teacher_macs": 10**8, "teacher_test_accuracy": 0.85}
+    teacher = {"teacher": "cnn-32", "teacher_params": SIZES[32], "teacher_macs": 10**8, "teacher_test_accuracy": 0.85}
     return {
         "setting": setting or method, "method": method, "student": f"cnn-{scale}", "seed": seed, "status": "done",
         "epochs": epochs, "samples": 45_000, "batch_size": 128, "data": "imagefolder", "budget": f"{epochs} x 45,000",
@@ -41,7 +41,8 @@ def kept(folder: Path, part: str, rows: list[dict], swept: list[str]) -> pd.Data
     runs = pd.DataFrame(rows).assign(sweep=0)
     (folder / part).mkdir()
     runs.to_csv(folder / part / "runs.csv", index=False)
-    against_standard(summarise(runs, swept), runs).to_csv(folder / part / "summary.csv", index=False)
+    summary = against_standard(summarise(runs, swept), runs)
+    summary.to_csv(folder / part / "summary.csv", index=False, float_format="%.6g")
     history = [{"setting": r["setting"], "method": r["method"], "seed": r["seed"], "epoch": e, "hard": 2 / e,
                 "accuracy": 0.5, "val_accuracy": r["test_accuracy"] - 0.1 / e, "val_nll": 1 / e}
                for r in rows for e in (1, 2, 3)]  # fmt: skip
@@ -136,6 +137,7 @@ def test_the_page_says_what_the_tables_say(made: dict[str, pd.DataFrame], tmp_pa
         best = 100 * best["test_accuracy"]
         said = re.search(rf"- within {within} epochs: (\S+) ± .*, (\d) of (\d) seeds above {mark} %", text)
         assert said.groups() == (f"{best.mean():.2f}", str((best > mark).sum()), str(len(best)))
+    assert f"| teacher cnn-32 | {SIZES[32]:,} | " in text  # the summary has it to six digits
     figures = {path.stem for path in tmp_path.glob("*.png")}
     assert figures == set(re.findall(r"\]\(study/(\w+)\.png\)", text))
     assert {"accuracy_comparison", "distillation_comparison", "bug", "pareto"} <= figures
