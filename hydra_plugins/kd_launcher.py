@@ -43,7 +43,7 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """What kd.sweep has planned. Each JobReturn is COMPLETED: one job's failure is not the sweep's, and the files
         say what came of it."""
-        from kd.sweep import ordered, packs, read_plan, slots
+        from kd.sweep import in_turn, packs, read_plan, slots
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
@@ -53,8 +53,8 @@ class LocalLauncher(Launcher):
         workers = len(slots(self.slots, len(mine), self.config.device))
         most = min(self.pack, -(-len(mine) // workers))  # no worker is left without
         units = packs(mine, most) if most > 1 else [[job] for job in mine]
-        units = ordered(units) if workers > 1 else units
-        jobs = iter([[(job, words[job["number"]]) for job in unit] for unit in units])
+        turns = in_turn(units) if workers > 1 else units
+        jobs = ([(job, words[job["number"]]) for job in unit] for unit in turns)
         self.stream(lambda: next(jobs, None), len(planned), slots(self.slots, len(units), self.config.device))
         return [JobReturn(overrides=words, status=JobStatus.COMPLETED) for words in job_overrides]
 

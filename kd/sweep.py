@@ -257,18 +257,17 @@ def packs(jobs: Sequence[Job], most: int) -> list[list[Job]]:
     return sorted(found, key=lambda pack: pack[0]["number"])
 
 
-def ordered(units: Sequence[list[Job]]) -> list[list[Job]]:
-    """As several workers best start them: for each teacher that has to be trained one job that does it, then those that
-    can be done beside that, then those that would have waited for it."""
-    named = {path for unit in units for job in unit for path in job.get("teachers", ())}
-    missing = {path for path in named if not record.finished(Path(path))}
+def in_turn(units: Sequence[list[Job]]) -> Iterator[list[Job]]:
+    """As several workers best start them, each chosen when it is asked for: for each teacher that has to be trained one
+    job that does it, then those that can be done beside that, last those that have to wait for it."""
+    left = [(unit, {path for job in unit for path in job.get("teachers", ())}) for unit in units]
     begun: set[str] = set()
-    ranks = []
-    for unit in units:
-        needed = {path for job in unit for path in job.get("teachers", ())} & missing
-        ranks.append(0 if needed - begun else 2 if needed else 1)
-        begun |= needed
-    return [unit for _, unit in sorted(zip(ranks, units, strict=True), key=lambda ranked: ranked[0])]
+    while left:
+        missing = {path for path in set().union(*(named for _, named in left)) if not record.finished(Path(path))}
+        ranks = [0 if named & missing - begun else 2 if named & missing else 1 for _, named in left]
+        unit, named = left.pop(ranks.index(min(ranks)))
+        begun |= named
+        yield unit
 
 
 def slots(asked: int | None, jobs: int, device: str, each_core: bool = True) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from conftest import LONG, PATIENCE, Place
 from conftest import SWEPT as SMALL
 
 from kd import record
-from kd.sweep import ordered
+from kd.sweep import in_turn
 from kd.table import read_plan
 
 
@@ -93,9 +94,23 @@ def test_a_teacher_is_trained_beside_what_needs_none(place: Place) -> None:
     jobs = read_plan(folder)
     (teacher,) = place.folder.glob("runs/standard-cnn-2-s1000-*")
     assert [job["teachers"] for job in jobs] == [[], [], [str(teacher)], [str(teacher)]]
-    assert [unit[0]["number"] for unit in ordered([[job] for job in jobs])] == [0, 1, 2, 3]
+    assert [unit[0]["number"] for unit in in_turn([[job] for job in jobs])] == [0, 1, 2, 3]
     (teacher / "result.json").unlink()
-    assert [unit[0]["number"] for unit in ordered([[job] for job in jobs])] == [2, 0, 1, 3]
+    assert [unit[0]["number"] for unit in in_turn([[job] for job in jobs])] == [2, 0, 1, 3]
+
+
+def test_a_free_worker_waits_for_no_teacher_while_another_is_there(place: Place) -> None:
+    """The first of two teachers takes long: its students come last, not in the order in which they were typed."""
+    assert place.type(*SMALL, "method=standard")[0] == 0
+    (done,) = place.folder.glob("runs/standard-*/result.json")
+    slow, quick = place.folder / "slow", place.folder / "quick"
+    jobs = [{"number": n, "teachers": [str(slow if n < 3 else quick)]} for n in range(6)]
+    turns = in_turn([[job] for job in jobs])
+    assert [next(turns)[0]["number"] for _ in range(2)] == [0, 3]
+    quick.mkdir()
+    shutil.copy(done, quick)
+    assert [next(turns)[0]["number"] for _ in range(2)] == [4, 5]
+    assert [unit[0]["number"] for unit in turns] == [1, 2]
 
 
 def test_two_sweeps_of_one_second_have_two_directories(place: Place) -> None:
