@@ -77,9 +77,10 @@ def verdict_swept(parts: Kept) -> Lines:
     """What the gain of `logits` depends on: a line for each number that was swept."""
     rows = []
     for part in (part for part in SWEPT if part in parts):
-        key, what = SWEPT[part]
-        said = []
-        for value, _, _, one, p in tested(parts[part][0], key):
+        (key, what), tables, said = SWEPT[part], parts[part][0], []
+        if len(epochs := tables.runs["epochs"].unique()) == 1:
+            what += f"; {epochs[0]} epochs"
+        for value, _, _, one, p in tested(tables, key):
             bold = "**" if p < LEVEL else ""
             said.append(f"{bold}{points(one)}{bold} at {value:g}")
         rows.append(f"- [{TITLES[part]}](#{TITLES[part].lower().replace(' ', '-')}) ({what}): {', '.join(said)}.")

@@ -49,7 +49,7 @@ def kept(folder: Path, part: str, rows: list[dict], swept: list[str]) -> pd.Data
     pd.DataFrame(history).to_csv(folder / part / "history.csv", index=False)
     latency = {f"cnn-{scale}": {"1": 0.1 * scale, "128": 1.5 * scale} for scale in SIZES}
     environment = {"threads": 2, "processor": "a processor", "precision": "bfloat16"}
-    words = ["method=standard", "data.root=PATH"]
+    words = ["method=standard", "teacher.epochs=6", "data.root=PATH"]
     write_json(folder / part / "part.json", {
         "sweeps": {"0": {"words": words, "seconds": 600, "swept": swept, "environment": environment}}, "of": 1,
         "latency": latency,
@@ -96,7 +96,8 @@ def made(tmp_path: Path) -> dict[str, pd.DataFrame]:
         found[part] = kept(tmp_path, part, some, [key])
     some = rows(["standard"], 3)
     for value in (16, 32, 64):
-        some += [one | {"setting": f"logits {value}"} for one in rows(["logits"], 3, **{"teacher.scale": value})]
+        own = {"teacher.scale": value, "teacher": f"cnn-{value}", "teacher_test_accuracy": 0.8 + value / 1000}
+        some += [one | {"setting": f"logits {value}"} for one in rows(["logits"], 3, **own)]
     found["teacher"] = kept(tmp_path, "teacher", some, ["teacher.scale"])
     return found
 
@@ -124,7 +125,7 @@ def test_the_page_says_what_the_tables_say(made: dict[str, pd.DataFrame], tmp_pa
             plain = runs[runs["method"] == "standard"]
             plain = plain if part == "teacher" else plain[plain[key] == value]
             mean = 100 * (taught - plain.set_index("seed")["test_accuracy"]).mean()
-            assert re.search(rf"\| {value:g} \| 3 \| .* \| \{mean:+.2f} ± ", text), (part, value)
+            assert re.search(rf"\| {value:g} \| (\d\d\.\d\d \| )?3 \| .* \| \{mean:+.2f} ± ", text), (part, value)
             assert re.search(rf"^- \[.*\{mean:+.2f} ± [\d.]+(\*\*)? at {value:g}[,.]", text, re.M), (part, value)
     for title, link in re.findall(r"^- \[(.*)\]\(#(.*)\) \(", text, re.M):
         assert f"\n## {title}\n" in text
@@ -138,6 +139,15 @@ def test_the_page_says_what_the_tables_say(made: dict[str, pd.DataFrame], tmp_pa
         said = re.search(rf"- within {within} epochs: (\S+) ± .*, (\d) of (\d) seeds above {mark} %", text)
         assert said.groups() == (f"{best.mean():.2f}", str((best > mark).sum()), str(len(best)))
     assert f"| teacher cnn-32 | {SIZES[32]:,} | " in text  # the summary has it to six digits
+    taught = made["teacher"].pivot(index="seed", columns="teacher.scale", values="test_accuracy")
+    test = stats.ttest_rel(taught[64], taught[16])
+    said = re.search(r"The largest teacher against the smallest: (\S+) ± .*\(p = (\S+), n = 3\)", text)
+    assert said.groups() == (f"{100 * (taught[64] - taught[16]).mean():+.2f}", f"{test.pvalue:.3f}")
+    assert [f"| {scale} | {80 + scale / 10:.2f} | 3 |" in text for scale in (16, 32, 64)] == [True] * 3
+    assert "with 15 epochs, whoever teaches it; every teacher had 6 epochs" in text
+    short = made["budget"].query("epochs == 15").pivot(index="seed", columns="method", values="test_accuracy")
+    longer = f"(85.00 %) gave a student like this one {100 * (short['logits'] - short['standard']).mean():+.2f} ± "
+    assert longer in text
     figures = {path.stem for path in tmp_path.glob("*.png")}
     assert figures == set(re.findall(r"\]\(study/(\w+)\.png\)", text))
     assert {"accuracy_comparison", "distillation_comparison", "bug", "pareto"} <= figures
