@@ -140,39 +140,42 @@ def section_swept(part: str, text: str) -> Callable[[Kept, dict[str, str]], Line
     """A section on the gain over the values of one number."""
 
     def section(parts: Kept, drawn: dict[str, str]) -> Lines:
-        tables, _ = parts[part]
-        key, what = SWEPT[part]
-        rows = [
-            [f"{value:g}", one.pairs, percent(plain), percent(taught), points(one), chance(p)]
-            for value, plain, taught, one, p in tested(tables, key)
-        ]
-        head = [what, "seeds", "standard, %", "logits, %", "difference", "p (Holm)"]
-        return [f"## {TITLES[part]}", "", text, "", *grid(head, rows), *image(part, drawn)]
+        return [f"## {TITLES[part]}", "", text, "", *gain_grid(parts, part), *image(part, drawn)]
 
     return section
 
 
-def section_teacher(parts: Kept, drawn: dict[str, str]) -> Lines:
-    """The gain over the teacher's scale, with what each teacher itself reaches."""
-    tables, said = parts["teacher"]
-    key, what = SWEPT["teacher"]
-    taught = tables.runs[tables.runs["method"] == "logits"]
-    its = taught.groupby(key)["teacher_test_accuracy"].first()
+def gain_grid(parts: Kept, part: str) -> Lines:
+    """The table of a part's gains; where the teachers differ, with what each of them itself reaches."""
+    tables, (key, what) = parts[part][0], SWEPT[part]
     rows = [
-        [f"{value:g}", f"{100 * its[value]:.2f}", one.pairs, percent(plain), percent(mine), points(one), chance(p)]
-        for value, plain, mine, one, p in tested(tables, key)
+        [f"{value:g}", one.pairs, percent(plain), percent(taught), points(one), chance(p)]
+        for value, plain, taught, one, p in tested(tables, key)
     ]
-    smallest, *_, largest = (accuracies(runs) for _, runs in taught.groupby(key))
+    head = [what, "seeds", "standard, %", "logits, %", "difference", "p (Holm)"]
+    if key.startswith("teacher."):
+        its = (
+            tables.runs.dropna(subset=[key]).groupby(key)["teacher_test_accuracy"].first()
+        )  # by value, as the rows are
+        head.insert(1, "the teacher, %")
+        for row, accuracy in zip(rows, its, strict=True):
+            row.insert(1, f"{100 * accuracy:.2f}")
+    return grid(head, rows)
+
+
+def section_teacher(parts: Kept, drawn: dict[str, str]) -> Lines:
+    """The gain over the teacher's scale, and the largest against the smallest."""
+    tables, said = parts["teacher"]
+    taught = tables.runs[tables.runs["method"] == "logits"]
+    smallest, *_, largest = (accuracies(runs) for _, runs in taught.groupby(SWEPT["teacher"][0]))
     one = paired(largest, smallest)
     asked = dict(word.split("=", 1) for word in said["sweeps"][-1])
-    head = [what, "the teacher, %", "seeds", "standard, %", "logits, %", "difference", "p (Holm)"]
     return [
         f"## {TITLES['teacher']}", "",
         f"One student, {taught['student'].iloc[0]} with {taught['epochs'].iloc[0]} epochs, whoever teaches it; every "
-        f"teacher had {asked['teacher.epochs']} epochs. On a CPU a teacher of scale 64 takes hours, so all training is "
-        "short here; with `teacher.epochs=20 student.epochs=15` at its end the command does what the other parts do.",
-        "",
-        *grid(head, rows),
+        f"teacher had {asked['teacher.epochs']} epochs. With the usual ones a teacher of scale 64 takes a CPU hours: "
+        "`teacher.epochs=20 student.epochs=15` at the end of the command asks for them.", "",
+        *gain_grid(parts, "teacher"),
         f"The largest teacher against the smallest: {told(one, one.p)}.", "",
         *longer_teacher(parts), *image("teacher", drawn),
     ]  # fmt: skip

@@ -261,9 +261,9 @@ def in_turn(units: Sequence[list[Job]]) -> Iterator[list[Job]]:
     """As several workers best start them, each chosen when it is asked for: for each teacher that has to be trained one
     job that does it, then those that can be done beside that, last those that have to wait for it."""
     left = [(unit, {path for job in unit for path in job.get("teachers", ())}) for unit in units]
-    begun: set[str] = set()
+    missing, begun = set[str]().union(*(named for _, named in left)), set[str]()
     while left:
-        missing = {path for path in set().union(*(named for _, named in left)) if not record.finished(Path(path))}
+        missing = {path for path in missing if not record.finished(Path(path))}
         ranks = [0 if named & missing - begun else 2 if named & missing else 1 for _, named in left]
         unit, named = left.pop(ranks.index(min(ranks)))
         begun |= named
