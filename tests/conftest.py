@@ -71,6 +71,9 @@ def kd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
             code: int | str | None = 0
         except SystemExit as stop:
             code = stop.code
+        finally:  # as when a process ends: W&B's service writes what it has only after a run's `finish` has returned
+            if "wandb" in sys.modules:
+                sys.modules["wandb"].teardown()
         said = capfd.readouterr()
         return Said(code if isinstance(code, int) else 0 if code is None else 1, said.out, said.err)
 

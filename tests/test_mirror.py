@@ -101,7 +101,9 @@ def test_an_interrupted_run_is_one_run_with_every_epoch_once(
 
     def sync() -> None:
         segments = [str(path) for path in Path("runs").glob("*/wandb/offline-run-*")]
-        subprocess.run([sys.executable, "-m", "wandb", "sync", *segments], check=True, capture_output=True, timeout=600)
+        command = [sys.executable, "-m", "wandb", "sync", *segments]
+        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+        assert "ERROR" not in said.stdout + said.stderr, "it ends with 0 even so"
 
     # all starts are of one second, and in time's order all the same
     monkeypatch.setattr(wandb.Settings, "timespec", "20260101_000000")
