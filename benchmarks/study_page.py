@@ -165,33 +165,13 @@ def gain_grid(parts: Kept, part: str) -> Lines:
 
 def section_teacher(parts: Kept, drawn: dict[str, str]) -> Lines:
     """The gain over the teacher's scale, and the largest against the smallest."""
-    tables, said = parts["teacher"]
-    taught = tables.runs[tables.runs["method"] == "logits"]
-    smallest, *_, largest = (accuracies(runs) for _, runs in taught.groupby(SWEPT["teacher"][0]))
+    runs = parts["teacher"][0].runs
+    smallest, *_, largest = (accuracies(taught) for _, taught in runs.groupby(SWEPT["teacher"][0]))
     one = paired(largest, smallest)
-    asked = dict(word.split("=", 1) for word in said["sweeps"][-1])
     return [
-        f"## {TITLES['teacher']}", "",
-        f"One student, {taught['student'].iloc[0]} with {taught['epochs'].iloc[0]} epochs, whoever teaches it; every "
-        f"teacher had {asked['teacher.epochs']} epochs. With the usual ones a teacher of scale 64 takes a CPU hours: "
-        "`teacher.epochs=20 student.epochs=15` at the end of the command asks for them.", "",
+        f"## {TITLES['teacher']}", "", f"One student, {runs['student'].iloc[0]}, whoever teaches it.", "",
         *gain_grid(parts, "teacher"),
-        f"The largest teacher against the smallest: {told(one, one.p)}.", "",
-        *longer_teacher(parts), *image("teacher", drawn),
-    ]  # fmt: skip
-
-
-def longer_teacher(parts: Kept) -> Lines:
-    """What the part `budget` has of such a short student, whose teacher had the usual epochs."""
-    tables, short = parts["teacher"][0], {}
-    if "budget" in parts:
-        short = {epochs: (one, p) for epochs, _, _, one, p in tested(parts["budget"][0], SWEPT["budget"][0])}
-    if (found := short.get(float(tables.runs["epochs"].iloc[0]))) is None:
-        return []
-    name, top = teacher_of(parts["budget"][0])
-    return [
-        f"For comparison, a teacher {name} of the usual epochs ({top:.2f} %) gave a student like "
-        f"this one {told(*found)}, in the part `budget`.", "",
+        f"The largest teacher against the smallest: {told(one, one.p)}.", "", *image("teacher", drawn),
     ]  # fmt: skip
 
 

@@ -92,12 +92,12 @@ def verdict_swept(parts: Kept) -> Lines:
 
 def verdict_best(parts: Kept) -> Lines:
     """How far students of the fair study's size came, against the teacher of the original study."""
-    found = [parts[part][0].runs for part in ("fair", "budget") if part in parts]
+    found = [parts[part][0].runs for part in ("fair", "budget", "teacher") if part in parts]
     if not found:
         return []
     runs = pd.concat(found)
     runs = runs[(runs["status"] == "done") & (runs["student"] == "cnn-16")]
-    runs = runs.drop_duplicates(["method", "epochs", "seed"])
+    runs = runs.drop_duplicates(["method", "epochs", "teacher", "seed"])
     lines = [f"**The best student of {runs['params'].iloc[0]:,} parameters**, by its validation accuracy:", ""]
     for within, mark, whose in (
         (15, ITS_CODE["teacher"], "the original study's teacher in its own code, on these images, after 25 epochs"),
@@ -105,12 +105,12 @@ def verdict_best(parts: Kept) -> Lines:
     ):
         if runs["epochs"].max() < within:
             continue
-        groups = runs[runs["epochs"] <= within].groupby(["method", "epochs"])
-        (name, epochs), group = max(groups, key=lambda pair: float(pair[1]["val_accuracy"].mean()))
-        mine = accuracies(group)
+        groups = runs[runs["epochs"] <= within].groupby(["method", "epochs", "teacher"], dropna=False)
+        (name, epochs, teacher), group = max(groups, key=lambda pair: float(pair[1]["val_accuracy"].mean()))
+        mine, by = accuracies(group), "" if pd.isna(teacher) else f" by {teacher}"
         above = f"{(100 * mine > mark).sum()} of {len(mine)} seeds above"
         lines.append(
-            f"- within {within} epochs: {percent(mine)} % (`{name}`, {epochs}), {above} {mark:.2f} %, {whose}."
+            f"- within {within} epochs: {percent(mine)} % (`{name}`{by}, {epochs}), {above} {mark:.2f} %, {whose}."
         )
     return [*lines, ""]
 
