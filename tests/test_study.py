@@ -137,7 +137,7 @@ def test_the_page_says_what_the_tables_say(made: dict[str, pd.DataFrame], tmp_pa
         (method, epochs, teacher), best = max(groups, key=lambda pair: pair[1]["val_accuracy"].mean())
         best = 100 * best["test_accuracy"]
         said = re.search(rf"- within {within} epochs: (\S+) ± \S+ % \((.*)\), (\d) of (\d) seeds above {mark} %", text)
-        who = f"`{method}` by {teacher}, {epochs}"
+        who = f"`{method}` taught by {teacher}, {epochs} epochs"
         assert said.groups() == (f"{best.mean():.2f}", who, str((best > mark).sum()), str(len(best)))
     assert f"| teacher cnn-32 | {SIZES[32]:,} | " in text  # the summary has it to six digits
     taught = made["teacher"].pivot(index="seed", columns="teacher.scale", values="test_accuracy")
