@@ -107,10 +107,9 @@ def verdict_best(parts: Kept) -> Lines:
             continue
         groups = runs[runs["epochs"] <= within].groupby(["method", "epochs", "teacher"], dropna=False)
         (name, epochs, teacher), group = max(groups, key=lambda pair: float(pair[1]["val_accuracy"].mean()))
-        mine, how = accuracies(group), f"{epochs} epochs"
-        how = f"`{name}`, {how}" if pd.isna(teacher) else f"`{name}` taught by {teacher}, {how}"
-        above = f"{(100 * mine > mark).sum()} of {len(mine)} seeds above"
-        lines.append(f"- within {within} epochs: {percent(mine)} % ({how}), {above} {mark:.2f} %, {whose}.")
+        mine, by = accuracies(group), "" if pd.isna(teacher) else f" taught by {teacher}"
+        above = f"{(100 * mine > mark).sum()} of {len(mine)} seeds above {mark:.2f} %"
+        lines.append(f"- within {within} epochs: {percent(mine)} % (`{name}`{by}, {epochs} epochs), {above}, {whose}.")
     return [*lines, ""]
 
 
