@@ -20,14 +20,25 @@ from PIL import Image
 
 from kd import cli
 from kd.config import Config, check
+from kd.device import Device
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it; its children would too
 
-SWEPT = ["data=digits", "student.epochs=2", "teacher.epochs=1", "student.scale=2", "teacher.scale=2", "device=cpu"]
+DEVICE = os.environ.get("KD_TEST_DEVICE", "cpu")  # benchmarks/gpu.sh runs the tests of the training path on cuda
+FP32, BF16 = (Device(torch.device(DEVICE), dtype) for dtype in (torch.float32, torch.bfloat16))
+ON_CPU = DEVICE == "cpu"
+if not ON_CPU:  # the tests compare bits, and float32 with float32
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+
+SWEPT = ["data=digits", "student.epochs=2", "teacher.epochs=1", "student.scale=2", "teacher.scale=2"]
+SWEPT += [f"device={DEVICE}"]
 SWEPT += ["threads=1", "tracker.mode=disabled"]
 LONG = [*SWEPT, "student.epochs=100000", "method=standard"]
 PATIENCE = 600  # seconds until what a test waits for is taken to hang; no test asks how fast a machine is
-SMALL = ["data=digits", "teacher.scale=2", "student.scale=1", "teacher.epochs=1", "student.epochs=1", "device=cpu"]
+SMALL = ["data=digits", "teacher.scale=2", "student.scale=1", "teacher.epochs=1", "student.epochs=1"]
+SMALL += [f"device={DEVICE}"]
 
 
 class Said(NamedTuple):

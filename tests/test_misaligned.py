@@ -5,19 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import FP32, ON_CPU
 from test_report import config as reported
 from test_report import made, tables
 from test_train import images, trained_teacher
 
 from kd import report
 from kd.data.loader import batches, swapped
-from kd.device import Device
 from kd.outputs import Outputs, Place
 from kd.pack import Shared, together
 from kd.run import folder_of, run, steps
 from kd.teacher import Live
-
-FP32 = Device(torch.device("cpu"), torch.float32)
 
 
 def test_every_image_is_another_of_the_same_epoch(composed: Callable, tmp_path: Path) -> None:
@@ -47,7 +45,7 @@ def test_the_tables_of_outputs_stay_right(gigabytes: float, composed: Callable, 
     """A misaligned run reads and completes the tables that other runs use, and leaves nothing wrong in them."""
     config = composed("method=logits")
     found, live, augment = images(config, tmp_path), Live(trained_teacher(config), [], FP32), config.data.augment
-    place = Place(tmp_path / "outputs", gigabytes, False, False)
+    place = Place(tmp_path / "outputs", gigabytes, False, not ON_CPU)
     for _ in range(2):
         teach = Outputs(live, found.train, augment, 0, 1, place)
         for batch in batches(found.train, 128, 0, 0, augment):

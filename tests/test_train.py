@@ -9,37 +9,35 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import DEVICE, FP32
 from torch import Tensor
 
 from kd import data, methods, models, views
 from kd import run as run_module
 from kd.config import Config
 from kd.data import Data, loader
-from kd.device import Device
 from kd.methods import Batch, Method, Spec, Terms
 from kd.models import Net, Out
 from kd.seeds import seeded, stream
 from kd.teacher import Guard, Live, freeze
 from kd.train import DivergedError, State, train
 
-CPU = Device(torch.device("cpu"), torch.float32)
-
 
 def images(config: Config, tmp_path: Path) -> Data:
-    return data.load(config.data, config.described, tmp_path / "cache", CPU.torch)
+    return data.load(config.data, config.described, tmp_path / "cache", FP32.torch)
 
 
 def network(config: Any, seed: int = 5) -> Net:
     with seeded(seed, "student"):
-        return models.build(config, 10, 32)
+        return models.build(config, 10, 32).to(DEVICE)
 
 
 def trained_teacher(config: Config) -> Net:
     """A teacher whose batch norms have seen something, so that train and eval mode differ."""
     net = network(config.teacher)
     with torch.no_grad():
-        net(2 + 3 * torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
-    freeze(net, CPU)
+        net(2 + 3 * torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE))
+    freeze(net, FP32)
     return net
 
 
@@ -53,10 +51,10 @@ class Seen:
 
 
 def one_epoch(config: Config, found: Data, teacher: Net | None, student: Net, method: Method, epochs: int = 1) -> list:
-    teach = Live(teacher, method.teacher_taps, CPU) if teacher else None
+    teach = Live(teacher, method.teacher_taps, FP32) if teacher else None
     rows = train(
         State(student, method, config.root.optimizer), teach, found.train, config.data.augment, config.root.schedule,
-        epochs, 128, config.root.seed, CPU,
+        epochs, 128, config.root.seed, FP32,
     )  # fmt: skip
     return [row for row in rows if row]
 
@@ -73,7 +71,7 @@ def watched(config: Config, found: Data, teacher: Net) -> Seen:
             return super().forward(batch, student, teacher)
 
     student = network(config.student)
-    method = Watching(config.method, Spec(student.shapes(32), {}, 10, found.samples))
+    method = Watching(config.method, Spec(student.shapes(32), {}, 10, found.samples)).to(DEVICE)
     tapped = student.tapped
     student.tapped = lambda x, taps=(): (seen.student_saw.append(x), tapped(x, taps))[1]
     one_epoch(config, found, teacher, student, method)
@@ -83,9 +81,9 @@ def watched(config: Config, found: Data, teacher: Net) -> Seen:
 def aligned(config: Config, found: Data, teacher: Net, seen: Seen) -> None:
     """Assert that each teacher output is what a copy of the teacher, in eval mode, says of exactly the view of exactly
     the image that (seed, epoch, index) names, found by slow, separate means; and that the student saw just that."""
-    frozen = copy.deepcopy(teacher).eval()
-    pixels = found.train.images.numpy()
-    mean, std = found.train.mean.numpy(), found.train.std.numpy()
+    frozen = copy.deepcopy(teacher).eval().cpu()
+    pixels, labels = found.train.images.cpu().numpy(), found.train.labels.cpu()
+    mean, std = found.train.mean.cpu().numpy(), found.train.std.cpu().numpy()
     for batch, student_saw, said in zip(seen.batches, seen.student_saw, seen.teacher_said, strict=True):
         chosen = views.choose(config.root.seed, 0, batch.index, config.data.augment)
         rows = []
@@ -94,10 +92,10 @@ def aligned(config: Config, found: Data, teacher: Net, seen: Seen) -> None:
             padded = np.pad(pixels[index], ((4, 4), (4, 4), (0, 0)))[dy : dy + 32, dx : dx + 32]
             rows.append(((padded / 255.0 - mean) / std).transpose(2, 0, 1))
         x = torch.tensor(np.stack(rows), dtype=torch.float32)
-        torch.testing.assert_close(student_saw, x, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(student_saw.cpu(), x, rtol=1e-4, atol=1e-5)
         with torch.no_grad():
-            torch.testing.assert_close(said, frozen(x), rtol=1e-3, atol=1e-4)
-        assert torch.equal(batch.y, found.train.labels[batch.index])
+            torch.testing.assert_close(said.cpu(), frozen(x), rtol=1e-3, atol=1e-4)
+        assert torch.equal(batch.y.cpu(), labels[batch.index.cpu()])
 
 
 def test_teacher_outputs_belong_to_the_pixels_that_the_student_sees(composed: Callable, tmp_path: Path) -> None:
@@ -143,7 +141,8 @@ def test_a_method_may_see_several_views_of_each_sample(composed: Callable, tmp_p
             return super().forward(batch, student, teacher)
 
     student = network(config.student)
-    one_epoch(config, found, teacher, student, TwoViews(config.method, Spec(student.shapes(32), {}, 10, found.samples)))
+    method = TwoViews(config.method, Spec(student.shapes(32), {}, 10, found.samples)).to(DEVICE)
+    one_epoch(config, found, teacher, student, method)
     single = loader.batches(found.train, 128, config.root.seed, 0, config.data.augment)
     for one, (batch, said) in zip(single, seen, strict=True):
         (x, x2), (index, index2), (view, view2) = (t.chunk(2) for t in (batch.x, batch.index, batch.view))
@@ -216,7 +215,7 @@ def distilled(config: Config, tmp_path: Path, teacher: Net | None, epochs: int =
     student = network(config.student)
     shapes = student.shapes(32), teacher.shapes(32) if teacher else {}
     with seeded(0, "method"):
-        method = config.method_class(config.method, Spec(*shapes, 10, found.samples))
+        method = config.method_class(config.method, Spec(*shapes, 10, found.samples)).to(DEVICE)
     return student, method, one_epoch(config, found, teacher, student, method, epochs)
 
 
@@ -253,7 +252,8 @@ def test_a_methods_own_parts_are_trained_and_are_not_the_students(composed: Call
     config = composed("method=feature")
     teacher = trained_teacher(config)
     with seeded(0, "method"):
-        fresh = config.method_class(config.method, Spec(network(config.student).shapes(32), teacher.shapes(32), 10, 9))
+        shapes = network(config.student).shapes(32), teacher.shapes(32)
+        fresh = config.method_class(config.method, Spec(*shapes, 10, 9)).to(DEVICE)
     student, method, _ = distilled(config, tmp_path, teacher)
     for key, value in method.state_dict().items():
         assert not torch.equal(value, fresh.state_dict()[key]), f"{key} was not trained"
@@ -268,7 +268,7 @@ def test_the_student_trains_in_train_mode_in_every_epoch(composed: Callable, tmp
     student.stages["head"].register_forward_pre_hook(lambda module, _: modes.append(module.training))
     for row in train(
         State(student, method, config.root.optimizer), None, found.train, config.data.augment, config.root.schedule,
-        2, 256, 0, CPU,
+        2, 256, 0, FP32,
     ):  # fmt: skip
         if row:
             student.eval()  # as validation does
