@@ -1,6 +1,6 @@
 """The figures of docs/study.md, and what is read from its tables for them and for its text."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import seaborn as sns
 
 from kd import figures, published
 from kd.compare import Paired, paired
+from kd.figures import looks
 from kd.table import MISALIGNED, Tables, half_width
 
 WRONG = "logits" + MISALIGNED  # which is what the study's figure of logits is
@@ -74,13 +75,6 @@ def draw(parts: Kept, folder: Path) -> dict[str, str]:
             figure.savefig(folder / f"{name}.png", dpi=130, bbox_inches="tight", metadata={"Software": None})
             plt.close(figure)
     return captions
-
-
-def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and dash of each method."""
-    colours = figures.palette(names)
-    return {name: {"color": colours[name], "marker": figures.MARKERS[i], "ls": figures.DASHES[i % 5]}
-            for i, name in enumerate(names)}  # fmt: skip
 
 
 def accuracy_comparison(tables: Tables) -> tuple[Any, str]:
