@@ -10,12 +10,13 @@ import pandas as pd
 
 from kd.figures.calibration import reliability
 from kd.figures.epochs import curves
+from kd.figures.grids import heat
 from kd.figures.intervals import accuracy
 from kd.figures.searches import search
 from kd.figures.selection import Unfit
 from kd.figures.sizes import size
 from kd.figures.style import short, style
-from kd.figures.sweeps import heat, response
+from kd.figures.sweeps import response
 from kd.files import aside
 from kd.settings import first_line
 from kd.table import Tables

@@ -137,7 +137,7 @@ def _limit_accuracy(axis: Any, lines: Sequence[Curve], looks: Mapping[str, dict[
         last = max(curve.mean.index[-1] for curve in lines if curve.setting == name)
         edge = span.nearest(ends[name])
         axis.plot(last, edge, marker=CARET_DOWN, ms=8, ls="", color=looks[name]["color"], clip_on=False)
-    return beyond([f"{name} ({percent(ends[name])})" for name in outside])
+    return beyond({name: [percent(ends[name])] for name in outside})
 
 
 def _limit_loss(axis: Any, lines: Sequence[Curve]) -> str:
@@ -149,7 +149,7 @@ def _limit_loss(axis: Any, lines: Sequence[Curve]) -> str:
     positive = [mean for mean in positive if len(mean)]
     axis.set_ylabel(LOSS.title)
     if not positive:
-        axis.set_ylim(0, 1)
+        axis.set_ylim(-0.02, 1)
         return "All losses are 0."
     typical = median(float(mean.median()) for mean in positive)
     high = min(max(float(mean.max()) for mean in positive), max(LARGE_LOSS, 30 * typical))
@@ -159,8 +159,13 @@ def _limit_loss(axis: Any, lines: Sequence[Curve]) -> str:
         axis.set_ylim(max(0.0, low - room), high + room)
     else:
         _set_log(axis, low / 1.1, high * 1.1)
-    outside = [curve for curve in lines if not low <= float(curve.mean.iloc[-1]) <= high]
-    return beyond(list(dict.fromkeys(f"{curve.setting} (a loss of {curve.mean.iloc[-1]:.3g})" for curve in outside)))
+    outside: dict[str, list[str]] = {}
+    for curve in lines:
+        end = float(curve.mean.iloc[-1])
+        if not low <= end <= high:
+            which = "validation" if curve.dash == "-" else "training"
+            outside.setdefault(curve.setting, []).append(f"{which} loss {end:.3g}")
+    return beyond(outside)
 
 
 def _set_log(axis: Any, low: float, high: float) -> None:

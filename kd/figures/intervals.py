@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from kd.figures.limits import CARET_LEFT, CARET_RIGHT, Limits, arms, beyond, interval, limits, percent
-from kd.figures.selection import done_runs, method_looks, select
+from kd.figures.selection import done_runs, method_looks, select, validated
 from kd.figures.style import CHARACTER, DASHES, canvas, columns_of, handle, labels, legend, literal, sentences, shorten
 from kd.table import Tables
 
@@ -46,22 +46,24 @@ def accuracy(tables: Tables) -> tuple[Any, str]:
     outside = [*zip(rows["setting"], 100 * rows["test_accuracy"], strict=True), *outside]
     return figure, sentences(
         "Mean over seeds with its 95 % confidence interval (none for one seed); grey dots are seeds.",
-        _hollow(rows["chosen"]),
+        _hollow(rows),
         selection.note,
-        beyond([f"{name} ({percent(value)})" for name, value in outside if not span.holds(value)]),
+        beyond({name: [percent(value)] for name, value in outside if not span.holds(value)}),
         in_full,
     )
 
 
-def _hollow(chosen: "pd.Series[bool]") -> str:
-    if chosen.all():
+def _hollow(rows: pd.DataFrame) -> str:
+    if rows["chosen"].all():
         return ""
-    return "Hollow: not chosen on validation."
+    if validated(rows):
+        return "Hollow: not chosen on validation."
+    return "Hollow: one of several settings of its method, of which none was chosen without validation images."
 
 
 def _draw_seeds(axis: Any, position: int, values: Sequence[float], span: Limits) -> None:
     """Draw dots, and at the edge an arrow for each that lies outside."""
-    style = {"color": "0.55", "linewidths": 0, "zorder": 2, "clip_on": False}
+    style = {"color": "0.55", "linewidths": 0, "zorder": 3, "clip_on": False}
     inside = [value for value in values if span.holds(value)]
     axis.scatter(inside, [position] * len(inside), s=16, **style)
     for value in values:
@@ -76,8 +78,10 @@ def _draw_mean(axis: Any, position: int, row: "pd.Series[Any]", look: dict[str, 
     colour = look["color"]
     if not span.holds(mean):
         axis.plot(span.low, position, marker=CARET_LEFT, color=colour, ms=9, ls="", zorder=3, clip_on=False)
-        text = percent(mean) if pd.isna(half) else f"{mean:.2f} ± {half:.2f} %"
-        axis.annotate(text, (span.low, position), (11, 0), textcoords="offset points", va="center", zorder=4)
+        low, high = interval(mean, half)
+        text = percent(mean) if pd.isna(half) else f"{percent(mean)} ({low:.2f} to {high:.2f})"
+        box = {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"}
+        axis.annotate(text, (span.low, position), (11, 0), textcoords="offset points", va="center", bbox=box, zorder=4)
         return
     low, high = interval(mean, half)
     if not pd.isna(half):

@@ -1,7 +1,7 @@
 """Axes of accuracies, in percent: intervals within 0 to 100, and limits that the sound values choose."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -9,7 +9,9 @@ from kd.figures.style import listed
 
 CARET_LEFT, CARET_RIGHT, CARET_UP, CARET_DOWN = range(4, 8)  # matplotlib's markers whose tip is at the point
 NEAREST = 1.0  # points that an axis covers at least
-REACH = 20.0  # points within which a teacher, a baseline or a seed widens an axis
+FAR = 20.0  # points below the others at which a few values do not count for an axis
+
+Outside = dict[str, list[str]]  # what lies outside an axis: its values
 
 
 class Limits(NamedTuple):
@@ -57,7 +59,7 @@ def lowest_sound(values: Sequence[float]) -> float:
         if gap < max(2.0, 2 * (upper[-1] - upper[0])):
             continue
         collapsed = lower[-1] < upper[0] / 3 and lower[-1] - lower[0] <= gap / 2
-        few = 2 * len(lower) <= len(upper) and gap >= REACH
+        few = 2 * len(lower) <= len(upper) and gap >= FAR
         if collapsed or few:
             return upper[0]
     return ordered[0]
@@ -66,22 +68,22 @@ def lowest_sound(values: Sequence[float]) -> float:
 def limits(means: Iterable[Any], halves: Iterable[Any] = (), near: Iterable[Any] = ()) -> Limits:
     """The limits of an axis of accuracies in percent.
 
-    They cover the sound means; intervals, but none much wider than most are; and of `near` (teachers, baselines,
-    seeds) those within reach.
+    They cover the sound means; intervals, but none much wider than most are; and what of `near` (teachers, baselines,
+    seeds) leaves at least a quarter of the axis to those.
     """
     known = finite(means)
     if not known:
         return Limits(0.0, 100.0)
     least = lowest_sound(known)
-    sound = [value for value in known if value >= least]
-    low, high = min(sound), max(sound)
-    reach = max(REACH, 2 * (high - low))
-    covered = [value for value in finite(near) if low - reach <= value <= high + reach]
+    low, high = min(value for value in known if value >= least), max(known)
     widths = finite(halves)
     usual = max(5.0, 2 * (high - low), 3 * median(widths)) if widths else 0.0
     for mean, half in zip(means, halves, strict=False):
         if finite([mean, half]) and mean >= least and half <= usual:
-            covered += interval(mean, half)
+            ends = interval(mean, half)
+            low, high = min(low, ends[0]), max(high, ends[1])
+    reach = 3 * max(high - low, NEAREST)
+    covered = [value for value in finite(near) if low - reach <= value <= high + reach]
     return padded(min([low, *covered]), max([high, *covered]))
 
 
@@ -94,9 +96,17 @@ def padded(low: float, high: float) -> Limits:
     return Limits(low, high)
 
 
-def beyond(names: Sequence[str]) -> str:
-    """The caption's sentence about values that lie outside an axis, which are drawn at its edge."""
-    return f"Outside the axis, drawn at its edge: {listed(names)}." if names else ""
+def note(outside: Outside, name: str, column: str, value: float) -> None:
+    """Add a value that lies outside an axis."""
+    outside.setdefault(name, []).append(f"{column.removesuffix('_accuracy')} {percent(value)}")
+
+
+def beyond(values: Mapping[str, Sequence[str]]) -> str:
+    """The caption's sentence about values outside an axis, which are drawn at its edge: {what: its values}."""
+    if not values:
+        return ""
+    words = [f"{name} ({', '.join(numbers)})" for name, numbers in values.items()]
+    return f"Outside the axis, drawn at its edge: {listed(words)}."
 
 
 def percent(value: float) -> str:

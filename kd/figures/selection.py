@@ -1,11 +1,11 @@
 """Which settings a figure shows: those that validation prefers, never those that test does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kd.figures.style import listed, looks
+from kd.figures.style import brief, listed, looks, short
 from kd.table import Tables, finished_runs, half_width
 
 NO_VALIDATION = "There are no validation images: this is test accuracy, on which nothing may be chosen."
@@ -96,19 +96,23 @@ def select(table: pd.DataFrame, most: int) -> Selection:
 
 
 def left_out(rows: pd.DataFrame, most: int, by_validation: bool) -> str:
-    """The caption's sentence about the rows after the first `most`, or nothing where there are none."""
+    """The caption's sentences about the rows after the first `most`, or nothing where there are none."""
     if len(rows) <= most:
         return ""
-    noun, column = ("settings", "setting") if rows["method"].duplicated().any() else ("methods", "method")
-    names = listed(list(rows[column].iloc[most:]))
+    noun = "settings" if rows["method"].duplicated().any() else "methods"
+    missing = [name for name in dict.fromkeys(rows["method"]) if name not in set(rows["method"].iloc[:most])]
+    names = f" No setting of: {listed(missing)}." if noun == "settings" else f" Left out: {listed(missing)}."
+    return f"{most} of {len(rows)} {noun}: {_why(rows, most, by_validation)}{names if missing else ''}"
+
+
+def _why(rows: pd.DataFrame, most: int, by_validation: bool) -> str:
     if not by_validation:
-        first = f"the first of the sweep, as no validation images are there to choose on. Left out: {names}."
-        return f"{most} of {len(rows)} {noun}: {first}"
+        return "the first of the sweep, as there are no validation images to choose on."
     several = " of each student and data set" if contexts(rows).nunique() > 1 else ""
-    chosen = " (the chosen ones first)" if rows["chosen"].any() and not rows["chosen"].all() else ""
+    chosen = ", the chosen ones first" if rows["chosen"].any() and not rows["chosen"].all() else ""
     last = rows["val_accuracy"].iloc[most - 1 : most + 1]
     tied = " Ties are in the order of the sweep." if last.nunique() == 1 else ""
-    return f"{most} of {len(rows)} {noun}: those best on validation{several}{chosen}.{tied} Left out: {names}."
+    return f"those best on validation{several}{chosen}.{tied}"
 
 
 def best_methods(table: pd.DataFrame, names: Sequence[str], most: int) -> tuple[list[str], str]:
@@ -118,3 +122,39 @@ def best_methods(table: pd.DataFrame, names: Sequence[str], most: int) -> tuple[
         rows = rows.sort_values("val_accuracy", ascending=False, kind="stable")
     best = rows.drop_duplicates("method")
     return list(best["method"].head(most)), left_out(best.assign(chosen=True), most, validated(rows))
+
+
+# ---- what is held, in words
+
+
+def hold(summary: pd.DataFrame, swept: Sequence[str], free: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Keep the rows in which every swept key but the free ones has the value that it has in its method's best setting
+    by validation, or without validation images in its first.
+
+    **Returns:** (rows, {method: the values that hold in words}).
+    """
+    others = [key for key in swept if key not in free and key in summary]
+    parts, words = [], {}
+    for method, rows in summary.groupby("method", sort=False):
+        best = ranked(rows.assign(chosen=True)).iloc[0]
+        fits = pd.Series(True, index=rows.index)
+        for key in others:
+            fits &= rows[key].isna() if pd.isna(best[key]) else rows[key] == best[key]
+        parts.append(rows[fits])
+        varied = [key for key in others if not pd.isna(best[key]) and rows[key].nunique() > 1]
+        if varied:
+            where = "best on validation" if validated(rows) else "first of the sweep"
+            values = ", ".join(f"{short(key).removesuffix('.name')} = {brief(best[key])}" for key in varied)
+            words[str(method)] = f"{values} ({where})"
+    return pd.concat(parts), words
+
+
+def held_in_words(fixed: Mapping[str, str], methods: Sequence[str]) -> str:
+    words = [f"{method}: {fixed[method]}" for method in methods if method in fixed]
+    return f"Held at {'; '.join(words)}." if words else ""
+
+
+def how_to_read(shown: Sequence[tuple[str, str]]) -> str:
+    if len(shown) == 1:
+        return NO_VALIDATION
+    return "Left: validation accuracy, by which to choose. Right: test accuracy of the same runs."

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from kd.figures.limits import CARET_DOWN, CARET_UP, Limits, arms, beyond, limits, percent
+from kd.figures.limits import CARET_DOWN, CARET_UP, Limits, Outside, arms, beyond, limits, note
 from kd.figures.selection import NO_VALIDATION, Unfit, candidates, done_runs, half_widths, method_looks, panels
 from kd.figures.style import canvas, handle, labels, legend, sentences
 from kd.table import Tables
@@ -86,16 +86,16 @@ def _draw_teachers(axis: Any, teachers: pd.DataFrame, cost: str, span: Limits) -
         axis.plot(x, span.nearest(value), marker=marker, color="0.15", ms=10, ls="", zorder=3, clip_on=False)
 
 
-def _outside(table: pd.DataFrame, teachers: pd.DataFrame, shown: Sequence[tuple[str, str]], span: Limits) -> list[str]:
-    words = []
+def _outside(table: pd.DataFrame, teachers: pd.DataFrame, shown: Sequence[tuple[str, str]], span: Limits) -> Outside:
+    outside: Outside = {}
     for column, _ in shown:
         for setting, mean in zip(table["setting"], 100 * table[column].astype(float), strict=True):
             if math.isfinite(mean) and not span.holds(mean):
-                words.append(f"{setting} ({column.split('_')[0]} {percent(mean)})")
+                note(outside, setting, column, mean)
     for name, value in zip(teachers["teacher"], 100 * teachers["teacher_test_accuracy"], strict=True):
         if not span.holds(value):
-            words.append(f"teacher {name} ({percent(value)})")
-    return words
+            note(outside, f"teacher {name}", "test_accuracy", value)
+    return outside
 
 
 def front(table: pd.DataFrame, cost: str, column: str) -> pd.DataFrame:
