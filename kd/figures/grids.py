@@ -6,7 +6,7 @@ import pandas as pd
 
 from kd.figures.limits import Limits, lowest_sound, padded
 from kd.figures.selection import Unfit, best_methods, done_runs, held_in_words, hold, how_to_read, panels, validated
-from kd.figures.style import canvas, labels, listed, sentences, short
+from kd.figures.style import canvas, joined, labels, sentences, short
 from kd.table import Tables
 
 MOST = 3  # methods with heat maps of their own
@@ -47,7 +47,7 @@ def heat(tables: Tables, a: str, b: str) -> tuple[Any, str]:
         "Framed: best on validation." if validated(both) else "",
         left_out,
         held_in_words(fixed, methods),
-        f"Below the scale of colours: {listed(dark)}." if dark else "",
+        f"Below the scale of colours: {joined(dark)}." if dark else "",
         in_full,
     )
 

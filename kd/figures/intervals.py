@@ -37,18 +37,15 @@ def accuracy(tables: Tables) -> tuple[Any, str]:
         _draw_mean(axis, position, row, looks[row["method"]], span)
     axis.set_yticks(range(len(rows)), ticks)
     axis.set(xlim=span, ylim=(len(rows) - 0.5, -0.5), xlabel="test accuracy, %")
-    if len(teachers) <= LINES:
-        legend(figure, _draw_teachers(axis, teachers, span))
-        outside = [(f"teacher {name}", value) for name, value in teachers]
-    else:
-        legend(figure, _draw_own_teachers(axis, rows, span))
-        outside = []
-    outside = [*zip(rows["setting"], 100 * rows["test_accuracy"], strict=True), *outside]
+    few = len(teachers) <= LINES
+    legend(figure, _draw_teachers(axis, teachers, span) if few else _draw_own_teachers(axis, rows, span))
+    outside = dict(zip(rows["setting"], 100 * rows["test_accuracy"], strict=True))
+    outside |= {f"teacher {name}": value for name, value in teachers}
     return figure, sentences(
         "Mean over seeds with its 95 % confidence interval (none for one seed); grey dots are seeds.",
         _hollow(rows),
         selection.note,
-        beyond({name: [percent(value)] for name, value in outside if not span.holds(value)}),
+        beyond({name: [percent(value)] for name, value in outside.items() if not span.holds(value)}),
         in_full,
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from kd.figures.style import listed
+from kd.figures.style import clean, joined, shorten
 
 CARET_LEFT, CARET_RIGHT, CARET_UP, CARET_DOWN = range(4, 8)  # matplotlib's markers whose tip is at the point
 NEAREST = 1.0  # points that an axis covers at least
@@ -43,6 +43,15 @@ def arms(means: Sequence[float], halves: Sequence[float]) -> list[list[float]]:
     """Lengths of error bars below and above, as `errorbar` takes them."""
     pairs = [(mean, *interval(mean, half)) for mean, half in zip(means, halves, strict=True)]
     return [[mean - low for mean, low, _ in pairs], [high - mean for mean, _, high in pairs]]
+
+
+def draw_bars(axis: Any, xs: Iterable[float], means: Iterable[float], halves: Iterable[float], colour: Any) -> None:
+    """Draw the intervals that are known as error bars."""
+    known = [(x, mean, half) for x, mean, half in zip(xs, means, halves, strict=True) if math.isfinite(half)]
+    if known:
+        at, middles, widths = zip(*known, strict=True)
+        lengths = arms(middles, widths)
+        axis.errorbar(at, middles, yerr=lengths, fmt="none", ecolor=colour, elinewidth=1.2, capsize=3)
 
 
 def lowest_sound(values: Sequence[float]) -> float:
@@ -105,8 +114,8 @@ def beyond(values: Mapping[str, Sequence[str]]) -> str:
     """The caption's sentence about values outside an axis, which are drawn at its edge: {what: its values}."""
     if not values:
         return ""
-    words = [f"{name} ({', '.join(numbers)})" for name, numbers in values.items()]
-    return f"Outside the axis, drawn at its edge: {listed(words)}."
+    words = [f"{shorten(clean(name))} ({', '.join(numbers)})" for name, numbers in values.items()]
+    return f"Outside the axis, drawn at its edge: {joined(words)}."
 
 
 def percent(value: float) -> str:

@@ -125,10 +125,14 @@ def labels(names: Iterable[str], width: int = WIDTH) -> tuple[dict[str, str], st
     return fitting, f"In full: {'; '.join(notes)}." if notes else ""
 
 
-def listed(names: Sequence[str], most: int = LISTED) -> str:
+def listed(names: Iterable[str]) -> str:
     """Names for a caption: the first few, then how many more."""
-    words = [shorten(clean(name)) for name in names[:most]]
-    return ", ".join(words) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return joined([shorten(clean(name)) for name in names])
+
+
+def joined(words: Sequence[str], most: int = LISTED) -> str:
+    """The first few of these words, then how many more."""
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def sentences(*parts: str) -> str:

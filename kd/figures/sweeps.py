@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from kd.figures.limits import CARET_DOWN, Limits, Outside, arms, beyond, limits, note
+from kd.figures.limits import CARET_DOWN, Limits, Outside, beyond, draw_bars, limits, note
 from kd.figures.selection import (
     best_methods,
     contexts,
@@ -88,12 +88,7 @@ def _draw_line(
     xs = list(rows[key].astype(float))
     means = list(100 * rows[column].astype(float))
     axis.plot(xs, means, **look, ms=6, lw=1.5, zorder=3)
-    measured = [halves.get(setting, math.nan) for setting in rows["setting"]]
-    bars = [(x, mean, half) for x, mean, half in zip(xs, means, measured, strict=True) if math.isfinite(half)]
-    if bars:
-        at, middles, widths = zip(*bars, strict=True)
-        bar = {"fmt": "none", "ecolor": look["color"], "elinewidth": 1.2, "capsize": 3}
-        axis.errorbar(at, middles, yerr=arms(middles, widths), **bar)
+    draw_bars(axis, xs, means, [halves.get(setting, math.nan) for setting in rows["setting"]], look["color"])
     away = [(x, mean) for x, mean in zip(xs, means, strict=True) if not span.holds(mean)]
     for number, (x, mean) in enumerate(away):
         axis.plot(x, span.low, marker=CARET_DOWN, color=look["color"], ms=9, ls="", zorder=4, clip_on=False)
@@ -144,15 +139,17 @@ def _scatter(tables: Tables, key: str) -> tuple[Any, str]:
 def _draw_dots(
     axis: Any, rows: pd.DataFrame, key: str, column: str, look: Mapping[str, Any], span: Limits, outside: Outside
 ) -> None:
-    rows = rows[rows[column].notna()]
-    for chosen, x, mean in zip(rows["chosen"], rows[key].astype(float), 100 * rows[column].astype(float), strict=True):
-        inside = span.holds(mean)
-        marker = look["marker"] if inside else CARET_DOWN
-        axis.plot(x, span.nearest(mean), marker=marker, color=look["color"], ms=5, ls="", clip_on=False, zorder=3)
-        if chosen:
-            axis.plot(x, span.nearest(mean), marker="o", mfc="none", mec="0.1", ms=11, ls="", clip_on=False, zorder=4)
-        if not inside:
-            note(outside, f"{rows['method'].iloc[0]} at {short(key)} = {x:.4g}", column, mean)
+    rows = rows[rows[column].notna()].sort_values("chosen", kind="stable")
+    xs, means = rows[key].astype(float), 100 * rows[column].astype(float)
+    edges = means.map(span.nearest)
+    inside = edges == means
+    bare = {"ls": "", "clip_on": False, "color": look["color"], "ms": 5, "zorder": 3}
+    axis.plot(xs[inside], means[inside], marker=look["marker"], **bare)
+    axis.plot(xs[~inside], edges[~inside], marker=CARET_DOWN, **bare)
+    chosen = rows["chosen"]
+    axis.plot(xs[chosen], edges[chosen], **bare | {"marker": "o", "mfc": "none", "color": "0.1", "ms": 11, "zorder": 4})
+    for x, mean in zip(xs[~inside], means[~inside], strict=True):
+        note(outside, f"{rows['method'].iloc[0]} at {short(key)} = {x:.4g}", column, mean)
 
 
 def _set_values(axis: Any, key: str, values: "pd.Series[Any]") -> None:
