@@ -73,30 +73,40 @@ def _grids(table: pd.DataFrame, a: str, b: str) -> list[str]:
 def _draw_map(
     axis: Any, rows: pd.DataFrame, keys: tuple[str, str], column: str, title: str, span: Limits, numbered: bool
 ) -> None:
-    import seaborn as sns
-    from matplotlib.patches import Rectangle
-
     a, b = keys
     cells = 100 * rows.pivot_table(index=a, columns=b, values=column, aggfunc="mean").astype(float)
-    cells = cells.sort_index(ascending=False)
+    cells = cells.sort_index()
+    edge = {"edgecolors": "white", "linewidth": 1} if numbered else {}
+    mesh = axis.pcolormesh(cells.to_numpy(), cmap="cividis", vmin=span.low, vmax=span.high, **edge)
     below = "min" if cells.min().min() < span.low else "neither"
-    sns.heatmap(
-        cells,
-        annot=numbered,
-        fmt=".2f",
-        cmap="cividis",
-        vmin=span.low,
-        vmax=span.high,
-        ax=axis,
-        linewidths=1 if numbered else 0,
-        annot_kws={"fontsize": 8},
-        cbar_kws={"label": title, "extend": below},
-        xticklabels=[f"{value:.4g}" for value in cells.columns] if numbered else "auto",
-        yticklabels=[f"{value:.4g}" for value in cells.index] if numbered else "auto",
-    )
+    axis.figure.colorbar(mesh, ax=axis, label=title, extend=below)
+    axis.grid(visible=False)
+    axis.set_xticks(*_ticks(cells.columns))
+    axis.set_yticks(*_ticks(cells.index))
     axis.set(xlabel=short(b), ylabel=short(a))
-    axis.tick_params(axis="y", rotation=0)
+    if numbered:
+        _write_numbers(axis, cells, span)
     if validated(rows):
         best = rows.sort_values("val_accuracy", ascending=False, kind="stable").iloc[0]
-        corner = (list(cells.columns).index(best[b]), list(cells.index).index(best[a]))
-        axis.add_patch(Rectangle(corner, 1, 1, fill=False, ec="#d55e00", lw=2.5, clip_on=False))
+        _frame(axis, list(cells.columns).index(best[b]), list(cells.index).index(best[a]))
+
+
+def _ticks(values: "pd.Index[Any]") -> tuple[list[float], list[str]]:
+    """(positions, labels) of the values whose labels have room."""
+    step = -(-len(values) // NUMBERED)
+    return [i + 0.5 for i in range(0, len(values), step)], [f"{value:.4g}" for value in values[::step]]
+
+
+def _write_numbers(axis: Any, cells: pd.DataFrame, span: Limits) -> None:
+    middle = (span.low + span.high) / 2
+    for y, (_, row) in enumerate(cells.iterrows()):
+        for x, value in enumerate(row):
+            colour = "0.1" if value > middle else "white"
+            if not pd.isna(value):
+                axis.text(x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
+
+
+def _frame(axis: Any, x: int, y: int) -> None:
+    from matplotlib.patches import Rectangle
+
+    axis.add_patch(Rectangle((x, y), 1, 1, fill=False, ec="#d55e00", lw=2.5, clip_on=False))

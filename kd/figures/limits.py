@@ -45,6 +45,13 @@ def arms(means: Sequence[float], halves: Sequence[float]) -> list[list[float]]:
     return [[mean - low for mean, low, _ in pairs], [high - mean for mean, _, high in pairs]]
 
 
+def draw_points(axis: Any, xs: Iterable[float], ys: Iterable[float], **look: Any) -> None:
+    """Draw markers, none of them cut in half at the limits of the axis."""
+    xs, ys = list(xs), list(ys)
+    if xs:  # constrained layout fails on an empty line that is not clipped
+        axis.plot(xs, ys, **{"ls": "", "clip_on": False, "zorder": 3} | look)
+
+
 def draw_bars(axis: Any, xs: Iterable[float], means: Iterable[float], halves: Iterable[float], colour: Any) -> None:
     """Draw the intervals that are known as error bars."""
     known = [(x, mean, half) for x, mean, half in zip(xs, means, halves, strict=True) if math.isfinite(half)]

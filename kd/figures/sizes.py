@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from kd.figures.limits import CARET_DOWN, CARET_UP, Limits, Outside, beyond, draw_bars, limits, note
+from kd.figures.limits import CARET_DOWN, CARET_UP, Limits, Outside, beyond, draw_bars, draw_points, limits, note
 from kd.figures.selection import NO_VALIDATION, Unfit, candidates, done_runs, half_widths, method_looks, panels
 from kd.figures.style import canvas, handle, labels, legend, sentences
 from kd.table import Tables
@@ -71,11 +71,11 @@ def _draw_points(
     rows = rows[rows[column].notna()]
     means = 100 * rows[column].astype(float)
     inside = means.map(span.holds).astype(bool)
-    bare = {"ls": "", "clip_on": False, "color": look["color"], "zorder": 3}
-    axis.plot(rows[cost][inside], means[inside], marker=look["marker"], ms=7, **bare)
-    axis.plot(rows[cost][~inside], [span.low] * int((~inside).sum()), marker=CARET_DOWN, ms=9, **bare)
+    costs, edges = rows[cost], means.map(span.nearest)
+    draw_points(axis, costs[inside], means[inside], marker=look["marker"], color=look["color"], ms=7)
+    draw_points(axis, costs[~inside], edges[~inside], marker=CARET_DOWN, color=look["color"], ms=9)
     widths = [halves.get(setting, math.nan) for setting in rows["setting"][inside]]
-    draw_bars(axis, rows[cost][inside], means[inside], widths, look["color"])
+    draw_bars(axis, costs[inside], means[inside], widths, look["color"])
 
 
 def _draw_teachers(axis: Any, teachers: pd.DataFrame, cost: str, span: Limits) -> None:

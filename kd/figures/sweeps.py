@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from kd.figures.limits import CARET_DOWN, Limits, Outside, beyond, draw_bars, limits, note
+from kd.figures.limits import CARET_DOWN, Limits, Outside, beyond, draw_bars, draw_points, limits, note
 from kd.figures.selection import (
     best_methods,
     contexts,
@@ -143,11 +143,10 @@ def _draw_dots(
     xs, means = rows[key].astype(float), 100 * rows[column].astype(float)
     edges = means.map(span.nearest)
     inside = edges == means
-    bare = {"ls": "", "clip_on": False, "color": look["color"], "ms": 5, "zorder": 3}
-    axis.plot(xs[inside], means[inside], marker=look["marker"], **bare)
-    axis.plot(xs[~inside], edges[~inside], marker=CARET_DOWN, **bare)
+    draw_points(axis, xs[inside], means[inside], marker=look["marker"], color=look["color"], ms=5)
+    draw_points(axis, xs[~inside], edges[~inside], marker=CARET_DOWN, color=look["color"], ms=5)
     chosen = rows["chosen"]
-    axis.plot(xs[chosen], edges[chosen], **bare | {"marker": "o", "mfc": "none", "color": "0.1", "ms": 11, "zorder": 4})
+    draw_points(axis, xs[chosen], edges[chosen], marker="o", mfc="none", color="0.1", ms=11, zorder=4)
     for x, mean in zip(xs[~inside], means[~inside], strict=True):
         note(outside, f"{rows['method'].iloc[0]} at {short(key)} = {x:.4g}", column, mean)
 
