@@ -66,6 +66,14 @@ def sweep_dir(mode: Any, wanted: str) -> str:
 OmegaConf.register_new_resolver("kd.sweep_dir", sweep_dir, replace=True, use_cache=True)  # jobs inherit the cache
 
 
+def mode(seeds: Any) -> RunMode | None:
+    """The resolver behind hydra.mode: several seeds are several runs. None leaves the choice to -m."""
+    return None if seeds is None else RunMode.MULTIRUN
+
+
+OmegaConf.register_new_resolver("kd.mode", mode, replace=True)
+
+
 def prepare(composed: DictConfig, sweep: str | None) -> Any:
     """The checked configuration of a job, this process made ready for it. `sweep`: the directory of its sweep."""
     from kd import device, tracker

@@ -20,7 +20,7 @@ from kd import data, methods, models, store
 from kd.data import Description
 from kd.models.ensemble import Ensemble, Mean
 from kd.optim import VARIANTS, Optimizer, Schedule
-from kd.settings import PathText, Seed, Settings, Text, UserError
+from kd.settings import PathText, Seed, Settings, Text, UserError, flatten
 
 RECIPE = 2  # raise it when the same configuration would train to other numbers: it renames every run and teacher
 
@@ -93,6 +93,7 @@ class Root(Settings):
     schedule: Schedule
     batch_size: Batch
     seed: Seed
+    seeds: list[int] | None = None
     device: str
     precision: Literal["auto", "fp32", "bf16"]
     kernels: Literal["auto", "torch"]
@@ -109,6 +110,22 @@ class Root(Settings):
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
             raise ValueError(f"{device!r} is not known; allowed: auto, cpu, mps, cuda, cuda:0, cuda:1, ...")
         return device
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _distinct(cls, seeds: Any) -> list[int] | None:
+        return check_seeds(seeds)
+
+
+def check_seeds(seeds: Any) -> list[int] | None:
+    """Return `seeds` if it is null or a list of distinct seeds. **Raises:** ValueError."""
+    if seeds is None:
+        return None
+    valid = isinstance(seeds, list) and all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds)
+    if not valid or not seeds or len(set(seeds)) < len(seeds):
+        got = repr(seeds)
+        raise ValueError(f"should be a list of distinct seeds such as [0,1,2], or null, got {got[:100]}")
+    return list(seeds)
 
 
 @dataclass(frozen=True)
@@ -157,16 +174,37 @@ class Config:
             taught_by = each[0] if len(each) == 1 else {"members": each, "mean": self.teaching.mean}
             if self.misaligned:
                 taught_by = {"misaligned": taught_by}
+        said = {**self._own(), "teacher": taught_by}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+
+    def _own(self) -> dict[str, Any]:
+        """What determines the result beside the teacher."""
         few = {} if self.labels == 1 else {"labels": self.labels}
-        said = {
+        return {
             "recipe": RECIPE,
             "root": self.root.model_dump(include={"optimizer", "schedule", "batch_size", "seed", "precision"}),
             "method": self.method.model_dump(),
             "student": {**self.student.model_dump(), "epochs": self.epochs, **few},
             "data": {**self.data.model_dump(exclude={"root"}), "content": self.described.fingerprint},
-            "teacher": taught_by,
         }
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+
+    def determinants(self) -> dict[str, Any]:
+        """All that `identity` hashes, by the dotted key of the configuration that determines it."""
+        own = self._own()
+        keys = flatten({**own.pop("root"), **own, "student": {**own["student"], "labels": self.labels}})
+        if not self.needs_teacher:
+            return keys
+        if self.teaching.checkpoint is not None:
+            taught_by: dict[str, Any] = {"checkpoint": file_digest(Path(self.teaching.checkpoint))}
+        else:
+            shared = ("recipe", "precision", "data.")  # equal to the student's
+            first = self.as_teachers()[0].determinants()
+            taught_by = {k.removeprefix("student."): v for k, v in first.items() if not k.startswith(shared)}
+        if self.teaching.members > 1:
+            taught_by |= {"members": self.teaching.members, "mean": self.teaching.mean}
+        if self.misaligned:
+            taught_by["outputs"] = "misaligned"
+        return keys | {f"teacher.{key}": value for key, value in taught_by.items()}
 
     def label(self) -> str:
         """The name of the run's directory: for people first, then the identity."""

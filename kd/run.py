@@ -58,6 +58,7 @@ def steps(
     config: Config, title: str, tell: Callable[..., bool] | None, shared: Shared, packed: int = 1
 ) -> Generator[None, None, dict[str, Any]]:
     """`run`, a step at a time, so that several can go in turn (`packed`: how many do)."""
+    refuse_seeds(config)
     folder, root = folder_of(config), config.root
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder, title, shared):
@@ -86,11 +87,19 @@ def steps(
         return result
 
 
+def refuse_seeds(config: Config) -> None:
+    """Refuse the configuration of several runs. **Raises:** UserError."""
+    if config.root.seeds is not None:
+        remedy = "they need -m, without hydra.mode=RUN, and hydra/sweeper=grid or optuna"
+        raise UserError(f"seeds: several seeds are several runs; {remedy}")
+
+
 def refuse_change(config: Config) -> None:
     """A run that was interrupted goes on as it began, or not at all. **Raises:** UserError, which says what differs.
 
     Most keys name another run, with a directory of its own. This is for those that do not, and yet change its numbers.
     """
+    refuse_seeds(config)
     folder = folder_of(config)
     if config.root.rerun or not Checkpoints(folder).any() or record.finished(folder):
         return
@@ -186,7 +195,7 @@ def _distill(
                 stop = [tell("epoch", new)] if tell else []
             shared.stop.heed()
             if stop and stop[-1]:
-                raise PrunedError(f"stopped after epoch {kept.rows[-1]['epoch']}: other trials do better")
+                raise PrunedError(f"stopped after epoch {kept.rows[-1]['epoch']} by its search")
             if new is None:
                 try:
                     yield
