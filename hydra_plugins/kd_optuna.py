@@ -1,6 +1,5 @@
 """A thin adapter of Optuna to Hydra: `hydra/sweeper=optuna`. What a study is stands in kd/study.py."""
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
-from hydra_plugins.kd_sweeper import composed, place
+from hydra_plugins.kd_sweeper import composed, each_seed, place, seeds_of, without_seed
 
 
 @dataclass
@@ -47,48 +46,63 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         from kd.files import write_json
         from kd.settings import UserError
-        from kd.study import Study
-        from kd.sweep import concluding, plan, slots
-        from kd.table import write_plan
+        from kd.study import Study, absolute, name_of
+        from kd.sweep import checked, concluding, slots
 
-        words = [*(f"{key}={value}" for key, value in (self.settings.params or {}).items()), *arguments]
+        params = without_seed(self.settings.params, arguments)
+        words = [*(f"{key}={value}" for key, value in params.items()), *arguments]
         overrides = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(words)
         said = {override.get_key_element(): override for override in overrides}  # what is said last holds
         space = {key: override for key, override in said.items() if override.is_sweep_override()}
         fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in said.items() if key not in space]
         asked = self.settings
-        with concluding(place(self)) as folder:
-            self._check(fixed, space)
-            searched = [str(o.input_line) for o in space.values()]
-            name = asked.study or name_of([*fixed, *searched, asked.objective])
-            study = Study(asked.storage, name, asked.n_trials, asked.objective, asked.sampler, asked.pruner, asked.seed)
-            write_json(folder / "study.json", {"storage": study.place, "study": name})
-            jobs: list[dict[str, Any]] = []
+        with concluding(place(self)) as directory:
+            search = self._described(fixed, space)
+            name = asked.study or name_of(search)
+            where = {"storage": absolute(asked.storage), "study": name}
+            directory.claim(where)
+            study = Study(asked.storage, name, asked.n_trials, search, asked.sampler, asked.pruner, asked.seed)
+            jobs = study.jobs()
+            directory.write(jobs)
+            write_json(directory.path / "study.json", where)
+            typed: dict[int, list[str]] = {}  # the overrides of each job, by its number
+
+            def begin(trial: Any) -> None:
+                setting = [*fixed, *(f"{key}={suggest(trial, key, space[key])}" for key in space)]
+                seeds = each_seed(self, setting)
+                added = checked([job for _, job in seeds], len(jobs))
+                study.begin(trial, added)
+                jobs.extend(added)
+                directory.write(jobs)
+                typed.update({job["number"]: words for job, (words, _) in zip(added, seeds, strict=True)})
 
             def source() -> Any:
-                while (trial := study.ask()) is not None:
-                    typed = [*fixed, *(f"{key}={suggest(trial, key, space[key])}" for key in space)]
+                while (job := study.next_job()) is None:
+                    if (trial := study.ask()) is None:
+                        return None
                     try:
-                        jobs.extend(plan(folder, [composed(self, typed)], jobs))
+                        begin(trial)
                     except UserError as error:
                         study.refuse(trial, str(error))
-                        continue
-                    study.begin(trial, jobs[-1])
-                    return [(jobs[-1], typed)]
-                return None
+                return [(job, typed[job["number"]])]
 
             try:
                 assert self.config is not None
-                workers = slots(self.launcher.slots, asked.n_trials, self.config.device, each_core=False)
-                self.launcher.stream(source, asked.n_trials, workers, over=study.over, heard=study.heard)
+                total = asked.n_trials * len(search["seeds"])
+                workers = slots(self.launcher.slots, total, self.config.device, each_core=False)
+                self.launcher.stream(source, total, workers, over=study.over, heard=study.heard)
             finally:
-                write_plan(folder, study.jobs())  # the report is on the study, whoever ran its trials
+                study.close()
+                directory.write(study.jobs())  # the report is on the study, whoever ran its trials
 
-    def _check(self, fixed: list[str], space: dict[str, Override]) -> None:
-        """Each bound of each searched key must be allowed by itself. **Raises:** UserError, before any work."""
+    def _described(self, fixed: list[str], space: dict[str, Override]) -> dict[str, Any]:
+        """Describe the search. Each bound of each searched key must be allowed by itself.
+
+        **Raises:** UserError, before any work.
+        """
         from kd.config import check
         from kd.settings import UserError
-        from kd.study import BEST, PRUNERS, SAMPLERS
+        from kd.study import BEST, PRUNERS, SAMPLERS, description
 
         for name, allowed in (("sampler", SAMPLERS), ("pruner", PRUNERS), ("objective", BEST)):
             if (value := getattr(self.settings, name)) not in allowed:
@@ -100,20 +114,38 @@ class OptunaSweeper(Sweeper):
             raise UserError(f"hydra/launcher: hydra/sweeper=optuna needs local; {several}")
         if not space:
             raise UserError("hydra.sweeper.params: nothing is searched; give a key as method.T=interval(1,16)")
-        for key, override in space.items():
+        for key in space:
+            if key.lstrip("+") in ("seed", "seeds"):
+                remedy = "with seeds=[0,1,2] a trial is one setting, its value the mean over them"
+                raise UserError(f"{key}: seeds are not searched, as the best one would be luck; {remedy}")
+        corners: dict[str, dict[str, Any]] = {}
+        seeds: list[int] = []
+        searched = [key for key in space if not self._is_group(key)]
+        for key, override in sorted(space.items()):
             ends, log = bounds(override), "log" in getattr(override.value(), "tags", ())
             if isinstance(override.value(), IntervalSweep) and (ends[0] > ends[1] or (log and ends[0] <= 0)):
                 raise UserError(f"{key}: interval(a,b) needs a <= b, and a > 0 for its logarithm, got {ends}")
             for end in ends:
-                if not check(composed(self, [*fixed, f"{key}={end}"])[1]).described.val:
+                words = [*fixed, f"{key}={end}"]
+                node = composed(self, words)[1]
+                own = seeds_of(words, node)
+                config = check(node)
+                if not config.described.val:
                     raise UserError("data.val_size: a search needs validation images, got 0")
+                seeds = seeds or own or [config.root.seed]
+                if seeds != (own or [config.root.seed]):
+                    raise UserError(f"seeds: all trials need the same seeds, which {key}={end} changes")
+                corners[f"{key}={end}"] = {k: v for k, v in config.determinants().items() if not _under(k, searched)}
+        return description(self.settings.objective, seeds, {k: domain(o) for k, o in space.items()}, corners)
+
+    def _is_group(self, key: str) -> bool:
+        return bool(self.hydra_context.config_loader.get_group_options(key.lstrip("+").partition("@")[0]))
 
 
-def name_of(words: list[str]) -> str:
-    """A study's name, from all that determines its results."""
-    aside = ("paths.", "tracker.", "hydra", "device=", "threads=", "+experiment=")
-    said = sorted(word for word in words if not word.startswith(aside))
-    return hashlib.sha256(repr(said).encode()).hexdigest()[:12]
+def _under(key: str, searched: list[str]) -> bool:
+    """Whether a key is searched, by itself or with all of its node; or is a seed, which is described apart."""
+    nodes = [one.lstrip("+") for one in searched]
+    return key == "seed" or any(key == node or key.startswith(f"{node}.") for node in nodes)
 
 
 def bounds(override: Override) -> list[Any]:
@@ -123,12 +155,21 @@ def bounds(override: Override) -> list[Any]:
     return list(override.sweep_string_iterator())
 
 
-def suggest(trial: Any, key: str, override: Override) -> Any:
-    """A value for one key: of interval(a,b) (an integer where both are), tag(log,interval(a,b)), range or choice."""
+def domain(override: Override) -> dict[str, Any]:
+    """What is searched for a key: interval(a,b) (integers where both are), tag(log,interval(a,b)), range or choice."""
     value = override.value()
     if not isinstance(value, IntervalSweep):
-        return trial.suggest_categorical(key, list(override.sweep_string_iterator()))
+        return {"kind": "choice", "choices": bounds(override)}
     low, high = bounds(override)
     if isinstance(low, int) and isinstance(high, int):
-        return trial.suggest_int(key, low, high, log="log" in value.tags)
-    return trial.suggest_float(key, float(low), float(high), log="log" in value.tags)
+        return {"kind": "int", "low": low, "high": high, "log": "log" in value.tags}
+    return {"kind": "float", "low": float(low), "high": float(high), "log": "log" in value.tags}
+
+
+def suggest(trial: Any, key: str, override: Override) -> Any:
+    """A value for one key, of its `domain`."""
+    what = domain(override)
+    if what["kind"] == "choice":
+        return trial.suggest_categorical(key, what["choices"])
+    draw = trial.suggest_int if what["kind"] == "int" else trial.suggest_float
+    return draw(key, what["low"], what["high"], log=what["log"])

@@ -1,12 +1,13 @@
 """Hydra's grid of every combination, with what a sweep of trainings needs around it: checked first, reported last."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import filter_overrides
 
 
@@ -25,17 +26,22 @@ class GridSweeper(BasicSweeper):
     ends in a report made from files."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        from kd.sweep import concluding
+        from kd.sweep import concluding, plan
 
-        with concluding(place(self)):
+        with concluding(place(self)) as directory:
+            self.params = without_seed(self.params, arguments)
+            assert self.hydra_context is not None
+            parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+            (settings,) = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
+            jobs = [job for setting in settings for job in each_seed(self, setting)]
+            directory.claim()
+            plan(directory, [job for _, job in jobs])
+            self.jobs = [words for words, _ in jobs]
             return super().sweep(arguments)
 
     def get_job_batch(self) -> Sequence[Sequence[str]]:
-        from kd.sweep import plan
-
         if self.batch_index == 0:
-            jobs = [list(words) for batch in self.overrides or () for words in batch]
-            plan(place(self), [composed(self, words) for words in jobs])
+            self.overrides = list(self.split_overrides_to_chunks(self.jobs, self.max_batch_size))
         return super().get_job_batch()
 
 
@@ -50,3 +56,50 @@ def composed(sweeper: Any, words: list[str]) -> tuple[list[str], dict[str, Any]]
 
     config = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, words)
     return list(filter_overrides(words)), plain(config)
+
+
+def each_seed(sweeper: Any, words: list[str]) -> list[tuple[list[str], tuple[list[str], dict[str, Any]]]]:
+    """(Overrides, what `composed` gives for them) of a setting's jobs, one for each of its `seeds`.
+
+    **Raises:** UserError when a seed is given as well.
+    """
+    shown, config = composed(sweeper, words)
+    seeds = seeds_of(words, config)
+    if seeds is None:
+        return [(words, (shown, config))]
+    jobs = []
+    for seed in seeds:
+        own = [*(word for word in words if _key(word) != "seeds"), f"seed={seed}"]
+        typed = [*own, "seeds=null", "hydra.mode=MULTIRUN"]  # which `seeds` implied
+        jobs.append((typed, (list(filter_overrides(own)), composed(sweeper, typed)[1])))
+    return jobs
+
+
+def seeds_of(words: list[str], config: Mapping[str, Any]) -> list[int] | None:
+    """The key `seeds` of a setting. **Raises:** UserError when it is wrong, or a seed is given as well."""
+    from kd.config import check_seeds
+    from kd.settings import UserError
+
+    try:
+        seeds = check_seeds(config.get("seeds"))
+    except ValueError as error:
+        raise UserError(f"seeds: {error}") from None
+    if seeds is not None and any(_key(word) == "seed" for word in words):
+        remedy = "give one of them; seeds=null turns off an experiment's seeds"
+        raise UserError(f"seeds: seeds={seeds} and a seed are given; {remedy}")
+    return seeds
+
+
+def without_seed(params: Mapping[str, str] | None, arguments: list[str]) -> dict[str, str]:
+    """The swept keys of an experiment, without its seeds where others are typed as `seeds`."""
+    from logging import getLogger
+
+    params = dict(params or {})
+    typed = {_key(word): word.partition("=")[2] for word in arguments}
+    if "seed" in params and typed.get("seeds", "null") != "null":
+        getLogger("kd").info("seeds=%s replaces the experiment's seed=%s", typed["seeds"], params.pop("seed"))
+    return params
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")

@@ -5,7 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from kd.pool import Outcome
 from kd.result import summary
 from kd.run import PrunedError, refuse_change, steps
 from kd.settings import UserError, first_line, flatten
-from kd.table import PLAN, read_plan, write_plan
+from kd.sweep_directory import SweepDirectory
+from kd.table import read_plan
 from kd.train import DivergedError
 
 log = logging.getLogger(__name__)
@@ -30,13 +31,20 @@ class SweepFailedError(Exception):
 
 
 def plan(
-    folder: Path, jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]], before: Sequence[Job] = ()
+    sweep: SweepDirectory, jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]], before: Sequence[Job] = ()
 ) -> list[Job]:
     """Check every job (what was typed, its configuration) and write them down in the sweep's directory, after those
     that came before. **Raises:** UserError naming the first job that cannot be run; then nothing is written."""
+    added = checked(jobs, len(before))
+    sweep.write([*before, *added])
+    return added
+
+
+def checked(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]], first: int = 0) -> list[Job]:
+    """The jobs as they are planned, numbered from `first` on. **Raises:** UserError naming one that cannot be run."""
     added = []
     known: dict[Any, Any] = {}
-    for number, (words, composed) in enumerate(jobs, len(before)):
+    for number, (words, composed) in enumerate(jobs, first):
         try:
             config = check(composed, known)
             refuse_change(config)
@@ -48,22 +56,28 @@ def plan(
             "teachers": [str(folder_of(one)) for one in config.trained_teachers()],
             "content": config.described.fingerprint, "config": config.plain(),
         })  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    write_plan(folder, [*before, *added])
     return added
 
 
 @contextmanager
-def concluding(folder: Path) -> Iterator[Path]:
+def concluding(folder: Path) -> Iterator[SweepDirectory]:
     """Whatever happens inside, the planned jobs end in a report in `folder`, which is given on.
 
     **Raises:** SweepFailedError when a job is not done (a pruned one is); what was raised before anything was planned.
     """
+    sweep = SweepDirectory(folder)
     try:
-        yield folder
+        yield from _reported(sweep)
+    finally:
+        sweep.release()
+
+
+def _reported(sweep: SweepDirectory) -> Iterator[SweepDirectory]:
+    folder = sweep.path
+    try:
+        yield sweep
     except BaseException as error:
-        if not (folder / PLAN).exists():
-            _unmake(folder)
+        if not sweep.planned:
             raise
         if isinstance(error, UserError):
             raise
@@ -77,14 +91,6 @@ def concluding(folder: Path) -> Iterator[Path]:
         raise SweepFailedError(_conclude(folder) or f"the launcher failed: {what}") from error
     if failed := _conclude(folder):
         raise SweepFailedError(failed)
-
-
-def _unmake(folder: Path) -> None:
-    """A sweep that never began leaves no directory."""
-    with suppress(OSError):
-        (folder / "multirun.yaml").unlink(missing_ok=True)
-        for empty in (folder, folder.parent, folder.parent.parent):
-            empty.rmdir()
 
 
 def _conclude(folder: Path, figures: bool = True) -> str:

@@ -39,6 +39,7 @@ ORDER = [
     "result",
     "run",
     "table",
+    "sweep_directory",
     "pool",
     "study",
     "compare",
