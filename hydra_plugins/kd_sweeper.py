@@ -84,9 +84,10 @@ def seeds_of(words: list[str], config: Mapping[str, Any]) -> list[int] | None:
         seeds = check_seeds(config.get("seeds"))
     except ValueError as error:
         raise UserError(f"seeds: {error}") from None
-    if seeds is not None and any(_key(word) == "seed" for word in words):
-        remedy = "give one of them; seeds=null turns off an experiment's seeds"
-        raise UserError(f"seeds: seeds={seeds} and a seed are given; {remedy}")
+    given = [word for word in words if _key(word) == "seed"]
+    if seeds is not None and given:
+        remedy = "give one of them (seeds=null turns off those of an experiment)"
+        raise UserError(f"seeds: {given[0]} is given beside seeds={seeds}; {remedy}")
     return seeds
 
 

@@ -276,11 +276,12 @@ class Study:
 
     def _skip(self, begun: Begun) -> None:
         """Start no further job of a trial. One that was killed is tried again, and starts them then."""
-        for job in begun.waiting if begun.end != "killed" else ():
+        end = {"pruned": "was pruned", "failed": "failed"}.get(begun.end)
+        for job in begun.waiting if end else ():
             folder = Path(job["folder"])
             if status(folder).state == "planned":
                 folder.mkdir(parents=True, exist_ok=True)
-                mark(folder, "pruned", f"not started: its trial {begun.end} with another seed")
+                mark(folder, "pruned", f"not started: another seed of its trial {end}")
         begun.waiting.clear()
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +18,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from kd import cli
+from kd import cli, record
 from kd.config import Config, check
 from kd.device import Device
+from kd.files import write_json
+from kd.pool import Outcome
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it; its children would too
 
@@ -173,3 +175,48 @@ class Trap:
 
     def __reduce__(self) -> Any:
         return os.mkdir, ("sprung",)
+
+
+def result_of(accuracy: float, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The least that a result.json must hold, as of a run with this accuracy."""
+    return {
+        "id": "0" * 12, "student": "cnn-1", "teacher": None, "samples": {"train": 1000}, "config": config,
+        "metrics": dict.fromkeys(("test_accuracy", "val_accuracy", "test_nll", "val_nll", "val_ece"), accuracy),
+        "size": {"params": 1, "macs": 1, "method_params": 0}, "time": {"train_seconds": 1.0, "images_per_second": 1.0},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def ends() -> dict[int, str]:
+    """How jobs of `launched` end that are not done, by the order in which they are started: failed, killed, or stop
+    (Ctrl-C) or kill (of the whole process) in the middle of them."""
+    return {}
+
+
+@pytest.fixture
+def launched(ends: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The jobs that sweeps start, in order. They are not trained: each is done at once, with an accuracy of its own."""
+    jobs: list[dict[str, Any]] = []
+
+    def run_local(source: Callable, *_: Any, over: Callable = lambda *_: None, **__: Any) -> None:
+        while (unit := source()) is not None:
+            for job, _ in unit:
+                folder, outcome = Path(job["folder"]), Outcome("done")
+                if not record.finished(folder):
+                    end = ends.pop(len(jobs), "done")
+                    jobs.append(job)
+                    folder.mkdir(parents=True, exist_ok=True)
+                    if end == "kill":
+                        raise KeyboardInterrupt
+                    if end == "done":
+                        write_json(folder / "result.json", result_of(len(jobs) / 100, job["config"]))
+                    else:
+                        outcome = Outcome("failed" if end == "failed" else "killed", "of a test")
+                        record.mark(folder, *outcome)
+                over(job, outcome)
+                if outcome.state == "killed" and end == "stop":
+                    raise KeyboardInterrupt
+
+    monkeypatch.setattr("kd.sweep.run_local", run_local)
+    monkeypatch.setattr("kd.figures.draw", lambda *_, **__: ([], []))
+    return jobs
