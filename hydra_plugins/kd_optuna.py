@@ -1,6 +1,7 @@
 """A thin adapter of Optuna to Hydra: `hydra/sweeper=optuna`. What a study is stands in kd/study.py."""
 
 from dataclasses import dataclass, field
+from logging import getLogger
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -86,6 +87,8 @@ class OptunaSweeper(Sweeper):
                         study.refuse(trial, str(error))
                 return [(job, typed[job["number"]])]
 
+            if self.launcher.pack > 1:
+                getLogger("kd").info("hydra.launcher.pack is for grids: a search runs each job by itself")
             try:
                 assert self.config is not None
                 total = asked.n_trials * len(search["seeds"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,6 @@ def seeds_of(words: list[str], config: Mapping[str, Any]) -> list[int] | None:
 
 def without_seed(params: Mapping[str, str] | None, arguments: list[str]) -> dict[str, str]:
     """The swept keys of an experiment, without its seeds where others are typed as `seeds`."""
-    from logging import getLogger
-
     params = dict(params or {})
     typed = {_key(word): word.partition("=")[2] for word in arguments}
     if "seed" in params and typed.get("seeds", "null") != "null":

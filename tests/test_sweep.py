@@ -168,14 +168,6 @@ def test_a_sweep_with_a_mistake_leaves_nothing(place: Place) -> None:
     assert list(place.folder.iterdir()) == []
 
 
-def test_a_second_sweep_in_the_same_directory_runs_its_own_jobs(place: Place) -> None:
-    words = ["-m", *SMALL, "method=standard", "student.epochs=1", "hydra.sweep.dir=out"]
-    for seeds in ("0,1", "2"):
-        assert place.type(*words, f"seed={seeds}")[0] == 0
-    assert len(list(place.folder.glob("runs/*/result.json"))) == 3
-    assert pd.read_csv(place.folder / "out" / "runs.csv")["seed"].tolist() == [2]
-
-
 def test_a_run_that_is_planned_twice_is_run_once_and_counted_once(place: Place) -> None:
     """`standard` has no teacher that could differ."""
     code, out, err = place.type("-m", *SMALL, "method=standard", "teacher.scale=2,3", "seed=0,1")
