@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+import kd
 from kd.files import read_json, tidy, write_json, write_text
 from kd.reader import Result, read
 from kd.settings import first_line
@@ -181,6 +182,7 @@ def environment(device: Any) -> dict[str, Any]:
     on_gpu = device.torch.type == "cuda"
     return {
         **numerics(device),
+        "kd": kd.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": torch.cuda.get_device_name(device.torch) if on_gpu else _processor(),
@@ -198,13 +200,33 @@ def _processor() -> str:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit and whether there are uncommitted changes, of kd's own source tree; None outside a repository."""
+    """Return the commit of kd's own source tree, and whether it has uncommitted changes.
 
-    def ask(*words: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout
+    None unless git tracks kd's files: a copy that is installed inside another project has that project's repository
+    around it, whose commit is not kd's.
+    """
+    here = Path(__file__).parent
+    environment = {name: value for name, value in os.environ.items() if name not in _REPOSITORY}
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=here, env=environment, capture_output=True, text=True, check=True, timeout=10
+        ).stdout
 
     try:
-        return {"commit": ask("rev-parse", "HEAD").strip(), "dirty": bool(ask("status", "--porcelain", "."))}
+        git("ls-files", "--error-unmatch", "--", *_TRACKED)
+        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(git("status", "--porcelain", "."))}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+_TRACKED = ("__init__.py", "record.py")  # of kd's files: where git tracks these, its commit is kd's
+_REPOSITORY = {  # set by a git hook, for the repository that it runs in
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_COMMON_DIR",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_NAMESPACE",
+    "GIT_PREFIX",
+}
