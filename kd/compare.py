@@ -89,13 +89,13 @@ def against_standard(summary: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 def verdict(row: pd.Series) -> str:
     """One row's comparison in words."""
     if row["method"] == "standard":
-        return "baseline" if row["chosen"] else "not chosen on validation"
+        return "baseline" if row["chosen"] else _not_chosen(row)
     if not row["baseline"]:
         return "no baseline: standard was not run for this student and data"
     if not row["pairs"]:
         return f"no seed in common with {row['baseline']}"
     if not row["chosen"]:
-        return "not chosen on validation"
+        return _not_chosen(row)
     points = f"{100 * abs(row['difference']):.2f} points"
     if row["pairs"] == 1:
         way = "above" if row["difference"] > 0 else "below"
@@ -109,3 +109,9 @@ def verdict(row: pd.Series) -> str:
     way = "better than" if row["difference"] > 0 else "worse than"
     unequal = "" if row["shares_budget"] else ", with another budget"
     return f"{points} {way} {row['baseline']} ({said}, {row['pairs']} seeds{unequal})"
+
+
+def _not_chosen(row: pd.Series) -> str:
+    if isinstance(other := row.get("tied_with"), str):
+        return f"not chosen: ties on validation with {other}, which was planned first"
+    return "not chosen on validation"

@@ -24,9 +24,10 @@ from kd.published import CAPTION, Beside, Line, beside, load
 from kd.published import COLUMNS as PUBLISHED
 from kd.reader import Study, read
 from kd.settings import UserError
-from kd.table import COLUMNS, MISALIGNED, Tables, find, gather, is_run, printable
+from kd.table import COLUMNS, MISALIGNED, Tables, find, gather, has_validation, is_run, printable, validated
 
 MOST = 30  # settings that a terminal is shown
+NAMED = 3  # settings that a sentence names
 
 
 class Report(NamedTuple):
@@ -199,7 +200,17 @@ def remarks(tables: Tables) -> list[str]:
     if table["method"].str.endswith(MISALIGNED).any():
         found.append(f"{MISALIGNED.strip()} rows were taught, on purpose, with what the teacher says of other images")
     if "val_accuracy" not in table or table["val_accuracy"].isna().any():
-        found.append("without validation images nothing is chosen where a method has several settings")
+        found.append(
+            "without validation images nothing is chosen where a method has several settings, and the rows are in the "
+            "order in which they were planned"
+        )
+    ties = [f"{row['setting']} with {row['tied_with']}" for _, row in table.dropna(subset=["tied_with"]).iterrows()]
+    if ties:
+        more = f", and {len(ties) - NAMED} more" if len(ties) > NAMED else ""
+        found.append(
+            f"settings of one method tie on validation ({', '.join(ties[:NAMED])}{more}): of those, the one that was "
+            "planned first is chosen"
+        )
     return found
 
 
@@ -211,16 +222,11 @@ def conclude(tables: Tables) -> str:
     chosen = table[table["chosen"]]
     if chosen.empty:
         return "Nothing was chosen: there are no validation images to choose on. See the table for what was measured."
-    by = "val_accuracy" if "val_accuracy" in chosen and chosen["val_accuracy"].notna().all() else None
-    best = chosen.sort_values(by, ascending=False, kind="stable").iloc[0] if by else chosen.iloc[0]
+    best = chosen.iloc[0]  # by validation, where there is one
     spread = "" if pd.isna(best["test_accuracy_ci95"]) else f" ± {100 * best['test_accuracy_ci95']:.2f}"
     reached = f"{100 * best['test_accuracy']:.2f} %{spread} on test ({best['n']} seed{'s' if best['n'] > 1 else ''})"
     compared = f", {best['verdict']}" if best["method"] != "standard" and best["baseline"] else ""
-    first = (
-        f"Of {len(table)} settings validation prefers {best['setting']}: {reached}{compared}."
-        if len(table) > 1 and by
-        else f"{best['setting']} reaches {reached}{compared}."
-    )
+    first = f"{_preferred(table, best['setting'])}{reached}{compared}."
     others = chosen[(chosen["setting"] != best["setting"]) & (chosen["method"] != "standard")]
     if len(others):
         said = [f"{row['setting']}: {row['verdict']}" for _, row in others.head(2).iterrows() if row["baseline"]]
@@ -237,10 +243,24 @@ def conclude(tables: Tables) -> str:
     return f"{first} Nothing else was compared."
 
 
+def _preferred(table: pd.DataFrame, best: str) -> str:
+    """The beginning of the verdict: what validation says of the best setting, which may be that others tie with it."""
+    if len(table) < 2 or not has_validation(table):
+        return f"{best} reaches "
+    score = validated(table)
+    top = [best, *(name for name in table["setting"][score == score.max()] if name != best)]
+    if len(top) == 1:
+        return f"Of {len(table)} settings validation prefers {best}: "
+    named = f"{', '.join(top[:-1])} and {top[-1]}"
+    if len(top) > NAMED:
+        named = f"{', '.join(top[:NAMED])} and {len(top) - NAMED} more"
+    share = f"{100 * score.max():.2f} %"
+    return f"Of {len(table)} settings {named} tie on validation ({share}). {best}, which was planned first, reaches "
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """`python -m kd.report`. Exit code 2 for a directory without runs, or published figures that cannot be read."""
     form = argparse.RawDescriptionHelpFormatter
-    columns = {**COLUMNS, "\npublished.csv:": "", **PUBLISHED}
     parser = argparse.ArgumentParser("kd.report", description=(__doc__ or "").split("\n")[0], formatter_class=form)
     parser.add_argument("places", nargs="+", type=Path, metavar="DIR", help="a sweep's, a run's, or one of runs")
     parser.add_argument("--out", type=Path, help="where to write (default: DIR, or kd-report/ for several)")
@@ -249,7 +269,7 @@ def main(words: Sequence[str] | None = None) -> None:
     images = "with --compare: the data set whose images an image folder holds, such as cifar10"
     parser.add_argument("--as", dest="given_as", metavar="DATA", help=images)
     parser.add_argument("--columns", action="version", help="what the columns of the tables mean",
-                        version="\n".join(f"{name:22}{meaning}" for name, meaning in columns.items()))  # fmt: skip
+                        version="\n".join(explained()))  # fmt: skip
     asked = parser.parse_args(words)
     own = len(asked.places) == 1 and not is_run(asked.places[0])  # a run's files are not the report's to replace
     out = asked.out or (asked.places[0] if own else Path("kd-report"))
@@ -267,6 +287,15 @@ def main(words: Sequence[str] | None = None) -> None:
     except OSError as error:
         sys.exit(_refuse(f"cannot write to {error.filename or out} ({error.strerror}); choose another with --out DIR"))
     print(f"{found.text}\n\nreport   {printable(found.page or out)}")
+
+
+def explained() -> list[str]:
+    """A line for each column of each table; `published.csv` has other columns of the same names."""
+    tables = {"runs.*, history.*, summary.*": COLUMNS, "published.csv (--compare)": PUBLISHED}
+    lines = []
+    for title, columns in tables.items():
+        lines += ["", f"{title}:", "", *(f"{name:22}{meaning}" for name, meaning in columns.items())]
+    return lines[1:]
 
 
 def _against(place: str | None, given_as: str | None, out: Path) -> list[Line]:

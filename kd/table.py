@@ -13,16 +13,17 @@ import pandas as pd
 
 from kd import record
 from kd.files import write_json
+from kd.naming import MISALIGNED, applies, describe, label, method_name  # noqa: F401
 from kd.reader import LARGEST, Config, Job, Placed, Plan, Result, Said, read, wrong_with
 from kd.record import Status, status
 from kd.settings import flatten
 
-MISALIGNED = " MISALIGNED"  # after the name of a method whose bug was asked for
 PLAN = "jobs.json"  # in a sweep's directory: the jobs that were planned
 
 COLUMNS = {  # of the tables below; those of `summary` that fold seeds are means
     "id": "names the configuration, seed included; equal ids are the same run",
     "setting": "the method, and the keys that set this configuration apart from its neighbours; not the seed",
+    "full_setting": "the setting as it is where its name is too long for a table",
     "method": "the distillation method; MISALIGNED: taught, on purpose, with what the teacher says of other images",
     "student": "the student's architecture and its numbers",
     "data": "the data set",
@@ -58,7 +59,9 @@ COLUMNS = {  # of the tables below; those of `summary` that fold seeds are means
     "accuracy": "part of the epoch's training views that were right, in train mode",
     "loss": "what was minimised: the weighted sum of the method's terms, each of which is a column (hard, soft, ...)",
     "seconds": "wall time of the epoch",
-    "chosen": "the best setting of its method by val_accuracy, for this student and data",
+    "chosen": "the best setting of its method by val_accuracy, for this student and data; of several that tie the one "
+    "that was planned first",
+    "tied_with": "the chosen setting that has the same val_accuracy as this one, which was planned later",
     "pairs": "seeds that the row and its baseline (`standard`, same student and data) share",
     "difference": "test accuracy minus the baseline's, paired by seed, mean",
     "difference_ci95": "half the width of its 95 % confidence interval (paired Student's t)",
@@ -69,8 +72,6 @@ COLUMNS = {  # of the tables below; those of `summary` that fold seeds are means
     "folder": "where the run's files are",
 }
 
-# keys that set no run apart, or that the method's name tells
-IGNORED = ("seed", "device", "threads", "rerun", "paths.", "tracker.", "checkpoint.", "teacher.outputs")
 CONTEXT = ("student.", "data.")  # keys that say what is trained on what: compared within, never chosen
 FOLDED = ("test_nll", "test_ece", "test_agreement", "test_teacher_kl", "val_accuracy", "val_nll", "val_ece",
           "train_seconds", "images_per_second", "teacher_test_accuracy")  # fmt: skip
@@ -171,10 +172,12 @@ def gather(places: Iterable[Path]) -> Tables:
     """All tables of the sweeps and runs in `places`, as far as they are."""
     jobs = find(places)
     whole = [job for job in jobs if "damage" not in job]
-    settings, swept = label(whole)
-    swept = [key for key in swept if key == "batch_size" or not (key in COLUMNS or key.startswith(("test_", "val_")))]
-    for job, setting in zip(whole, settings, strict=True):
-        job["setting"] = setting
+    names = describe(whole)
+    swept = [
+        key for key in names.swept if key == "batch_size" or not (key in COLUMNS or key.startswith(("test_", "val_")))
+    ]
+    for job, setting, full in zip(whole, names.short, names.full, strict=True):
+        job |= {"setting": setting, "full_setting": full}
     rows, epochs = [], []
     reliability: dict[str, dict[str, list[float]]] = {}
     for job in jobs:
@@ -185,7 +188,7 @@ def gather(places: Iterable[Path]) -> Tables:
             continue
         rows.append(row := _row(job, result, Status("done") if result else _state(folder, damage)))
         flat = flatten(job["config"])
-        row |= {key: flat.get(key) for key in swept if _applies(job, key)}
+        row |= {key: flat.get(key) for key in swept if applies(job, key)}
         if result and result.get("reliability"):
             reliability[row["setting"]] = _add(reliability.get(row["setting"]), result["reliability"])
         history, damage = _history(folder / "history.csv")
@@ -210,12 +213,12 @@ def _state(folder: Path, damage: str) -> Status:
 
 def _row(job: Mapping[str, Any], result: Mapping[str, Any] | None, state: Status) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "id": job.get("id"), "setting": job.get("setting", ""), "method": None, "student": None, "seed": None,
-        "status": state.state, "reason": state.reason, "overrides": " ".join(job["overrides"]), "epochs": None,
-        "batch_size": None, "data": None,
+        "id": job.get("id"), "setting": job.get("setting", ""), "full_setting": job.get("full_setting", ""),
+        "method": None, "student": None, "seed": None, "status": state.state, "reason": state.reason,
+        "overrides": " ".join(job["overrides"]), "epochs": None, "batch_size": None, "data": None,
     }  # fmt: skip
     if config := job.get("config"):
-        row |= {"method": _method(job), "seed": config["seed"]}
+        row |= {"method": method_name(job), "seed": config["seed"]}
         row |= {"epochs": config["student"]["epochs"], "batch_size": config["batch_size"]}
         data = config.get("data")
         row["data"] = data.get("name") if isinstance(data, dict) else None
@@ -230,13 +233,6 @@ def _row(job: Mapping[str, Any], result: Mapping[str, Any] | None, state: Status
         row |= {"teacher_test_accuracy": teacher.get("metrics", {}).get("test_accuracy")}
         row["budget"] = f"{row['epochs']} x {row['samples']:,}"
     return {**row, "folder": printable(job["folder"])}
-
-
-def _method(job: Mapping[str, Any]) -> str:
-    """The method's name, with a mark where its bug was asked for."""
-    name, teacher = str(job["config"]["method"]["name"]), job["config"].get("teacher")
-    asked = job["taught"] and isinstance(teacher, Mapping) and teacher.get("outputs") == "misaligned"
-    return name + MISALIGNED if asked else name
 
 
 def printable(path: Path | str) -> str:
@@ -282,52 +278,6 @@ def _typed(rows: Sequence[Mapping[str, Any]], without: Sequence[str]) -> pd.Data
     return frame
 
 
-# ---- what sets runs apart
-
-
-def _applies(job: Mapping[str, Any], key: str) -> bool:
-    return bool(job["taught"]) or not key.startswith("teacher.")
-
-
-def label(jobs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
-    """(each job's setting in words, the dotted keys that are swept).
-
-    A key belongs to a setting when it differs between runs of the same choice: `method.T` between two runs of
-    `logits`, but not between `logits` and `feature`, where the choice itself says it. Of data the content counts, and
-    not where it lies.
-    """
-    flats = [
-        {k: v for k, v in flatten(job["config"]).items() if _applies(job, k) and not k.startswith(IGNORED)}
-        for job in jobs
-    ]
-    seen: dict[tuple[Any, ...], set[str]] = {}
-    roots: dict[Any, Any] = {}  # of each content the first
-    for flat, job in zip(flats, jobs, strict=True):
-        if "data.root" in flat and job.get("content") is not None:
-            flat["data.root"] = roots.setdefault(job["content"], flat["data.root"])
-        for key, value in flat.items():
-            seen.setdefault((key, *_choices(flat, key)), set()).add(repr(value))
-    keys = list(dict.fromkeys(key for flat in flats for key in flat if key != "method.name"))
-    differs = {place for place, values in seen.items() if len(values) > 1}
-    swept = [key for key in keys if any(place[0] == key for place in differs)]
-    own = [[key for key in swept if key in flat and (key, *_choices(flat, key)) in differs] for flat in flats]
-
-    def words(say: Callable[[Any], str]) -> list[str]:
-        said = [[f"{k.removeprefix('method.').removesuffix('.name')}={say(flat[k])}" for k in keys]
-                for flat, keys in zip(flats, own, strict=True)]  # fmt: skip
-        return [" ".join([_method(job), *w]) for job, w in zip(jobs, said, strict=True)]
-
-    brief, exact = words(lambda v: format(v, ".4g") if isinstance(v, float) else str(v)), words(str)
-    return (brief if len(set(brief)) == len(set(exact)) else exact), swept
-
-
-def _choices(flat: Mapping[str, Any], key: str) -> tuple[Any, ...]:
-    """The names of the groups that a key stands in: (adam,) for optimizer.lr under optimizer.name=adam."""
-    parts = key.split(".")[:-1]
-    groups = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    return tuple(flat.get(f"{group}.name") for group in groups if f"{group}.name" != key)
-
-
 # ---- seeds folded
 
 
@@ -350,8 +300,8 @@ def finished_runs(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise(runs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
-    """A row per setting that has a finished run, the chosen ones first: n, means, spread of the test accuracy, and
-    which setting of each method validation chooses."""
+    """A row per setting that has a finished run, the chosen ones first and the best by validation first: n, means,
+    spread of the test accuracy, and which setting of each method validation chooses."""
     rows = []
     planned = runs.groupby("setting", sort=False)["seed"].nunique()
     groups = dict(iter(finished_runs(runs).groupby("setting", sort=False)))
@@ -371,10 +321,31 @@ def summarise(runs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
         )
         rows.append(row)
     table = pd.DataFrame(rows)
-    if not table.empty:
-        rivals = table.groupby(["context", "method"])
-        table["chosen"] = rivals["setting"].transform("size") == 1
-        if "val_accuracy" in table and table["val_accuracy"].notna().all():
-            table["chosen"] |= table.index.isin(rivals["val_accuracy"].idxmax())
-        table = table.sort_values("chosen", ascending=False, kind="stable", ignore_index=True)
-    return table
+    return table if table.empty else _chosen(table)
+
+
+def _chosen(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with `chosen` and `tied_with`, the chosen rows first and each kind by validation accuracy. Of rows that
+    tie the one that was planned first comes first. Without validation the rows keep the order they were planned in."""
+    table["chosen"] = table.groupby(["context", "method"])["setting"].transform("size") == 1
+    table["tied_with"] = None
+    score = pd.Series(0.0, index=table.index)
+    if has_validation(table):
+        score = validated(table)
+        best = score.groupby([table["context"], table["method"]]).transform("idxmax")
+        table["chosen"] |= table.index == best
+        ties = (score == score[best].to_numpy()) & ~table["chosen"]
+        table["tied_with"] = table["setting"][best].where(ties.to_numpy(), None).to_numpy()
+    order = pd.DataFrame({"chosen": table["chosen"], "score": score})
+    order = order.sort_values(["chosen", "score"], ascending=False, kind="stable")
+    return table.loc[order.index].reset_index(drop=True)
+
+
+def has_validation(table: pd.DataFrame) -> bool:
+    """Whether every row of a summary was measured on validation images, so that they can be ordered by that."""
+    return "val_accuracy" in table and bool(table["val_accuracy"].notna().all())
+
+
+def validated(table: pd.DataFrame) -> pd.Series:
+    """The validation accuracy, so that means which differ only by their summation are equal."""
+    return table["val_accuracy"].round(12)

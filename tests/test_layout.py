@@ -38,6 +38,7 @@ ORDER = [
     "tracker",
     "result",
     "run",
+    "naming",
     "table",
     "sweep_directory",
     "pool",
