@@ -65,7 +65,7 @@ def describe(jobs: Sequence[Mapping[str, Any]]) -> Names:
     if any(len(name) > WIDTH for name in short):
         words, values = _last_words(swept), _short_values(flats, own, text)
         short = names(first, rest, words.__getitem__, lambda key, value: values[key, text(value)])
-    return Names(_distinct([_clean(name) for name in short], full), full, swept)
+    return Names(_distinct([one_line(name) for name in short], full), full, swept)
 
 
 def method_name(job: Mapping[str, Any]) -> str:
@@ -178,9 +178,9 @@ def _parts(job: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list(parts) if sound else []
 
 
-def _clean(name: str) -> str:
-    """On one line, and as it is, whatever it holds."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+def one_line(text: str) -> str:
+    """`text` with everything that cannot be printed as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _cut(text: str, width: int) -> str:

@@ -1,16 +1,20 @@
 """A sweep as one HTML page that needs no network: the verdict first, then table, figures and runs."""
 
 import base64
+import glob
 import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import pandas as pd
 
+from kd.about import Fact, duration
 from kd.figures import Figure, Left
+from kd.files import read_json
 from kd.published import CAPTION, Beside
 from kd.table import COLUMNS, Tables
 
@@ -18,17 +22,27 @@ LARGE = 300_000  # bytes of SVG above which the page holds the PNG
 
 
 def render(
-    title: str, folder: Path, tables: Tables, verdict: str, notes: Sequence[str], comparison: Sequence[Sequence[str]],
-    figures: Sequence[Figure], left: Sequence[Left], files: Sequence[str], compared: Beside | None = None,
-) -> str:  # fmt: skip
+    title: str,
+    folder: Path,
+    tables: Tables,
+    verdict: str,
+    notes: Sequence[str],
+    comparison: Sequence[Sequence[str]],
+    figures: Sequence[Figure],
+    left: Sequence[Left],
+    files: Sequence[str],
+    compared: Beside | None = None,
+    about: Sequence[Fact] = (),
+) -> str:
     """The page. Everything that a user typed is escaped.
 
     **Arguments:** `comparison`: a head and a row for each row of the summary, as text; `files`: beside the page;
-    `compared`: with published figures.
+    `compared`: with published figures; `about`: what was run.
     """
     template = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined).from_string(
         Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     )
+    folder = folder.resolve()  # the links lead from there
     states = tables.runs["status"].value_counts()
     facts = [("runs", len(tables.runs)), *((name, count) for name, count in states.items())]
     chosen = list(tables.summary["chosen"]) if len(tables.summary) else []
@@ -43,10 +57,12 @@ def render(
         facts=facts,
         notes=notes,
         summary={"head": comparison[0] if comparison else [], "rows": rows},
+        full=tables.shortened(),
         compared=compared,
         caption=CAPTION,
         figures=[_embedded(folder, figure) for figure in figures],
         left=left,
+        about=about,
         runs=[_run(row, folder) for _, row in tables.runs.iterrows()],
         files=files,
         columns=COLUMNS.items(),
@@ -64,12 +80,40 @@ def _embedded(folder: Path, figure: Figure) -> dict[str, Any]:
 
 def _run(row: pd.Series, folder: Path) -> dict[str, Any]:
     path = Path(str(row["folder"]))
+    links = [(name, _link(path / name, folder)) for name in ("config.yaml", "kd.log")]
+    links.append(("W&B", _tracked(path, folder)))
+    seconds = row.get("train_seconds")
     return {
-        "setting": row["setting"], "seed": "" if pd.isna(row["seed"]) else row["seed"],
-        "status": row["status"], "reason": row["reason"],
-        "test": _percent(row.get("test_accuracy")), "val": _percent(row.get("val_accuracy")),
-        "name": path.name, "link": Path(os.path.relpath(path, folder)).as_posix(),
-    }  # fmt: skip
+        "setting": row["setting"],
+        "seed": "" if pd.isna(row["seed"]) else row["seed"],
+        "status": row["status"],
+        "reason": row["reason"],
+        "test": _percent(row.get("test_accuracy")),
+        "val": _percent(row.get("val_accuracy")),
+        "time": "" if pd.isna(seconds) else duration(seconds),
+        "name": path.name,
+        "link": _link(path, folder),
+        "links": [(name, link) for name, link in links if link],
+    }
+
+
+def _link(path: Path, folder: Path) -> str:
+    """The way to a file from the page's folder; nothing where there is no such file."""
+    if not os.path.lexists(path):
+        return ""
+    return quote(Path(os.path.relpath(path, folder)).as_posix())
+
+
+def _tracked(run: Path, folder: Path) -> str:
+    """Where a run's W&B run is to be seen: on its server or, offline, in the run's directory."""
+    known = read_json(run / "wandb.json")
+    if not isinstance(known, dict):
+        return ""
+    if isinstance(url := known.get("url"), str) and url.startswith(("https://", "http://")):
+        return url
+    local = [run / known["offline"]] if isinstance(known.get("offline"), str) else []
+    local += sorted((run / "wandb").glob(f"offline-run-*-{glob.escape(str(known.get('id')))}"))
+    return next((link for path in reversed(local) if (link := _link(path, folder))), "")
 
 
 def _percent(value: Any) -> str:

@@ -73,6 +73,15 @@ class Study(Needed):
     storage: str
 
 
+class Started(Needed):
+    """How a sweep was started."""
+
+    command: list[str]
+    directory: str
+    started: str
+    environment: dict[str, Any] = {}
+
+
 class Said(Needed):
     """What `status` reads."""
 

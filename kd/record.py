@@ -19,6 +19,8 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -186,9 +188,47 @@ def environment(device: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": torch.cuda.get_device_name(device.torch) if on_gpu else _processor(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": command(),
         "git": git_state(),
     }
+
+
+def command() -> list[str]:
+    """What was typed, as it can be typed again."""
+    program = Path(sys.argv[0])
+    words = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return [printable(word) for word in (*words, *sys.argv[1:])]
+
+
+def printable(path: Path | str) -> str:
+    """A path as text that any file can hold: its odd bytes as escapes."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def started() -> dict[str, Any]:
+    """What was typed, where and when, and with what: `sweep.json` of a sweep that is being planned."""
+    packages = {"torch": "torch", "hydra": "hydra-core", "wandb": "wandb"}
+    return {
+        "command": command(),
+        "directory": printable(Path.cwd()),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "environment": {
+            "kd": kd.__version__,
+            "git": git_state(),
+            "python": platform.python_version(),
+            **{name: _version(package) for name, package in packages.items()},
+            "platform": platform.platform(),
+            "processor": _processor(),
+            "host": platform.node(),
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

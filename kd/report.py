@@ -1,6 +1,6 @@
 """A report on sweeps and runs, at any time: tables, statistics, figures and one page, from files alone.
 
-    python -m kd.report multirun/2026-11-24/10-00-00 [more directories] [--out DIR] [--compare published]
+    python -m kd.report multirun/2026-11-24/10-00-00 [more directories] [--out DIR] [--runs DIR] [--compare published]
 
 A directory is a sweep's, a run's, or one that holds runs (`runs/`). Unfinished and broken runs are rows with a status.
 Written into that directory or, for a run's or for several, into --out (default: kd-report/):
@@ -11,23 +11,28 @@ published.csv, published.md (with --compare)
 """
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from kd.about import facts
 from kd.compare import against_standard
 from kd.files import aside, write_text
+from kd.locate import rows_of
+from kd.naming import one_line
 from kd.published import CAPTION, Beside, Line, beside, load
 from kd.published import COLUMNS as PUBLISHED
 from kd.reader import Study, read
 from kd.settings import UserError
-from kd.table import COLUMNS, MISALIGNED, Tables, find, gather, has_validation, is_run, printable, validated
+from kd.table import COLUMNS, MISALIGNED, Tables, gather, has_validation, is_run, printable, validated
 
 MOST = 30  # settings that a terminal is shown
-NAMED = 3  # settings that a sentence names
+NAMED = 3  # settings or runs that a sentence names
+MANY = 6  # folders that it names
 
 
 class Report(NamedTuple):
@@ -40,14 +45,25 @@ class Report(NamedTuple):
 
 
 def write(
-    places: Sequence[Path], out: Path, figures: bool = True, against: Sequence[Line] = (), given_as: str | None = None
+    places: Sequence[Path],
+    out: Path,
+    figures: bool = True,
+    against: Sequence[Line] = (),
+    given_as: str | None = None,
+    runs: Sequence[Path] | None = None,
 ) -> Report:
     """Gather `places` and write everything into `out`; without `figures` (quickly) only the tables.
 
     **Arguments:** `against`: published figures to set the measured beside; `given_as`: the data set whose images an
-    image folder holds.
+    image folder holds; `runs`: folders in which runs are looked for, beside those near a sweep, that are not where
+    they were planned. None: they are not looked for, which is for the sweep that has just run them.
+    **Raises:** UserError, and nothing is written, when there is no run, or an earlier report in `out` counts finished
+    runs that are not there now; then only with `runs`.
     """
-    tables = gather(places)
+    tables = gather(places, runs)
+    if runs is not None:
+        _refuse_nothing(tables, places)
+        _refuse_poorer(tables, out, own=_is_own(places, out))
     tables = tables._replace(summary=against_standard(tables.summary, tables.runs))
     compared = beside(tables, against, given_as) if against else None
     out.mkdir(parents=True, exist_ok=True)
@@ -79,9 +95,67 @@ def write(
     drawn, left = draw(tables, out / "figures", *(studies[0] if studies else (None, "")))
     title = printable(" + ".join("/".join(place.absolute().parts[-2:]) for place in places))
     verdict = conclude(tables)
-    page = render(title, out, tables, verdict, notes, rows, drawn, left, files, compared)
+    done = tables.runs[tables.runs["status"] == "done"] if len(tables.runs) else tables.runs
+    about = facts(places, tables.about, list(done.get("train_seconds", ())), map(Path, done.get("folder", ())))
+    page = render(title, out, tables, verdict, notes, rows, drawn, left, files, compared, about)
     write_text(out / "index.html", page)
     return Report(tables, f"{said}\n\n{verdict}", [figure.name for figure in drawn], out / "index.html")
+
+
+def _is_own(places: Sequence[Path], out: Path) -> bool:
+    """Whether a report is written into the directory that it is on."""
+    return len(places) == 1 and places[0].resolve() == out.resolve()
+
+
+def _refuse_nothing(tables: Tables, places: Sequence[Path]) -> None:
+    """Raise UserError where there is no run at all."""
+    if tables.runs.empty:
+        raise UserError(f"no run in {', '.join(map(str, places))}")
+    absent = {printable(folder) for search in tables.searches for folder in search.absent}
+    if absent.issuperset(tables.runs["folder"]):
+        raise UserError(
+            f"none of the planned runs is there ({_names(absent)}); looked in {_looked(tables)}; "
+            "if they were moved, give the folder that holds them with --runs DIR"
+        )
+
+
+def _refuse_poorer(tables: Tables, out: Path, own: bool) -> None:
+    """Raise UserError where the report in `out` counts finished runs that are gone, without a sign of what became of
+    them. A run that is done again, or failed since, leaves one."""
+    now: dict[str, Any] = {Path(row["folder"]).name: row for row in tables.runs.to_dict("records")}
+    before = [Path(row.get("folder", "")).name for row in rows_of(out / "runs.csv") if row.get("status") == "done"]
+    lost = [name for name in before if (name in now or own) and not _explained(now.get(name))]
+    if not lost:
+        return
+    damaged = [now[name]["reason"] for name in lost if name in now and " is damaged" in now[name]["reason"]]
+    why = f"; {damaged[0]}" if damaged else ""
+    looked = _looked(tables)
+    raise UserError(
+        f"{out}: the report there counts {len(before)} finished runs, of which {len(lost)} are not found now "
+        f"({_names(lost)}){why}{f'; looked in {looked}' if looked else ''}; give the folder that holds them with "
+        "--runs DIR, or write a report without them with --out DIR"
+    )
+
+
+def _explained(row: Mapping[str, Any] | None) -> bool:
+    """Whether a run that was done still is or its own files say why not."""
+    if row is None or " is damaged" in row["reason"]:
+        return row is not None and row["status"] == "done"
+    return row["status"] != "planned" or (Path(row["folder"]) / "superseded").is_dir()
+
+
+def _names(folders: Collection[str]) -> str:
+    """A few of the runs by the names of their directories."""
+    names = sorted(Path(folder).name for folder in folders)
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _looked(tables: Tables) -> str:
+    """The folders in which runs were looked for."""
+    folders = list(dict.fromkeys(folder for search in tables.searches for folder in search.folders))
+    more = f" and {len(folders) - MANY} more" if len(folders) > MANY else ""
+    return ", ".join(map(printable, folders[:MANY])) + more
 
 
 def latex(frame: pd.DataFrame) -> str:
@@ -184,7 +258,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def remarks(tables: Tables) -> list[str]:
     """What a reader must know before believing the table."""
-    found, table, runs = [], tables.summary, tables.runs
+    found, table, runs = _searched(tables), tables.summary, tables.runs
     open_ = runs[~runs["status"].isin(["done", "pruned"])] if len(runs) else runs
     if len(open_):
         states = ", ".join(f"{n} {name}" for name, n in open_["status"].value_counts().items())
@@ -195,6 +269,8 @@ def remarks(tables: Tables) -> list[str]:
         return found
     if table["n"].nunique() > 1:
         found.append("the rows have different numbers of seeds")
+    if short := len(tables.shortened()):
+        found.append(f"the names of {short} settings are shortened; the column full_setting of runs.csv has them whole")
     if not table["shares_budget"].all():
         found.append("not all rows share one budget (epochs x training images): see the column budget")
     if table["method"].str.endswith(MISALIGNED).any():
@@ -211,6 +287,29 @@ def remarks(tables: Tables) -> list[str]:
             f"settings of one method tie on validation ({', '.join(ties[:NAMED])}{more}): of those, the one that was "
             "planned first is chosen"
         )
+    return found
+
+
+def _searched(tables: Tables) -> list[str]:
+    """What a reader must know of a sweep that was copied or moved."""
+    found = []
+    for search in tables.searches:
+        where = printable(search.sweep)
+        if search.moved:
+            folders = sorted({str(Path(folder).parent) for folder in search.moved.values()})
+            found.append(
+                f"{len(search.moved)} of {search.jobs} runs of {where} are not where they were planned; they were "
+                f"found in {', '.join(map(printable, folders[:NAMED]))}"
+            )
+        if search.lost:
+            found.append(
+                f"{len(search.lost)} of {search.jobs} runs of {where} were not found ({_names(search.lost)}); looked "
+                f"in {_looked(tables)}; --runs DIR names a folder that holds them"
+            )
+    if tables.searches:
+        given = tables.searches[0].given
+        unused = [printable(folder) for folder in given.folders if folder not in given.used]
+        found += [f"--runs {folder}: no run that was looked for is there" for folder in unused]
     return found
 
 
@@ -264,6 +363,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("kd.report", description=(__doc__ or "").split("\n")[0], formatter_class=form)
     parser.add_argument("places", nargs="+", type=Path, metavar="DIR", help="a sweep's, a run's, or one of runs")
     parser.add_argument("--out", type=Path, help="where to write (default: DIR, or kd-report/ for several)")
+    moved = "where to look for runs that are not where they were planned, nor near the sweep; may be given again"
+    parser.add_argument("--runs", type=Path, metavar="DIR", action="append", default=[], help=moved)
     figures = "published figures beside the measured: kd's own, or those of a file with the same columns"
     parser.add_argument("--compare", metavar="published|CSV", help=figures)
     images = "with --compare: the data set whose images an image folder holds, such as cifar10"
@@ -275,13 +376,15 @@ def main(words: Sequence[str] | None = None) -> None:
     out = asked.out or (asked.places[0] if own else Path("kd-report"))
     try:
         missing = [str(place) for place in asked.places if not place.is_dir()]
+        missing += [f"{place} (--runs)" for place in asked.runs if not place.is_dir()]
         if missing:
             sys.exit(_refuse(f"no directory {missing[0]}"))
         if is_run(out):
             sys.exit(_refuse(f"{out} is a run's own directory; choose another with --out DIR"))
-        if not find(asked.places):
-            sys.exit(_refuse(f"no run in {', '.join(map(str, asked.places))}"))
-        found = write(asked.places, out, against=_against(asked.compare, asked.given_as, out), given_as=asked.given_as)
+        if (real := out.resolve()) != Path(os.path.normpath(out.absolute())):
+            out = real  # the page's links lead from there to the runs
+        against = _against(asked.compare, asked.given_as, out)
+        found = write(asked.places, out, against=against, given_as=asked.given_as, runs=asked.runs)
     except UserError as error:
         sys.exit(_refuse(str(error)))
     except OSError as error:
@@ -312,7 +415,7 @@ def _against(place: str | None, given_as: str | None, out: Path) -> list[Line]:
 
 
 def _refuse(line: str) -> int:
-    print(f"kd: {line}", file=sys.stderr)
+    print(f"kd: {one_line(line)}", file=sys.stderr)
     return 2
 
 

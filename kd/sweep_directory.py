@@ -8,13 +8,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kd import record
+from kd.files import write_json
+from kd.locate import STARTED
 from kd.reader import Placed, Plan, Study, read, wrong_with
 from kd.settings import UserError
 from kd.table import PLAN, is_run, write_plan
 
 LOCK = ".lock"
 REMEDY = "choose another directory, or move that one away"
-WRITTEN = ("multirun.yaml", "index.html", "figures", "runs.csv", "history.csv", "summary.csv", "summary.md",
+WRITTEN = ("multirun.yaml", STARTED, "index.html", "figures", "runs.csv", "history.csv", "summary.csv", "summary.md",
            "summary.tex", "runs.parquet", "history.parquet", "summary.parquet")  # fmt: skip
 
 
@@ -67,6 +70,8 @@ class SweepDirectory:
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
             self._refuse(f"a sweep with other jobs ({others[0]}{more})")
         write_plan(self.path, jobs)
+        if not self.planned:
+            write_json(self.path / STARTED, record.started())
         self.planned = True
 
     def release(self) -> None:

@@ -5,20 +5,20 @@ import functools
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from kd import record
+from kd.about import Seen, note
 from kd.files import write_json
+from kd.locate import PLAN, Given, Search, is_run, runs_in  # noqa: F401
 from kd.naming import MISALIGNED, applies, describe, label, method_name  # noqa: F401
 from kd.reader import LARGEST, Config, Job, Placed, Plan, Result, Said, read, wrong_with
-from kd.record import Status, status
+from kd.record import Status, printable, status
 from kd.settings import flatten
-
-PLAN = "jobs.json"  # in a sweep's directory: the jobs that were planned
 
 COLUMNS = {  # of the tables below; those of `summary` that fold seeds are means
     "id": "names the configuration, seed included; equal ids are the same run",
@@ -81,13 +81,23 @@ KEPT = ("data", "params", "macs", "teacher", "teacher_params", "teacher_macs", "
 
 class Tables(NamedTuple):
     """`runs` a row a run, `history` a row an epoch, `summary` a row a configuration with its seeds folded; `swept`:
-    the configuration keys that differ, which are columns too; `reliability` by run id."""
+    the configuration keys that differ, which are columns too; `reliability` by setting; `searches`: for each sweep
+    that may have moved, what became of its runs; `about`: what the runs say of what was run."""
 
     runs: pd.DataFrame
     history: pd.DataFrame
     summary: pd.DataFrame
     swept: list[str]
     reliability: dict[str, dict[str, list[float]]]
+    searches: Sequence[Search] = ()
+    about: Seen = {}  # noqa: RUF012
+
+    def shortened(self) -> dict[str, str]:
+        """The settings whose names are cut, each with the whole of it."""
+        if "full_setting" not in self.runs:
+            return {}
+        names = self.runs[["setting", "full_setting"]].drop_duplicates()
+        return {short: full for short, full in names.itertuples(index=False, name=None) if short != full}
 
 
 def read_plan(folder: Path) -> list[dict[str, Any]]:
@@ -103,33 +113,28 @@ def write_plan(folder: Path, jobs: Iterable[Mapping[str, Any]]) -> None:
     write_json(folder / PLAN, kept)
 
 
-def find(places: Iterable[Path]) -> list[dict[str, Any]]:
+def find(places: Iterable[Path], runs: Sequence[Path] | None = None) -> tuple[list[dict[str, Any]], list[Search]]:
     """The jobs of sweeps' directories, and the runs that lie in any other directory; each run once. And the finished
     `standard` runs that are the jobs' baselines, though they were not part of the sweep. What is damaged beyond use is
-    a job without a configuration; `damage` says why."""
+    a job without a configuration; `damage` says why.
+
+    **Arguments:** `runs`: folders in which runs are looked for, beside those near a sweep, that are not where they
+    were planned; None: such runs are not looked for. **Returns:** the jobs, and for each sweep how the search went.
+    """
     found: dict[str, dict[str, Any]] = {}
+    searches, given = [], Given(runs or ())
     for place in places:
-        planned = _plan(place)
-        whole = any("damage" not in job for job in planned)
-        for job in planned if whole else [*planned, *map(_lone, _runs(place))]:
+        jobs = _plan(place)
+        sound = [job for job in jobs if "damage" not in job]
+        if sound and runs is not None:
+            searches.append(Search(place, given))
+            searches[-1].locate(sound)
+        for job in jobs if sound else [*jobs, *map(_lone, runs_in(place))]:
             found.setdefault(job["folder"], job)
     for path in dict.fromkeys(job["baseline"] for job in found.values() if job.get("baseline")):
         if path not in found and record.finished(Path(path)):
             found[path] = _lone(Path(path))
-    return list(found.values())
-
-
-def is_run(folder: Path) -> bool:
-    """Whether that is one run's own directory: any two of its files are there, damaged or not."""
-    own = ("config.yaml", "history.csv", "status.json", "result.json")
-    return "superseded" not in folder.parts and sum(os.path.lexists(folder / name) for name in own) > 1
-
-
-def _runs(place: Path) -> Iterator[Path]:
-    for folder, inner, _ in os.walk(place):
-        inner.sort()
-        if is_run(Path(folder)):
-            yield Path(folder)
+    return list(found.values()), searches
 
 
 def _plan(folder: Path) -> list[dict[str, Any]]:
@@ -168,9 +173,9 @@ def _lone(folder: Path) -> dict[str, Any]:
 # ---- rows
 
 
-def gather(places: Iterable[Path]) -> Tables:
-    """All tables of the sweeps and runs in `places`, as far as they are."""
-    jobs = find(places)
+def gather(places: Iterable[Path], runs: Sequence[Path] | None = None) -> Tables:
+    """All tables of the sweeps and runs in `places`, as far as they are; for `runs` see `find`."""
+    jobs, searches = find(places, runs)
     whole = [job for job in jobs if "damage" not in job]
     names = describe(whole)
     swept = [
@@ -180,24 +185,29 @@ def gather(places: Iterable[Path]) -> Tables:
         job |= {"setting": setting, "full_setting": full}
     rows, epochs = [], []
     reliability: dict[str, dict[str, list[float]]] = {}
+    seen: Seen = {}
     for job in jobs:
         folder = Path(job["folder"])
         result, damage = read(Result, folder / "result.json")
         if "damage" in job:
             rows.append(_row(job, None, Status("failed", job["damage"])))
             continue
+        if "absent" in job:
+            rows.append(_row(job, None, Status("planned", job["absent"])))
+            continue
         rows.append(row := _row(job, result, Status("done") if result else _state(folder, damage)))
         flat = flatten(job["config"])
         row |= {key: flat.get(key) for key in swept if applies(job, key)}
+        note(seen, flat, job["taught"], result)
         if result and result.get("reliability"):
             reliability[row["setting"]] = _add(reliability.get(row["setting"]), result["reliability"])
-        history, damage = _history(folder / "history.csv")
+        measured, damage = _history(folder / "history.csv")
         row["reason"] = row["reason"] or damage
         same = {key: row[key] for key in ("id", "setting", "method", "seed")}
-        epochs += [{**same, **epoch} for epoch in history]
-    runs = _typed(rows, ["setting", "method", "seed", "status", "reason"])
-    return Tables(runs, _typed(epochs, ["id", "setting", "method", "seed", "epoch"]), summarise(runs, swept), swept,
-                  reliability)  # fmt: skip
+        epochs += [{**same, **epoch} for epoch in measured]
+    made = _typed(rows, ["setting", "method", "seed", "status", "reason"])
+    history = _typed(epochs, ["id", "setting", "method", "seed", "epoch"])
+    return Tables(made, history, summarise(made, swept), swept, reliability, searches, seen)
 
 
 def _state(folder: Path, damage: str) -> Status:
@@ -233,11 +243,6 @@ def _row(job: Mapping[str, Any], result: Mapping[str, Any] | None, state: Status
         row |= {"teacher_test_accuracy": teacher.get("metrics", {}).get("test_accuracy")}
         row["budget"] = f"{row['epochs']} x {row['samples']:,}"
     return {**row, "folder": printable(job["folder"])}
-
-
-def printable(path: Path | str) -> str:
-    """A path as text that any file can hold: its odd bytes as escapes."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _history(path: Path) -> tuple[list[dict[str, float]], str]:

@@ -39,6 +39,8 @@ ORDER = [
     "result",
     "run",
     "naming",
+    "locate",
+    "about",
     "table",
     "sweep_directory",
     "pool",

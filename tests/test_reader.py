@@ -182,7 +182,8 @@ def test_one_damaged_file_changes_no_other_row(
 
     runs, summary, mine = found.tables.runs, found.tables.summary, path.parent.name
     if path in files:
-        unplanned = ("id", "setting", "full_setting", "overrides", *whole[1].swept)  # what another's damaged configuration may change
+        named = ("id", "setting", "full_setting", "overrides")
+        unplanned = (*named, *whole[1].swept)  # what another's damaged configuration may change
         columns = [name for name in good if name != "folder" and (planned or name not in unplanned)]
         rows, before = values(runs, columns), values(good, columns)
         assert {k: v for k, v in rows.items() if k != mine} == {k: v for k, v in before.items() if k != mine}
