@@ -9,6 +9,7 @@ from kd.settings import flatten
 
 WIDTH = 40  # characters of a setting's name
 VALUE = 16  # of a value in one that would be longer
+WORD = 10  # of a word that is left out as a whole
 MISALIGNED = " MISALIGNED"  # after the name of a method whose bug was asked for
 
 # keys that set no run apart, or that the method's name tells
@@ -184,11 +185,14 @@ def one_line(text: str) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    """At most `width` characters: what is too long loses its middle."""
+    """At most `width` characters: what is too long loses its middle, words as a whole where they are short."""
     if len(text) <= width:
         return text
     tail = (width - 1) // 3
-    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
+    head, end = text[: width - 1 - tail], text[len(text) - tail :]
+    cut, _, part = head.rpartition(" ")
+    first, _, rest = end.partition(" ")
+    return f"{cut + ' ' if cut and len(part) < WORD else head}…{' ' + rest if rest and len(first) < WORD else end}"
 
 
 def _distinct(names: Sequence[str], full: Sequence[str]) -> list[str]:

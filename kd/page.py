@@ -63,6 +63,7 @@ def render(
         figures=[_embedded(folder, figure) for figure in figures],
         left=left,
         about=about,
+        typed=[text for fact in about if fact.command for text in fact.texts],
         runs=[_run(row, folder) for _, row in tables.runs.iterrows()],
         files=files,
         columns=COLUMNS.items(),

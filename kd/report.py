@@ -329,7 +329,8 @@ def conclude(tables: Tables) -> str:
     others = chosen[(chosen["setting"] != best["setting"]) & (chosen["method"] != "standard")]
     if len(others):
         said = [f"{row['setting']}: {row['verdict']}" for _, row in others.head(2).iterrows() if row["baseline"]]
-        more = f"; {len(others) - 2} more are in the table" if len(others) > 2 else ""
+        left = len(others) - 2
+        more = f"; {left} more {'is' if left == 1 else 'are'} in the table" if left > 0 else ""
         if said:
             return f"{first} {'; '.join(said)}{more}."
     if not chosen["baseline"].any() and (chosen["method"] != "standard").any():
