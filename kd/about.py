@@ -1,6 +1,7 @@
 """What was run, in words: command, data, networks, versions, machine and time, from the files of sweeps and runs."""
 
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -59,7 +60,7 @@ def facts(places: Sequence[Path], seen: Seen, seconds: Sequence[float], folders:
         host = start["environment"].get("host")
         where = f"{_moment(start['started'])} in {start['directory']}{f' on {host}' if host else ''}"
         title = "command" if len(places) == 1 else f"command of {place.name}"
-        found += [Fact(title, [shlex.join(start["command"])], command=True), Fact("started", [where])]
+        found += [Fact(title, [_typed(start["command"])], command=True), Fact("started", [where])]
     if not starts and seen.get("command"):
         found.append(Fact("command", _first(seen["command"]), command=True))
     of_runs = {name: list(seen.get(name) or seen.get(f"planned {name}", {})) for name in ORDER}
@@ -127,7 +128,12 @@ def _moment(moment: str) -> str:
 def _command(words: Any) -> str:
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or not words:
         return ""
-    return shlex.join(["python", "-m", "kd", *words[1:]] if words[0] == "__main__.py" else words)
+    return _typed(["python", "-m", "kd", *words[1:]] if words[0] == "__main__.py" else words)
+
+
+def _typed(words: Sequence[str]) -> str:
+    """A command as it is typed in a shell, without the password that a database's address may hold."""
+    return shlex.join(re.sub(r"(://[^/:@]*):[^/@]+@", r"\1:***@", word) for word in words)
 
 
 def _count(number: Any, what: str) -> list[str]:

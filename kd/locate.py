@@ -54,27 +54,36 @@ class Search:
         """Let each job, and its baseline, name the folder in which its run lies.
 
         A run is taken from elsewhere only if its files say that it is the job's: another's may have the same name.
+        Near the sweep it is looked for where no other run of the sweep is in its place, or an earlier report knows it:
+        else it has not begun.
         """
+        begun = {Path(row["folder"]).name for row in rows_of(self.sweep / "runs.csv") if row.get("status") != "planned"}
+        elsewhere = []
         for job in jobs:
+            if self._is_in_place(job):
+                self._known[job["folder"]] = job["folder"]
+            else:
+                elsewhere.append(job)
+        used = {Path(folder).parent for folder in self._known}
+        for job in elsewhere:
             planned = job["folder"]
             if planned not in self._known:
-                self._known[planned] = self._run(job, planned)
-            job["folder"] = self._known[planned]
+                near = Path(planned).parent not in used or Path(planned).name in begun
+                self._known[planned] = self._run(job, planned, near)
         for job in jobs:
+            job["folder"] = self._known[job["folder"]]
             if planned := job.get("baseline"):
                 if planned not in self._known:
                     self._known[planned] = self._baseline(job, planned)
                 job["baseline"] = self._known[planned]
         self.jobs = len({job["folder"] for job in jobs})
-        begun = {
-            Path(row["folder"]).name
-            for row in rows_of(self.sweep / "runs.csv")
-            if row.get("status", "planned") != "planned"
-        }
         gone = bool(self.moved) or len(self.absent) == self.jobs
-        self.lost = [folder for folder in self.absent if gone or Path(folder).name in begun]
+        for folder in self.absent:
+            if Path(folder).name in begun or (gone and Path(folder).parent not in used):
+                self.lost.append(folder)
+        lost = set(self.lost)
         for job in jobs:
-            if job["folder"] in self.lost:
+            if job["folder"] in lost:
                 job.setdefault("absent", "it was not found")
 
     @property
@@ -84,16 +93,21 @@ class Search:
         beside = [folder for folders in self._beside.values() for folder in folders]
         return list(dict.fromkeys([*planned, *map(str, self.given.folders), *beside]))
 
-    def _run(self, job: dict[str, Any], planned: str) -> str:
-        """Where the run of a job is: where it was planned, if it is there, and finished wherever it is finished."""
-        result = record.finished(Path(planned))
+    def _is_in_place(self, job: dict[str, Any]) -> bool:
+        """Whether a job's run is where it was planned, and finished if there are folders that may hold it finished."""
+        result = record.finished(Path(job["folder"]))
         if result and job.get("id") and result["id"] != job["id"]:
             job["absent"] = f"it was not found: the run in its folder is another one, with the id {result['id']}"
-        elif result:
-            return planned
+            return False
+        return bool(result) or (_exists(job["folder"]) and not self.given.folders)
+
+    def _run(self, job: dict[str, Any], planned: str, near: bool) -> str:
+        """Where the run of a job is, if it is not in its place: where it is finished or, else, where it has begun."""
         here = [planned] if _exists(planned) and "absent" not in job else []
         given = {path: folder for folder, path in self.given.named(Path(planned).name) if _is_of(job, path)}
-        found = [*here, *given] or [path for path in self._near(job, planned) if _is_of(job, path)]
+        found = [*here, *given]
+        if near and not found:
+            found = [path for path in self._near(job, planned) if _is_of(job, path)]
         if not found:
             self.absent.append(planned)
             return planned

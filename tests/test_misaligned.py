@@ -107,8 +107,8 @@ def test_it_is_marked_in_every_table(tmp_path: Path) -> None:
         config["teacher"] = {**config["teacher"], "outputs": "misaligned"}
     made(tmp_path, configs, [0.8, 0.81, 0.85, 0.86, 0.6, 0.61])
     found = tables(tmp_path)
-    assert list(found.summary["setting"]) == ["standard", "logits", "logits MISALIGNED"]
-    assert list(found.summary["method"]) == ["standard", "logits", "logits MISALIGNED"]
+    assert list(found.summary["setting"]) == ["logits", "standard", "logits MISALIGNED"]
+    assert list(found.summary["method"]) == ["logits", "standard", "logits MISALIGNED"]
     assert found.summary["chosen"].all()
     assert "teacher.outputs" not in found.swept
     said = report.write([tmp_path], tmp_path).text

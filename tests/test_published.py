@@ -228,20 +228,20 @@ def test_measured_and_published_by_hand(tmp_path: Path) -> None:
     found = published.beside(tables(swept(tmp_path / "sweep")), own(tmp_path))
     table = found.table.set_index(["setting", "source"])
     assert list(table.index) == [
-        ("standard", "Paper A"), ("logits", "Paper A"), ("logits", "Paper B"), ("teacher cnn-8", "Paper B"),
+        ("logits", "Paper A"), ("logits", "Paper B"), ("standard", "Paper A"), ("teacher cnn-8", "Paper B"),
     ]  # fmt: skip
-    assert table["measured"].tolist() == pytest.approx([70, 73, 73, 90])
-    assert table["published"].tolist() == [69.25, 71.5, 70, 88.5]
-    assert table["difference"].tolist() == pytest.approx([0.75, 1.5, 3, 1.5])
+    assert table["measured"].tolist() == pytest.approx([73, 73, 70, 90])
+    assert table["published"].tolist() == [71.5, 70, 69.25, 88.5]
+    assert table["difference"].tolist() == pytest.approx([1.5, 3, 0.75, 1.5])
     half = stats.t.ppf(0.975, 2) * 1 / 3**0.5  # three seeds, a point apart
     assert table["measured_ci95"].tolist() == pytest.approx([half, half, half, float("nan")], nan_ok=True)
     assert table["n"].tolist() == [3, 3, 3, 1]
     assert (found.missing, len(found.rows)) == ([], 5)
-    assert found.rows[2] == [
+    assert found.rows[1] == [
         "logits", "cifar10", "cnn-8 -> cnn-4", "3", "73.00 ± 2.48", "71.50 ± 0.30", "+1.50", "best", "5", "Paper A",
         "<i>other</i> recipe, longer",
     ]  # fmt: skip
-    assert found.rows[3][4:10] == ["73.00 ± 2.48", "70.00", "+3.00", "last", "", "Paper B"]
+    assert found.rows[2][4:10] == ["73.00 ± 2.48", "70.00", "+3.00", "last", "", "Paper B"]
     assert found.notes == ["logits in Paper A: <i>other</i> recipe, longer"]
 
 
@@ -289,7 +289,7 @@ def test_an_image_folder_is_nobodys_data_until_that_is_said(tmp_path: Path, caps
         "whose images a folder holds can be said: --as cifar10 or --as cifar100",
     ]
     said = published.beside(found, own(tmp_path), "cifar10")
-    assert said.table["published"].tolist() == [69.25, 71.5, 70, 88.5]
+    assert said.table["published"].tolist() == [71.5, 70, 69.25, 88.5]
     assert "the image folder holds cifar10 was said with --as" in said.title
     with pytest.raises(UserError, match="--as: there is no figure on 'svhn'; allowed: cifar10, cifar100"):
         published.beside(found, own(tmp_path), "svhn")
@@ -311,7 +311,7 @@ def test_the_command_writes_tables_and_a_section(tmp_path: Path, capsys: pytest.
     assert "best test epoch" in said
     table = pd.read_csv(place / "published.csv")
     assert list(table.columns) == list(published.COLUMNS)
-    assert table["difference"].tolist() == pytest.approx([0.75, 1.5, 3, 1.5])
+    assert table["difference"].tolist() == pytest.approx([1.5, 3, 0.75, 1.5])
     text = (place / "published.md").read_text()
     assert "| logits" in text
     assert "other code and other teachers" in text

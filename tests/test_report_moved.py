@@ -427,6 +427,21 @@ def test_a_report_in_mid_sweep_grows(project: Path, capsys: pytest.CaptureFixtur
     assert numbers(sweep_of(project)) == GOOD
 
 
+def test_a_job_that_has_not_begun_is_not_taken_from_elsewhere(project: Path, capsys: pytest.CaptureFixture) -> None:
+    """Near the sweep lie finished runs of the same configurations, which this sweep is to train anew."""
+    shutil.copytree(project / "runs", project / "multirun" / "runs")
+    for path in sweep_of(project).iterdir():
+        if path.name != "jobs.json":
+            path.unlink()
+    for run in (project / "runs").glob("logits-*"):
+        shutil.rmtree(run)
+    code, out, _ = reported(capsys, sweep_of(project))
+    assert code == 0
+    assert pd.read_csv(sweep_of(project) / "runs.csv")["status"].tolist() == ["done", "done", "planned", "planned"]
+    assert "not found" not in out
+    assert "where they were planned" not in out
+
+
 def test_a_sweeps_own_report_takes_its_runs_from_where_it_put_them(project: Path) -> None:
     """A finished run of that name elsewhere is no run of this sweep's, when it ends."""
     (project / "runs").rename(sweep_of(project) / "runs")

@@ -193,6 +193,14 @@ def test_several_sweeps_say_what_each_ran(tmp_path: Path) -> None:
     assert "from the start" not in facts["time"]
 
 
+def test_no_password_is_on_the_page(tmp_path: Path) -> None:
+    command = ["kd", "-m", "hydra.sweeper.storage=postgresql://me:s3cret@host:5432/db"]
+    ran(tmp_path, started=STARTED | {"command": command})
+    _, page, _ = written(tmp_path)
+    assert "postgresql://me:***@host:5432/db" in page
+    assert "s3cret" not in page
+
+
 def test_runs_without_a_sweep_tell_their_command(tmp_path: Path) -> None:
     ran(tmp_path, started=None)
     page = report.write([tmp_path / "runs"], tmp_path / "out").page
