@@ -17,6 +17,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from wandb_server import Server
 
 from kd import cli, record
 from kd.config import Config, check
@@ -91,6 +92,18 @@ def kd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
         return Said(code if isinstance(code, int) else 0 if code is None else 1, said.out, said.err)
 
     return run
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A W&B server of the test's own, with a key for it in the environment."""
+    made = Server()
+    made.begin()
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", made.url)
+    yield made
+    made.end()
 
 
 @pytest.fixture

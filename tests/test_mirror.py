@@ -1,88 +1,21 @@
 """Interrupted runs on a W&B server (a pretended one that keeps what it is sent): every epoch is there once."""
 
-import gzip
 import json
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wandb
+from wandb_server import Server
 
 from kd import record
 
 EPOCHS = 4
 WORDS = ["data=digits", "student.scale=1", f"student.epochs={EPOCHS}", "method=standard", "device=cpu", "threads=1",
          "tracker.timeout=300"]  # fmt: skip
-
-
-class Server(ThreadingHTTPServer):
-    """As much of W&B's interface as a run and `wandb sync` need. `history`: run id -> line -> row."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.history: dict[str, dict[int, dict]] = {}
-
-    def answer(self, query: str, asked: dict[str, Any]) -> Any:
-        name = asked.get("name")
-        place = {"id": "p", "name": "kd", "entity": {"id": "e", "name": "me"}}
-        if "RunResumeStatus" in query:
-            lines = self.history.get(str(name))
-            if not lines:
-                return {"model": None}
-            tail = json.dumps([json.dumps(lines[max(lines)])])
-            bucket = {"id": "b", "name": name, "displayName": "", "summaryMetrics": "{}", "config": "{}", "tags": []}
-            bucket |= {"logLineCount": 0, "eventsLineCount": 0, "historyLineCount": len(lines), "eventsTail": "[]"}
-            return {"model": {**place, "bucket": {**bucket, "historyTail": tail, "wandbConfig": '{"t": 1}'}}}
-        if "upsertBucket" in query:
-            bucket = {"id": "b", "name": name, "displayName": "", "description": "", "config": "{}", "sweepName": None}
-            return {"upsertBucket": {"bucket": {**bucket, "project": place, "historyLineCount": 0}, "inserted": True}}
-        if "createArtifact" in query:
-            return {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": {}}}}
-        if "createRunFiles" in query:
-            return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}
-        return {"viewer": {"id": "v", "username": "me", "entity": "me", "flags": "{}", "teams": {"edges": []}}}
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        body = gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body
-        said = json.loads(body) if body[:1] == b"{" else {}
-        if self.path.endswith("/file_stream"):
-            found = (said.get("files") or {}).get("wandb-history.jsonl")
-            lines = self.server.history.setdefault(self.path.split("/")[-2], {})
-            for number, line in enumerate(found["content"], found["offset"]) if found else ():
-                lines[number] = json.loads(line)
-            answer: Any = {"exitcode": None, "limits": {}}
-        else:
-            answer = {"data": self.server.answer(said.get("query", ""), said.get("variables") or {})}
-        content = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    with Server() as made:
-        threading.Thread(target=made.serve_forever, daemon=True).start()
-        monkeypatch.delenv("WANDB_MODE")
-        monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{made.server_port}")
-        yield made
-        made.shutdown()
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
