@@ -21,6 +21,7 @@ from kd.data import Description
 from kd.models.ensemble import Ensemble, Mean
 from kd.optim import VARIANTS, Optimizer, Schedule
 from kd.settings import PathText, Seed, Settings, Text, UserError, flatten
+from kd.wandb_rules import Entity, Group, Project, Tag
 
 RECIPE = 2  # raise it when the same configuration would train to other numbers: it renames every run and teacher
 
@@ -62,11 +63,13 @@ class Tracker(Settings):
     """Weights & Biases: a mirror of what the run's own files say."""
 
     mode: Literal["auto", "online", "offline", "disabled"]
-    project: str = Field(min_length=1)
-    entity: Text | None
-    group: Text | None
-    tags: list[Text]
+    project: Project
+    entity: Entity | None
+    group: Group | None
+    tags: list[Tag]
     notes: Text | None
+    samples: Annotated[int, Field(ge=0, le=256)]
+    artifacts: bool
     timeout: int = Field(ge=1, le=600)
 
 

@@ -15,6 +15,7 @@ ORDER = [
     "files",
     "stop",
     "settings",
+    "wandb_rules",
     "reader",
     "registry",
     "seeds",
