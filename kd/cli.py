@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import traceback
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def prepare(composed: DictConfig, sweep: str | None) -> Any:
 
     if sweep and composed.tracker.group is None:
         composed.tracker.group = tracker.group(Path(sweep).absolute())
-    config = check(plain(composed))
+    config = replace(check(plain(composed)), sweep=Path(sweep).absolute() if sweep else None)
     device.settle(config.root.threads)
     logging.raiseExceptions = False  # a log that cannot be written is no reason to say so for each line
     return config

@@ -144,6 +144,7 @@ class Config:
     teaching: Teacher
     data: Any
     described: Description
+    sweep: Path | None = None  # the directory of the sweep that the run is a job of
 
     @property
     def method_class(self) -> Any:

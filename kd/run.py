@@ -24,13 +24,9 @@ from kd.result import Parts, keep, measure
 from kd.seeds import seeded
 from kd.settings import UserError, first_line, flatten
 from kd.teacher import Live, Teacher
-from kd.train import DivergedError, State, train
+from kd.train import DivergedError, PrunedError, State, train
 
 log = logging.getLogger(__name__)
-
-
-class PrunedError(Exception):
-    """Whoever watches the run found that it is not worth going on."""
 
 
 def run(
@@ -213,6 +209,7 @@ def _distill(
         result, logits = measure(config, kept.rows, parts, times)
         mirror.finish(result, images, logits)
         keep(config, kept, parts, result)
+        mirror.weights(config, kept.folder, result)
     return result
 
 

@@ -15,11 +15,11 @@ from kd.config import Config, check, folder_of
 from kd.pack import Shared, together
 from kd.pool import Outcome
 from kd.result import summary
-from kd.run import PrunedError, refuse_change, steps
+from kd.run import refuse_change, steps
 from kd.settings import UserError, first_line, flatten
 from kd.sweep_directory import SweepDirectory
 from kd.table import read_plan
-from kd.train import DivergedError
+from kd.train import DivergedError, PrunedError
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,13 @@ from urllib.parse import urlparse
 
 from torch import Tensor
 
-from kd import console
+from kd import artifacts, console, dashboard
 from kd.config import Config, Tracker
 from kd.data import Data
-from kd.evaluate import confusion
 from kd.files import read_json, write_json
 from kd.settings import first_line
+from kd.train import DivergedError, PrunedError
+from kd.wandb_rules import shortened
 
 log = logging.getLogger(__name__)
 
@@ -25,20 +26,38 @@ log = logging.getLogger(__name__)
 class Mirror:
     """Sends what it is told to one W&B run. After the first error it says so, once, and falls silent."""
 
-    def __init__(self, run: Any = None):
-        self.run = run
+    def __init__(self, run: Any = None, settings: Tracker | None = None):
+        self.run, self.settings = run, settings
+        self.rows: list[Mapping[str, Any]] = []
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """One row of history: `epoch` is the step; val_* become val/*, all else train/*."""
+        self.rows.append(row)
         named = {f"val/{n[4:]}" if n.startswith("val_") else f"train/{n}": v for n, v in row.items() if n != "epoch"}
         if row["epoch"] >= getattr(self.run, "starting_step", 0):  # else the server has it, from before an interruption
             self.send(lambda run: run.log({"epoch": row["epoch"], **named}, step=row["epoch"]))
+            self.send(lambda run: run.summary.update(dashboard.best(self.rows)))
 
     def finish(self, result: Mapping[str, Any], data: Data, logits: Tensor) -> None:
-        """The summary, the confusion matrix of the test images, and 32 of them with what the student said."""
-        self.send(lambda run: run.summary.update(_summary(result)))
-        self.log(lambda: {"test/confusion": _confusion(data, logits)})
-        self.log(lambda: {"test/samples": _samples(data, logits)})
+        """The summary, the confusion matrix of the test images, and some of them with the student's predictions."""
+        self.send(lambda run: run.summary.update(dashboard.summary(result)))
+        self.log(lambda: {"test/confusion": dashboard.confusion_matrix(data, logits)})
+        if self.settings and self.settings.samples:
+            count = self.settings.samples
+            self.log(lambda: {"test/samples": dashboard.samples(data, logits, count)})
+
+    def weights(self, config: Config, folder: Path, result: Mapping[str, Any]) -> None:
+        """The weights of a finished run in `folder`, and those of its teacher, where artifacts are wanted."""
+        if self.settings and self.settings.artifacts:
+            self.send(lambda run: artifacts.log_teacher(run, config))
+            self.send(lambda run: artifacts.log_student(run, folder, result))
+
+    def alert(self, error: BaseException, folder: Path) -> None:
+        """Tell who follows the run that it diverged or failed: not of one that the user or a search stopped."""
+        if isinstance(error, Exception) and not isinstance(error, PrunedError):
+            title = "Run diverged" if isinstance(error, DivergedError) else "Run failed"
+            text = f"{folder.name}: {first_line(error)}\n\nfiles: {folder}"
+            self.send(lambda run: run.alert(title, text, level="ERROR"))
 
     def log(self, make: Callable[[], Mapping[str, Any]]) -> None:
         """What `make()` gives, also where making it fails."""
@@ -63,14 +82,23 @@ def open(config: Config, folder: Path, job_type: str) -> Iterator[Mirror]:
     the server has are passed over, and each offline segment holds all from the first (of a killed process nothing may
     be left), so that a sync of it replaces what was synced before. In the end the earlier ones go to superseded/.
     """
-    tags = [*config.root.tracker.tags, config.method.name]
+    settings = config.root.tracker
+    tags = list(dict.fromkeys([*settings.tags, shortened("tag", config.method.name)]))
+    name = shortened("name", config.label())
+    settings = settings.model_copy(update={"notes": dashboard.notes(settings.notes, folder, config.sweep)})
     content = {**config.plain(), "run_id": config.identity()}
     known = read_json(folder / "wandb.json")
     id_ = str(known["id"]) if isinstance(known, dict) and "id" in known else secrets.token_hex(6)
-    with _mirrored(config.root.tracker, folder, job_type, config.label(), tags, content, id_) as run:
+    with _mirrored(settings, folder, job_type, name, tags, content, id_) as run:
         if run is not None:
             write_json(folder / "wandb.json", {"id": id_})
-        yield Mirror(run)
+        mirror = Mirror(run, settings)
+        mirror.send(dashboard.define_axes)
+        try:
+            yield mirror
+        except BaseException as error:
+            mirror.alert(error, folder)
+            raise
     for segment in (folder / "wandb").glob(f"*run-*-{id_}*"):  # two of one second have another ending
         with contextlib.suppress(Exception):
             if run is None or segment == Path(run.dir).parent:
@@ -81,18 +109,19 @@ def open(config: Config, folder: Path, job_type: str) -> Iterator[Mirror]:
 
 def sweep(settings: Tracker, folder: Path, tables: Mapping[str, Any], figures: Sequence[Path], text: str) -> None:
     """One run beside a sweep's own, in its group, that holds the sweep's tables, figures and verdict."""
-    settings = settings.model_copy(update={"group": settings.group or group(folder), "notes": text})
+    notes = dashboard.notes(settings.notes, folder, folder, text)
+    settings = settings.model_copy(update={"group": settings.group or group(folder), "notes": notes})
     with _mirrored(settings, folder, "sweep-summary", "sweep-summary", settings.tags, {}) as run:
         mirror = Mirror(run)
         for name, table in tables.items():
-            mirror.log(lambda table=table, name=name: {name: _table(table)})  # type: ignore[misc]
+            mirror.log(lambda table=table, name=name: {name: dashboard.table(table)})  # type: ignore[misc]
         for path in figures:
-            mirror.log(lambda path=path: {f"figures/{path.stem}": _picture(path)})  # type: ignore[misc]
+            mirror.log(lambda path=path: {f"figures/{path.stem}": dashboard.picture(path)})  # type: ignore[misc]
 
 
 def group(folder: Path) -> str:
     """The name under which W&B gathers the runs of the sweep in `folder`."""
-    return "-".join(folder.parts[-2:])
+    return shortened("group", "-".join(folder.parts[-2:]))
 
 
 @contextlib.contextmanager
@@ -140,8 +169,7 @@ def _start(timeout: int, folder: Path, mode: Literal["online", "offline"], said:
                 reinit="create_new",  # the default returns the run that a crashed job left open
                 console="off",
                 silent=True,
-                disable_git=True,
-                disable_code=True,
+                **dashboard.origin(),
             ),
             **said,
         )
@@ -171,46 +199,3 @@ def _say_where(run: Any) -> None:
         else:
             place = console.place(Path(run.dir).parent)
             log.info("W&B      offline; to see it: wandb leet %s; to upload it: wandb sync %s", place, place)
-
-
-def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name.replace("_", "/", 1): value for name, value in result["metrics"].items()}
-    found |= {f"size/{name}": value for name, value in result["size"].items()}
-    if result["teacher"]:
-        found |= {f"teacher/{name}": value for name, value in result["teacher"]["metrics"].items()}
-    return {**found, "train_seconds": result["time"]["train_seconds"], "student": result["student"]}
-
-
-def _confusion(data: Data, logits: Tensor) -> Any:
-    import wandb
-
-    counts = confusion(logits, data.test.targets, len(data.classes))
-    rows: Any = [[t, p, counts[i][j]] for i, t in enumerate(data.classes) for j, p in enumerate(data.classes)]
-    table = wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=rows)
-    fields = {str(name): str(name) for name in table.columns}
-    return wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "Test images"})
-
-
-def _samples(data: Data, logits: Tensor, count: int = 32) -> list[Any]:
-    import wandb
-
-    step = max(1, len(data.test) // count)
-    found = []
-    for place in range(0, step * min(count, len(data.test)), step):
-        row = int(data.test.index[place])
-        said, true = (data.classes[int(i)] for i in (logits[place].argmax(), data.test.labels[row]))
-        mark = "" if said == true else "  ✗"
-        found.append(wandb.Image(data.test.images[row].cpu().numpy(), caption=f"{true} → {said}{mark}"))
-    return found
-
-
-def _table(frame: Any) -> Any:
-    import wandb
-
-    return wandb.Table(dataframe=frame.astype(object).where(frame.notna(), None))
-
-
-def _picture(path: Path) -> Any:
-    import wandb
-
-    return wandb.Image(str(path))

@@ -22,6 +22,10 @@ class DivergedError(Exception):
     """A loss term or a weight became NaN or infinite; the text says which, and when."""
 
 
+class PrunedError(Exception):
+    """A search stopped the run: other trials do better."""
+
+
 class State:
     """All that training changes, as it is between two steps: what a checkpoint must hold."""
 

@@ -26,6 +26,7 @@ RULES = {
     "id": Rule(128, ":;,#?/'"),
     "job_type": Rule(64),
     "tag": Rule(64),
+    "artifact": Rule(128, "/:"),
 }
 
 

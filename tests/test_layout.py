@@ -36,6 +36,8 @@ ORDER = [
     "record",
     "checkpoint",
     "console",
+    "dashboard",
+    "artifacts",
     "tracker",
     "result",
     "run",
@@ -55,7 +57,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-ONLY_IN = {"hydra": {"cli"}, "omegaconf": {"cli"}, "wandb": {"tracker"}}
+ONLY_IN = {"hydra": {"cli"}, "omegaconf": {"cli"}, "wandb": {"artifacts", "dashboard", "tracker"}}
 FILES = sorted(HERE.rglob("*.py"))
 
 
