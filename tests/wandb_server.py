@@ -38,6 +38,22 @@ class Run:
         return [row["epoch"] for row in self.rows() if "epoch" in row]
 
 
+@dataclass
+class Artifact:
+    """One version of an artifact, and the ids of the runs that logged it and that used it."""
+
+    id: str
+    name: str
+    type: str
+    digest: str
+    metadata: dict[str, Any]
+    aliases: set[str] = field(default_factory=set)
+    logged_by: list[str] = field(default_factory=list)
+    used_by: list[str] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+    state: str = "PENDING"
+
+
 VARIABLES = {"project": "project", "entity": "entity", "groupName": "group", "jobType": "job_type", "tags": "tags",
              "displayName": "display_name", "notes": "notes", "sweep": "sweep", "commit": "commit",
              "program": "program"}  # fmt: skip
@@ -59,6 +75,8 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.runs: dict[str, Run] = {}
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.artifacts: list[Artifact] = []  # one for each name and digest, as on W&B's server
+        self.alerts: list[dict[str, Any]] = []
         self.errors: dict[str, tuple[int, str]] = {}
         self.commands: list[dict[str, Any]] = []
         self.gate = threading.Event()
@@ -99,8 +117,11 @@ class Server(ThreadingHTTPServer):
             return {"model": self._resume(name)}
         if operation == "UpsertBucket":
             return {"upsertBucket": {"bucket": self._upsert(name, asked), "inserted": True}}
-        if operation == "CreateArtifact":
-            return {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": {}}}}
+        if "Artifact" in operation:
+            return self._artifact(operation, asked.get("input") or asked)
+        if operation == "NotifyScriptableRunAlert":
+            self.alerts.append(asked)
+            return {"notifyScriptableRunAlert": {"success": True}}
         if operation == "CreateRunFiles":
             run = asked.get("run") or asked.get("runName") or name
             files = [{"name": file, "uploadUrl": f"{self.url}/upload/{run}/{file}"} for file in asked["files"]]
@@ -111,6 +132,47 @@ class Server(ThreadingHTTPServer):
             command = self.commands.pop(0) if self.commands else {"type": "exit"}
             return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps([command])}}
         return {"viewer": {"id": "v", "username": "me", "entity": "me", "flags": "{}", "teams": {"edges": []}}}
+
+    def models(self) -> list[Artifact]:
+        """The artifacts of weights."""
+        return [artifact for artifact in self.artifacts if artifact.type == "model"]
+
+    def _artifact(self, operation: str, asked: dict[str, Any]) -> Any:
+        known = {artifact.id: artifact for artifact in self.artifacts}
+        if operation == "CreateArtifact":
+            artifact = self._created(asked)
+            version = {"id": artifact.id, "state": artifact.state, "artifactSequence": {"latestArtifact": None}}
+            return {"createArtifact": {"artifact": version}}
+        if operation == "CreateArtifactManifest":
+            file = {"uploadUrl": f"{self.url}/manifest/{asked['artifactID']}/manifest.json", "uploadHeaders": []}
+            return {"createArtifactManifest": {"artifactManifest": {"id": "m", "file": file}}}
+        if operation == "CreateArtifactFiles":
+            edges = []
+            for file in asked["artifactFiles"]:
+                id_, name = file["artifactID"], file["name"]
+                node = {"id": "f", "name": name, "storagePath": name, "uploadHeaders": [], "artifact": {"id": id_}}
+                edges.append({"node": {**node, "uploadUrl": f"{self.url}/artifact/{id_}/{name}"}})
+            return {"createArtifactFiles": {"files": {"edges": edges}}}
+        if operation == "CommitArtifact":
+            known[asked["artifactID"]].state = "COMMITTED"
+            return {"commitArtifact": {"artifact": {"id": asked["artifactID"], "digest": "d"}}}
+        if operation == "UseArtifact":
+            known[asked["artifactID"]].used_by.append(asked["runName"])
+            return {"useArtifact": {"artifact": {"id": asked["artifactID"], "digest": "d"}}}
+        return {"project": None}  # no such artifact
+
+    def _created(self, asked: dict[str, Any]) -> Artifact:
+        name, digest = asked["artifactCollectionName"], asked["digest"]
+        for artifact in self.artifacts:
+            if (artifact.name, artifact.digest) == (name, digest):
+                break
+        else:
+            metadata = json.loads(asked.get("metadata") or "{}")
+            artifact = Artifact(f"a{len(self.artifacts)}", name, asked["artifactTypeName"], digest, metadata)
+            self.artifacts.append(artifact)
+        artifact.aliases |= {alias["alias"] for alias in asked.get("aliases") or ()}
+        artifact.logged_by.append(asked["runName"])
+        return artifact
 
     def _resume(self, name: str) -> dict[str, Any] | None:
         run = self.runs.get(name)
@@ -182,6 +244,8 @@ class Handler(BaseHTTPRequestHandler):
         _, kind, run, name = self.path.split("/", 3)
         if kind == "upload" and run in self.server.runs:
             self.server.runs[run].files[name] = content
+        if kind == "artifact":
+            next(artifact for artifact in self.server.artifacts if artifact.id == run).files[name] = content
         self._send(200, {})
 
     def _send(self, status: int, answer: Any) -> None:
