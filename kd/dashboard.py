@@ -19,12 +19,13 @@ GAP, LINE = 4, 12  # pixels between its cells, and of a line of text
 RIGHT, WRONG, INK, PAPER = (0, 110, 0), (200, 0, 0), (60, 60, 60), (255, 255, 255)
 
 
-def origin() -> dict[str, Any]:
+def settings() -> dict[str, Any]:
     """Settings with which W&B records the command, and the git commit of the directory in which it was typed.
 
     By itself W&B looks for the repository around the run's files, and finds no program in a sweep's worker process.
+    Links to the latest run are of no use where each run has a directory of its own.
     """
-    settings = {"git_root": str(Path.cwd())}
+    settings: dict[str, Any] = {"git_root": str(Path.cwd()), "symlink": False}
     if "WANDB_PROGRAM" not in os.environ:
         settings["program"] = "-m kd" if Path(sys.argv[0]).name == "__main__.py" else sys.argv[0]
     return settings

@@ -169,7 +169,7 @@ def _start(timeout: int, folder: Path, mode: Literal["online", "offline"], said:
                 reinit="create_new",  # the default returns the run that a crashed job left open
                 console="off",
                 silent=True,
-                **dashboard.origin(),
+                **dashboard.settings(),
             ),
             **said,
         )

@@ -202,6 +202,9 @@ def test_errors_of_the_tracker_are_told_once_and_stop_nothing(kd: Callable, monk
         offline, dir = True, "x"
         summary: dict = {}  # noqa: RUF012
 
+        def define_metric(self, *_: object, **__: object) -> None:
+            pass
+
         def log(self, *_: object, **__: object) -> None:
             raise ValueError("no more disk")
 
