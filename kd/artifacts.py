@@ -18,20 +18,19 @@ from kd.wandb_rules import shortened
 WEIGHTS = "student.safetensors"  # in a run's directory
 
 
-def log_student(run: Any, folder: Path, result: Mapping[str, Any]) -> None:
-    """Log the weights in a finished run's `folder`, with its metrics."""
-    artifact, aliases = _of_run(run, folder, result)
-    run.log_artifact(artifact, aliases=aliases)
-
-
-def log_teacher(run: Any, config: Config) -> None:
-    """Record the weights of the teacher, or of each member of an ensemble, as what `run` used.
-
-    `run.use_artifact` waits until they are uploaded, and refuses to work offline. This is the part of it that does
-    neither.
-    """
+def log(run: Any, config: Config, folder: Path, result: Mapping[str, Any]) -> None:
+    """Log the weights in a finished run's `folder`, and record those of its teachers as what the run used."""
     for artifact, aliases in _of_teachers(run, config):
-        run._log_artifact(artifact, aliases=aliases, is_user_created=True, use_after_commit=True)
+        _publish(run, artifact, aliases, used=True)
+    _publish(run, *_of_run(run, folder, result), used=False)
+
+
+def _publish(run: Any, artifact: Any, aliases: list[str], used: bool) -> None:
+    """Log or use an artifact: the part of `run.use_artifact` that works offline too, and does not wait for the upload.
+
+    **Raises:** what W&B raises where its server does not answer.
+    """
+    run._log_artifact(artifact, aliases=aliases, is_user_created=True, use_after_commit=used)
 
 
 def _of_teachers(run: Any, config: Config) -> Iterator[tuple[Any, list[str]]]:

@@ -49,8 +49,7 @@ class Mirror:
     def weights(self, config: Config, folder: Path, result: Mapping[str, Any]) -> None:
         """The weights of a finished run in `folder`, and those of its teacher, where artifacts are wanted."""
         if self.settings and self.settings.artifacts:
-            self.send(lambda run: artifacts.log_teacher(run, config))
-            self.send(lambda run: artifacts.log_student(run, folder, result))
+            self.send(lambda run: artifacts.log(run, config, folder, result))
 
     def alert(self, error: BaseException, folder: Path) -> None:
         """Tell who follows the run that it diverged or failed: not of one that the user or a search stopped."""

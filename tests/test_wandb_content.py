@@ -304,6 +304,24 @@ def test_the_lineage_says_who_taught_whom(
     assert {run.commit for run in server.runs.values()} == {offline.commit}
 
 
+def test_a_server_that_goes_away_does_not_hold_the_run(
+    kd: Callable, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = artifacts.log
+
+    def log_to_nobody(*given: Any) -> None:
+        server.go_away()
+        log(*given)
+
+    monkeypatch.setattr(artifacts, "log", log_to_nobody)
+    words = [*WORDS, "method=standard", "student.epochs=1", "tracker.artifacts=true", "tracker.timeout=5"]
+    said = kd(*words)
+    assert said.code == 0
+    assert said.out.count("logging to it stops, the training goes on") == 1, "said, and once"
+    (folder,) = Path("runs").glob("standard-*")
+    assert (folder / "result.json").exists()
+
+
 def test_artifacts_are_off_by_default(kd: Callable, server: Server) -> None:
     assert kd(*WORDS, "method=logits", "student.epochs=1", "tracker.timeout=300").code == 0
     assert server.models() == []
@@ -322,6 +340,7 @@ def test_teachers_of_every_kind_are_used(kd: Callable, server: Server, offline: 
         server.artifacts.clear()
         assert kd(*common, *words).code == 0
         assert len([artifact for artifact in server.models() if artifact.name.startswith("logits-")]) == 1
+        assert {artifact.state for artifact in server.models()} == {"COMMITTED"}
         return sorted(artifact.name for artifact in server.models() if artifact.used_by)
 
     (own,) = used(f"teacher.checkpoint='{mine}'")
