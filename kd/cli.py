@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from kd import streams
 from kd.registry import CONF
 from kd.settings import UserError
 from kd.stop import Stop, TerminatedError
@@ -94,6 +95,7 @@ def task(composed: DictConfig, tell: Any = None, shared: Any = None) -> None:
     from kd.result import summary
     from kd.run import log, run
 
+    streams.protect()  # a launcher's own process may not have come through `main`
     job = HydraConfig.get()
     try:
         config = prepare(composed, job.sweep.dir if job.mode == RunMode.MULTIRUN else None)
@@ -109,6 +111,7 @@ class _EndedError(BaseException):
     """A single job's error on its way past Hydra, which would print a line of its own."""
 
 
+@streams.protected
 def main() -> None:
     """`python -m kd` and `kd`. Exit code 0: done; 1: a job failed; 2: a mistake that the user can mend, in one line."""
     sys.argv[1:] = sorted(
@@ -121,12 +124,9 @@ def main() -> None:
             _check_words(sys.argv[1:])
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
     except KeyboardInterrupt as interrupt:
-        ended = isinstance(interrupt, TerminatedError)
-        print(f"kd: {'terminated' if ended else 'interrupted'}", file=sys.stderr)
-        sys.exit(143 if ended else 130)
-    except BrokenPipeError:  # `kd --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        code = interrupt.code if isinstance(interrupt, TerminatedError) else 130
+        print(f"kd: {'interrupted' if code == 130 else 'terminated'}", file=sys.stderr)
+        sys.exit(code)
     except (Exception, _EndedError) as raised:
         error = raised.__cause__ or raised if isinstance(raised, _EndedError) else raised
         code, line = _explain(error)

@@ -49,7 +49,7 @@ def file(path: Path) -> Iterator[None]:
     if not path.parent.is_dir():  # a run makes its directory itself
         yield
         return
-    handler = logging.FileHandler(path, delay=True)
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
     try:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
+from kd import streams
+
 GRACE = 6.0  # seconds a worker has to leave in order before it is killed
 
 
@@ -172,7 +174,10 @@ class _Worker:
 def _serve(connection: Connection, work: Work) -> None:
     """A worker's life: in a process group of its own, deaf to Ctrl-C (the parent decides), until told to go."""
     os.setsid()
-    signal.signal(signal.SIGTERM, _interrupt)
+    streams.protect()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _interrupt)
     jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
     stop, lock = threading.Event(), threading.Lock()
 

@@ -19,7 +19,7 @@ CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_
 
 def defaults(group: str, name: str) -> dict[str, Any]:
     """What `conf/<group>/<name>.yaml` says."""
-    return dict(yaml.safe_load((CONF / group / f"{name}.yaml").read_text()))
+    return dict(yaml.safe_load((CONF / group / f"{name}.yaml").read_text("utf-8")))
 
 
 def choices(package: str) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from kd import streams
 from kd.about import facts
 from kd.compare import against_standard
 from kd.files import aside, write_text
@@ -358,6 +359,7 @@ def _preferred(table: pd.DataFrame, best: str) -> str:
     return f"Of {len(table)} settings {named} tie on validation ({share}). {best}, which was planned first, reaches "
 
 
+@streams.protected
 def main(words: Sequence[str] | None = None) -> None:
     """`python -m kd.report`. Exit code 2 for a directory without runs, or published figures that cannot be read."""
     form = argparse.RawDescriptionHelpFormatter

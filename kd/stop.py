@@ -4,27 +4,36 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-_OURS = ("SIGINT", "SIGTERM", "SIGUSR2")
+_OURS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2")
 
 
 class TerminatedError(KeyboardInterrupt):
     """SIGTERM: as Ctrl-C, with another exit code."""
 
+    code = 143
+
+
+class HangupError(TerminatedError):
+    """SIGHUP: the terminal was closed, or its connection lost."""
+
+    code = 129
+
 
 class Stop:
-    """Stands before the handlers of SIGINT, SIGTERM and, where somebody listens to it (submitit does), SIGUSR2.
+    """Stands before the handlers of SIGINT, SIGTERM, SIGHUP and, where somebody listens to it (submitit does), SIGUSR2.
 
     While a loop is `watching`, a signal is noted in `asked`; the loop calls `heed` after each step, which does what
-    the signal would have done. At any other time that is done at once. A second SIGINT leaves at once.
+    the signal would have done. At any other time that is done at once. A second SIGINT leaves at once. A second SIGTERM
+    or SIGHUP changes nothing: when a connection is lost, the kernel and the shell send one each.
     """
 
     def __init__(self) -> None:
         self.asked: int | None = None
         self.loops = 0  # that watch
-        self.interrupted = False
+        self.interrupted = self.terminated = False
         self.before: dict[int, Any] = {}
 
     @contextmanager
@@ -67,6 +76,7 @@ class Stop:
     def _hear(self, number: int, _: Any) -> None:
         if number == signal.SIGINT:
             if self.interrupted:
+                _show_cursor()
                 os._exit(128 + number)
             self.interrupted = True
         if not self.loops:
@@ -74,13 +84,23 @@ class Stop:
             return
         self.asked = number
         if number == signal.SIGINT:
-            os.write(2, b"kd: stopping after this step (Ctrl-C again: at once)\n")
+            with suppress(OSError):
+                os.write(2, b"kd: stopping after this step (Ctrl-C again: at once)\n")
 
     def _act(self, number: int) -> None:
         handler = self.before.get(number, signal.SIG_DFL)
         if callable(handler):
             handler(number, None)
-        elif number == signal.SIGTERM:
-            raise TerminatedError("terminated by SIGTERM")
-        else:
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt("interrupted by SIGINT")
+        elif not self.terminated:
+            self.terminated = True
+            error = TerminatedError if number == signal.SIGTERM else HangupError
+            raise error(f"terminated by {signal.Signals(number).name}")
+
+
+def _show_cursor() -> None:
+    """What draws a table or a bar has hidden it, and is not given the time to show it again."""
+    with suppress(OSError):
+        if os.isatty(1):
+            os.write(1, b"\x1b[?25h")
