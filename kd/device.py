@@ -13,10 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor, nn
 
-from kd import kernels
+from kd import kernels, locks
 from kd.files import write_json
 from kd.models.base import Net, Out
 from kd.settings import UserError
@@ -83,7 +82,8 @@ def _bf16_pays(kind: str, cache: Path) -> bool:
     path = cache / f"bf16-{hashlib.sha256(machine.encode()).hexdigest()[:12]}.json"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # one process tries, by itself, and all others believe it
+        # one process tries, by itself, and all others believe it
+        with locks.hold(path.with_suffix(".lock"), "waiting for the process that tries bfloat16"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 return bool(json.loads(path.read_text())["pays"])
             found = try_bf16()

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
+from kd import locks
 from kd.files import aside
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def library(folder: Path, dtype: torch.dtype) -> Library | None:
         words = [SOURCE.read_bytes(), version, " ".join(flags).encode(), processor()]
         path = folder / f"kernels-{hashlib.sha256(b'|'.join(words)).hexdigest()[:16]}.so"
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with locks.hold(path.with_suffix(".lock"), "waiting for the process that compiles the kernels"):
             if not path.exists():
                 with aside(path) as part:
                     command = [compiler, *flags, str(SOURCE), "-o", str(part)]

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
-from kd import views
+from kd import locks, views
 from kd.data.loader import Split
 from kd.device import Device
 from kd.files import aside, tidy
@@ -45,7 +44,7 @@ class Table:
         """Open the file at `path`, or make it, whole and empty. **Raises:** OSError, also when the disk is too full."""
         size = Table.bytes(rows, width)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with locks.hold(path.with_suffix(".lock"), f"waiting for the process that makes {path.name}"):
             tidy(path.parent, path.name)
             if not path.exists() or path.stat().st_size != size:
                 _reserve(path, size)
@@ -229,8 +228,12 @@ class Outputs:
         if len(self.tables) < len(self.shapes):
             self.tables = self.tables if on_cpu else {}
         elif self.place.whole:
-            with FileLock(self.place.folder / "whole.lock", is_singleton=True):
-                self._complete(epoch)
+            waiting = "waiting for the process that computes the teacher's outputs"
+            with locks.hold(self.place.folder / "whole.lock", waiting):
+                intact = self._complete(epoch)
+            if not intact:
+                self._begin_anew()
+                return
             self.held = {name: table.values().to(self.data.images.device) for name, table in self.tables.items()}
 
     def _open(self, name: str, width: int, epoch: int) -> None:
@@ -258,8 +261,9 @@ class Outputs:
         epoch, self.epoch = self.epoch, -1
         self._turn_to(epoch)
 
-    def _complete(self, epoch: int) -> None:
-        """Compute all that the training images can ask of these tables (until the epoch's end) and is not known."""
+    def _complete(self, epoch: int) -> bool:
+        """Compute all that the training images can ask of these tables (until the epoch's end) and is not known.
+        **Returns:** whether what is known still holds."""
         index, device, n = self.data.index.cpu(), self.data.images.device, self.augment.views
         if all(self.finite.values()):
             view, index = torch.arange(n).repeat(len(index)), index.repeat_interleave(n)
@@ -277,9 +281,9 @@ class Outputs:
             values, known = self._read({name: rows[part] for name, rows in places.items()})
             some = torch.nonzero(known)[:GRAIN, 0]
             if not self._holds(shown(part[some]).float(), {k: v[some].to(device) for k, v in values.items()}):
-                self._begin_anew()
-                return
+                return False
             self.computed += int((~known).sum())
             for some in part[~known].split(1 << 11):
                 for name, new in self._ask(shown(some)).items():
                     self.tables[name].write(places[name][some], new.cpu())
+        return True

@@ -28,6 +28,7 @@ import yaml
 
 import kd
 from kd.files import read_json, tidy, write_json, write_text
+from kd.locks import born
 from kd.reader import Result, read
 from kd.settings import first_line
 
@@ -67,22 +68,6 @@ def mark(folder: Path, state: str, reason: str = "") -> None:
     """Say in status.json how a run is doing."""
     here = {"host": platform.node(), "pid": os.getpid(), "born": born(os.getpid()), "time": time.time()}
     write_json(folder / "status.json", {"state": state, "reason": reason, **here})
-
-
-def born(pid: Any) -> float | None:
-    """When a living process of this machine started, in ticks since the machine did (0 where that cannot be known);
-    None when there is no such process. A pid alone may have been given to another since."""
-    try:
-        os.kill(int(pid), 0)
-    except PermissionError:
-        pass
-    except (OSError, TypeError, ValueError, OverflowError):
-        return None
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if state in "ZX" else float(fields[18])
-    except (OSError, IndexError):
-        return 0.0
 
 
 class Record:

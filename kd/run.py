@@ -3,14 +3,13 @@
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
-from kd import console, data, evaluate, models, outputs, reader, record, teacher, tracker
+from kd import console, data, evaluate, locks, models, outputs, reader, record, teacher, tracker
 from kd.checkpoint import Checkpoints
 from kd.config import Config, absolute, file_digest, folder_of
 from kd.data import Data
@@ -112,20 +111,11 @@ def refuse_change(config: Config) -> None:
 
 @contextmanager
 def _alone(folder: Path, title: str, shared: Shared) -> Iterator[None]:
-    """One process has a run; who wants the same waits, and then finds it. The lock ends with its process."""
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("%s: waiting for the process that trains it", title)
-        while not lock.is_locked:
-            shared.stop.heed()  # of others in this process, which may be between two steps
-            with suppress(Timeout):
-                lock.acquire(timeout=1)
-    try:
+    """One process has a run; who wants the same waits, and then finds it."""
+    path, waiting = folder.with_name(f".{folder.name}.lock"), f"{title}: waiting for the process that trains it"
+    # of others in this process, which may be between two steps
+    with locks.hold(path, waiting, patience=0, pause=shared.stop.heed):
         yield
-    finally:
-        lock.release()
 
 
 def _parts(config: Config, images: Data, device: Device, shared: Shared) -> Parts:

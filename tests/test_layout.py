@@ -12,7 +12,9 @@ from kd import registry
 
 HERE = Path(kd.__file__).parent
 ORDER = [
+    "streams",
     "files",
+    "locks",
     "stop",
     "settings",
     "wandb_rules",

@@ -5,9 +5,9 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
+from kd import locks
 from kd.data.base import Arrays
 from kd.files import aside, checksum, save, tidy
 
@@ -23,7 +23,7 @@ def cached(folder: Path, key: str, decode: Callable[[], Arrays]) -> Arrays:
     path = folder / f"{key}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with locks.hold(path.with_suffix(".lock"), "waiting for the process that decodes the images"):
             tidy(folder, path.name)
             found = _read(path)
             if found is None:
