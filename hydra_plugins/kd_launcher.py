@@ -20,6 +20,7 @@ class LocalConf:
     slots: int | None = None  # worker processes; null: one for each GPU or, without GPUs, for each core
     pack: int = 1  # jobs that a worker runs at once, a step of each in turn, with one batch and one teacher for all
     max_failures: int = 0  # how often a job that failed or was killed is tried again
+    stop_after: int | None = None  # failed jobs after which no other is started; null: all are
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalConf, provider="kd")
@@ -28,15 +29,19 @@ ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalCon
 class LocalLauncher(Launcher):
     """Processes on this machine, each of which runs many jobs, every one in its run's own directory."""
 
-    def __init__(self, slots: int | None = None, pack: int = 1, max_failures: int = 0) -> None:
-        self.slots, self.pack, self.max_failures = slots, pack, max_failures
+    def __init__(
+        self, slots: int | None = None, pack: int = 1, max_failures: int = 0, stop_after: int | None = None
+    ) -> None:
+        self.slots, self.pack, self.max_failures, self.stop_after = slots, pack, max_failures, stop_after
+        self.failures = 0
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         from kd.settings import UserError
 
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
-        asked = ("slots", self.slots, 1), ("pack", self.pack, 1), ("max_failures", self.max_failures, 0)
-        for key, value, least in asked:
+        limits = {"slots": 1, "pack": 1, "max_failures": 0, "stop_after": 1}
+        for key, least in limits.items():
+            value = getattr(self, key)
             if value is not None and value < least:
                 raise UserError(f"hydra.launcher.{key}: should be {least} or more, got {value}")
 
@@ -59,13 +64,28 @@ class LocalLauncher(Launcher):
         return [JobReturn(overrides=words, status=JobStatus.COMPLETED) for words in job_overrides]
 
     def stream(self, source: Any, total: int, environments: Any, **hooks: Any) -> None:
-        """Do the jobs of a source that gives lists of (planned job, overrides); see kd.sweep.run_local and slots."""
-        from kd.sweep import run_local
+        """Do the jobs of a source of lists of (planned job, overrides); see kd.sweep.LocalScheduler and slots."""
+        from kd.progress import sweep_progress
+        from kd.sweep import LocalScheduler
+
+        if self.stop_after is not None and self.failures >= self.stop_after:  # of an earlier batch
+            return
 
         setup_globals()
         name = JobRuntime.instance().get("name")
         work = Work(self.hydra_context, self.config, self.task_function, version.getbase(), name)
-        run_local(source, total, work, environments, self.max_failures, **hooks)
+        scheduler = LocalScheduler(
+            source,
+            work,
+            environments,
+            sweep_progress(total, self.config.hydra.overrides.task),
+            self.max_failures,
+            self.stop_after,
+            self.failures,
+            **hooks,
+        )
+        scheduler.run()
+        self.failures = scheduler.failures
 
 
 @dataclass

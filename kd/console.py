@@ -1,11 +1,11 @@
-"""What a person sees in the terminal: a line an epoch and, on a terminal, a bar with the time that is left."""
+"""What a person sees of one run: a line an epoch and, on a terminal, a bar with the time that is left."""
 
 import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import rich
 from rich import get_console
@@ -14,33 +14,54 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 log = logging.getLogger("kd")
 
 
+class Epoch(NamedTuple):
+    """The end of an epoch of a run, which is a student's or a teacher's by its title."""
+
+    title: str
+    number: int
+    total: int
+    loss: float
+    val_accuracy: float | None
+    left: float  # seconds
+
+
 class Handler(logging.Handler):
-    """Log records as plain lines that do not break a progress bar; never wrapped, never coloured."""
+    """Log records as plain lines that do not break a progress bar; never wrapped, never coloured.
+
+    In a worker process they are sent to the parent; the record of an epoch as what it is.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record))
+        output = get_console().file
+        epoch = getattr(record, "epoch", None)
+        if not isinstance(output, Channel):
+            say(self.format(record))
+        elif epoch is not None:
+            output.send("epoch_ended", epoch)
+        else:
+            output.send("line", (record.levelno, self.format(record)))
 
 
 def say(text: str) -> None:
     get_console().print(text, soft_wrap=True, markup=False, highlight=False)
 
 
-class _Lines(io.TextIOBase):
-    """A file that hands on whole lines."""
+class Channel(io.TextIOBase):
+    """Stands for the terminal in a worker process: whole lines go to `send(kind, content)`."""
 
-    def __init__(self, hand_on: Callable[[str], Any]):
-        self.hand_on, self.rest = hand_on, ""
+    def __init__(self, send: Callable[[str, Any], Any]):
+        self.send, self.rest = send, ""
 
     def write(self, text: str) -> int:
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
-            self.hand_on(line)
+            self.send("line", (logging.INFO, line))
         return len(text)
 
 
-def send_to(hand_on: Callable[[str], Any]) -> None:
-    """From now on this process says its lines to `hand_on` instead of the terminal, and draws no bar."""
-    rich.reconfigure(file=_Lines(hand_on))
+def send_to(send: Callable[[str, Any], Any]) -> None:
+    """From now on this process sends its lines and epochs to `send` instead of the terminal, and draws no bar."""
+    rich.reconfigure(file=Channel(send), force_terminal=False)
 
 
 @contextmanager
@@ -57,15 +78,6 @@ def file(path: Path) -> Iterator[None]:
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
-
-
-@contextmanager
-def bar(total: int) -> Iterator[Callable[[], None]]:
-    """On a terminal, a bar over `total` jobs; call what it gives when one has ended."""
-    columns = TextColumn("jobs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=get_console(), transient=True, disable=not get_console().is_terminal) as drawn:
-        task = drawn.add_task("jobs", total=total)
-        yield lambda: drawn.advance(task)
 
 
 def percent(x: float | None) -> str:
@@ -101,9 +113,11 @@ def watch(
             left = spent / row["epoch"] * (epochs - row["epoch"])
             terms = "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k not in _OWN and not k.startswith("val_"))
             val = f"  val {percent(row['val_accuracy'])}" if "val_accuracy" in row else ""
+            epoch = Epoch(title, row["epoch"], epochs, row["loss"], row.get("val_accuracy"), left)
             log.info(
                 "%s  epoch %*d/%d  loss %.4f  %s%s  %.1f s  left %s",
                 title, len(str(epochs)), row["epoch"], epochs, row["loss"], terms, val, row["seconds"], clock(left),
+                extra={"epoch": epoch},
             )  # fmt: skip
             bar.advance(task)
             yield row

@@ -46,7 +46,7 @@ def hold(
         while not lock.attempt():
             if not told and time.monotonic() - start >= patience:
                 told = True
-                log.info("%s%s", waiting, lock.owner())
+                log.warning("%s%s", waiting, lock.owner())
             pause()
             time.sleep(seconds)
             seconds = min(2 * seconds, LONGEST_PAUSE)

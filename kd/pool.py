@@ -39,13 +39,15 @@ def run(
     ended: Callable[[int, Outcome], None],
     heard: Callable[[int, tuple[Any, ...]], bool],
     max_failures: int = 0,
+    tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Do `work(job, tell)` for each (number, job) of `source`, one worker a slot, and report each outcome once.
 
     **Arguments:** `source()` is asked when a slot is free; None: there is nothing to do for now, and nothing at all
     when no job is running. `slots`: what each worker's environment has beside this process's; `ended(number,
     outcome)`; `heard(number, message)`: what a job told, answered with whether it shall stop; `max_failures`: how
-    often a job that failed or was killed is tried again (a diverged one would only diverge again).
+    often a job that failed or was killed is tried again (a diverged one would only diverge again); `tick()`: called at
+    least once a second.
     On KeyboardInterrupt the workers are ended, their jobs are reported as killed, and the interrupt goes on.
     """
     again, tries = deque[tuple[int, Any]](), Counter[int]()
@@ -67,6 +69,7 @@ def run(
                     worker.give(*job)
             if all(w.job is None for w in workers):
                 break
+            tick()
             wait([handle for w in workers for handle in w.handles()], timeout=1.0)
             for worker in workers:
                 death = worker.death()  # asked before its last words are read

@@ -14,6 +14,7 @@ from kd.checkpoint import Checkpoints
 from kd.config import Config, check, folder_of
 from kd.pack import Shared, together
 from kd.pool import Outcome
+from kd.progress import SweepProgress
 from kd.result import summary
 from kd.run import refuse_change, steps
 from kd.settings import UserError, first_line, flatten
@@ -112,88 +113,112 @@ def _conclude(folder: Path, figures: bool = True) -> str:
 # ---- on this machine
 
 
-def run_local(
-    source: Callable[[], list[tuple[Job, Any]] | None],
-    total: int,
-    work: pool.Work,
-    environments: Sequence[Mapping[str, str]],
-    max_failures: int,
-    over: Callable[[Job, Outcome], None] = lambda job, outcome: None,
-    heard: Callable[[Job, dict[str, Any]], bool] = lambda job, row: False,
-) -> None:
-    """Do the jobs of `source` that are not done, in worker processes.
+class LocalScheduler:
+    """Does the jobs of `source` that are not done, in worker processes.
 
     **Arguments:** `source()` gives planned jobs that go together (mostly one), each with what `work` is to be given
-    for it; `total`: how many there will be; `over(job, outcome)`; `heard(job, row)`: after each epoch, whether the job
-    shall stop.
+    for it; `over(job, outcome)`; `heard(job, row)`: after each epoch, whether the job shall stop; `stop_after`: after
+    how many failed jobs no other is started (one that diverged or was pruned has not failed; `failures` did before).
     """
-    jobs: dict[int, Job] = {}
-    packs: dict[int, list[int]] = {}  # the numbers that go together, by the first of them
-    given: dict[int, dict[int, Any]] = {}  # what is to be done of each pack, by number
-    parts: dict[int, Outcome] = {}  # what came of one of several
 
-    def unfinished() -> tuple[int, Any] | None:
-        while (found := source()) is not None:
-            left = []
-            for job, work_ in found:
-                jobs[job["number"]] = job
-                if not record.finished(Path(job["folder"])) or job["config"]["rerun"]:
-                    left.append((job["number"], work_))
-                    continue
-                Checkpoints(Path(job["folder"])).clear()  # of a process that was killed at its very end
-                log.info("%s: found in %s", name(job), console.place(Path(job["folder"])))
-                over(job, Outcome("done"))
-                advance()
+    def __init__(
+        self,
+        source: Callable[[], list[tuple[Job, Any]] | None],
+        work: pool.Work,
+        environments: Sequence[Mapping[str, str]],
+        progress: SweepProgress,
+        max_failures: int = 0,
+        stop_after: int | None = None,
+        failures: int = 0,
+        over: Callable[[Job, Outcome], None] = lambda job, outcome: None,
+        heard: Callable[[Job, dict[str, Any]], bool] = lambda job, row: False,
+    ) -> None:
+        self.source, self.work, self.environments, self.progress = source, work, environments, progress
+        self.max_failures, self.stop_after, self.failures = max_failures, stop_after, failures
+        self.over, self.heard = over, heard
+        self.jobs: dict[int, Job] = {}
+        self.packs: dict[int, list[int]] = {}  # the numbers that go together, by the first of them
+        self.given: dict[int, dict[int, Any]] = {}  # what is to be done of each pack, by number
+        self.parts: dict[int, Outcome] = {}  # what came of one of several
+
+    def run(self) -> None:
+        with self.progress as progress:
+            pool.run(
+                self._next, self.work, self.environments, self._ended, self._hear, self.max_failures, progress.tick
+            )
+
+    def _next(self) -> tuple[int, Any] | None:
+        """The next jobs that are to be trained, by the number of the first."""
+        while not self._has_failed_enough() and (unit := self.source()) is not None:
+            self.jobs |= {job["number"]: job for job, _ in unit}
+            left = {job["number"]: work for job, work in unit if not self._find(job)}
             if left:
-                first = left[0][0]
-                packs[first], given[first] = [number for number, _ in left], dict(left)
-                return first, given[first]
+                first = next(iter(left))
+                self.packs[first], self.given[first] = list(left), left
+                return first, left
         return None
 
-    def name(job: Job) -> str:
-        return f"job {job['number'] + 1} of {total}"
+    def _has_failed_enough(self) -> bool:
+        if self.stop_after is None or self.failures < self.stop_after:
+            return False
+        jobs = "1 job" if self.failures == 1 else f"{self.failures} jobs"
+        log.error("%s failed: no other is started (hydra.launcher.stop_after=%d)", jobs, self.stop_after)
+        self.stop_after = None
+        self.source = lambda: None
+        return True
 
-    def listen(number: int, message: tuple[Any, ...]) -> bool:
-        kind, content = message
-        several = len(environments) > 1 or len(packs[number]) > 1
-        if kind == "said":
-            who, line = content if isinstance(content, tuple) else (number, content)
-            console.say(f"[{who + 1}] {line}" if several else line)
-        elif kind == "started":
-            for one in given[number]:
-                parts.pop(one, None)
-                log.info("%s: %s", name(jobs[one]), " ".join(jobs[one]["overrides"]))
+    def _find(self, job: Job) -> bool:
+        """Was it done before?"""
+        path = Path(job["folder"])
+        result = record.finished(path)
+        if result is None or job["config"]["rerun"]:
+            return False
+        Checkpoints(path).clear()  # of a process that was killed at its very end
+        self.progress.job_found(job, result)
+        self.over(job, Outcome("done"))
+        return True
+
+    def _hear(self, first: int, message: tuple[Any, ...]) -> bool:
+        """A worker that has the pack of this number tells something. **Returns:** whether it shall stop."""
+        kind, *content = message
+        if kind == "started":
+            for number in self.given[first]:
+                self.parts.pop(number, None)
+                self.progress.job_started(self.jobs[number])
         elif kind == "part":
-            one, parts[one] = content
-            if parts[one].state != "failed":  # should the pack be tried again, this one is not
-                given[number].pop(one)
-        return kind == "epoch" and heard(jobs[number], content)
+            number, self.parts[number] = content
+            if self.parts[number].state != "failed":  # should the pack be tried again, this one is not
+                self.given[first].pop(number)
+        elif kind == "line":
+            number, line = content
+            self.progress.line(first if number is None else number, *line)
+        elif kind == "epoch_ended":
+            number, epoch = content
+            self.progress.epoch_ended(first if number is None else number, epoch)
+        return kind == "epoch" and self.heard(self.jobs[first], content[0])
 
-    def ended(first: int, outcome: Outcome) -> None:
-        for number in packs[first]:
-            one_ended(number, parts.get(number, outcome))
+    def _ended(self, first: int, outcome: Outcome) -> None:
+        for number in self.packs[first]:
+            self._end(self.jobs[number], self.parts.get(number, outcome))
 
-    def one_ended(number: int, outcome: Outcome) -> None:
-        path = Path(jobs[number]["folder"])
+    def _end(self, job: Job, outcome: Outcome) -> None:
+        path = Path(job["folder"])
         if outcome.state == "killed" and record.finished(path):  # at its very end
             outcome = Outcome("done")
+        self.progress.job_ended(job, outcome)
+        self.failures += outcome.state in ("failed", "killed")
         if outcome.state != "done":
-            log.error("%s %s: %s (%s)", name(jobs[number]), *outcome, console.place(path))
             known = record.status(path)
             if known != outcome and known.state != "running":  # it could not say so itself, nor does another run it
                 path.mkdir(parents=True, exist_ok=True)
                 record.mark(path, *outcome)
-        over(jobs[number], outcome)
-        advance()
-
-    with console.bar(total) as advance:
-        pool.run(unfinished, work, environments, ended, listen, max_failures)
+        self.over(job, outcome)
 
 
 def attempt(do: Callable[[], Any], tell: pool.Tell) -> Outcome:
     """In a worker: do one job, its lines told to the parent, and say how it ended."""
-    console.send_to(lambda line: tell("said", line))
-    tell("started", None)
+    console.send_to(lambda kind, content: tell(kind, None, content))
+    tell("started")
     try:
         do()
     except Exception as error:
@@ -205,8 +230,8 @@ def attempt_pack(configs: Mapping[int, Config], shared: Shared, tell: pool.Tell)
     """In a worker: do several jobs, by number, a step of each in turn, and say how each ended."""
     numbers = sorted(configs, key=lambda n: str(folder_of(configs[n])))  # runs are locked in one order by all packs
     speaker = numbers[:1]
-    console.send_to(lambda line: tell("said", (speaker[0], line)))
-    tell("started", None)
+    console.send_to(lambda kind, content: tell(kind, speaker[0], content))
+    tell("started")
     outcomes: list[Outcome] = []
 
     @contextmanager
@@ -222,7 +247,7 @@ def attempt_pack(configs: Mapping[int, Config], shared: Shared, tell: pool.Tell)
             with around(place):
                 for line in summary(config, end, folder_of(config)):
                     log.info(line)
-        tell("part", (number, outcomes[-1]))
+        tell("part", number, outcomes[-1])
 
     with shared.stop.installed():
         together([steps(configs[n], "student", None, shared, len(numbers)) for n in numbers], around, ended)

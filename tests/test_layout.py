@@ -49,6 +49,7 @@ ORDER = [
     "table",
     "sweep_directory",
     "pool",
+    "progress",
     "study",
     "compare",
     "published",
