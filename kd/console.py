@@ -28,7 +28,8 @@ class Epoch(NamedTuple):
 class Handler(logging.Handler):
     """Log records as plain lines that do not break a progress bar; never wrapped, never coloured.
 
-    In a worker process they are sent to the parent; the record of an epoch as what it is.
+    In a worker process they are sent to the parent: the record of an epoch as what it is, one with the attribute
+    `notice` as a warning is, which a sweep shows.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -39,7 +40,8 @@ class Handler(logging.Handler):
         elif epoch is not None:
             output.send("epoch_ended", epoch)
         else:
-            output.send("line", (record.levelno, self.format(record)))
+            level = logging.WARNING if getattr(record, "notice", False) else record.levelno
+            output.send("line", (level, self.format(record)))
 
 
 def say(text: str) -> None:

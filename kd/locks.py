@@ -41,12 +41,14 @@ def hold(
     two attempts, and may raise to end the wait. **Raises:** OSError where `path` cannot be made.
     """
     lock = _Lock(path)
-    start, told, seconds = time.monotonic(), False, 0.01
+    start = time.monotonic()
+    announced = False
+    seconds = 0.01
     try:
         while not lock.attempt():
-            if not told and time.monotonic() - start >= patience:
-                told = True
-                log.warning("%s%s", waiting, lock.owner())
+            if not announced and time.monotonic() - start >= patience:
+                announced = True
+                log.info("%s%s", waiting, lock.owner(), extra={"notice": True})
             pause()
             time.sleep(seconds)
             seconds = min(2 * seconds, LONGEST_PAUSE)
@@ -84,12 +86,14 @@ class _Lock:
                 thread_local=False,
                 on_compromise=lambda lost: log.warning("the lock %s was lost (%s)", lost.lock_file, lost.reason),
             )
-        if self.descriptor is None and _is_alive(_read_owner(self.path)):  # it was given a lock of the kernel's
-            return False
         try:
             self.lease.acquire(timeout=0)
         except Timeout:
             self._remove_empty_lease()
+            return False
+        # each looks for the other's file after making its own, so that never both go on
+        if self.descriptor is None and _is_alive(_read_owner(self.path)):
+            self.lease.release()
             return False
         return True
 
@@ -105,13 +109,15 @@ class _Lock:
 
     def owner(self) -> str:
         """Who holds it, in words to follow others."""
-        found = _read_owner(self.path)
+        owner = _read_owner(self.path)
         with suppress(OSError):
-            found = dict(re.findall(r"^(pid|host)=(.*)$", self.lease_path.read_text("utf-8", "replace"), re.M)) or found
-        if "pid" not in found:
+            marker = self.lease_path.read_text("utf-8", "replace")
+            owner = dict(re.findall(r"^(pid|host)=(.*)$", marker, re.M)) or owner
+        if "pid" not in owner:
             return ""
-        elsewhere = f" on {found['host']}" if found.get("host") != platform.node() else ""
-        return f" (process {found['pid']}{elsewhere})"
+        host = str(owner.get("host")).partition("?")[0]  # a lease has the name of a container's PIDs behind it
+        elsewhere = f" on {host}" if host != platform.node() else ""
+        return f" (process {owner['pid']}{elsewhere})"
 
     def release(self) -> None:
         """Remove what is held. Others may have opened the file: `_flock` has them look whether it is still there."""
@@ -184,9 +190,9 @@ def _write_owner(descriptor: int) -> None:
 
 def _read_owner(path: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
+        owner = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(owner, dict):
+            return owner
     return {}
 
 

@@ -67,7 +67,7 @@ class SweepProgress:
     seconds: list[float] = field(default_factory=list)  # of the jobs that were trained here
     workers: int = 1  # the most jobs at once
     best: Best | None = None
-    warnings: set[str] = field(default_factory=set)
+    shown: set[str] = field(default_factory=set)  # warnings
 
     def __enter__(self) -> Self:
         return self
@@ -89,12 +89,12 @@ class SweepProgress:
             self.running[number].epoch, self.running[number].epoch_time = epoch, self.now()
 
     def line(self, number: int, level: int, text: str) -> None:
-        """A line of a job's log. Warnings are shown, the same once; the rest is in its kd.log."""
-        if level < logging.WARNING and not log.isEnabledFor(logging.DEBUG):  # hydra.verbose=true
-            return
-        if level < logging.WARNING or text not in self.warnings:
-            self.warnings.add(text)
-            log.log(max(level, logging.INFO), "[%d] %s", number + 1, text)
+        """A line of a job's log. Warnings and notices are shown, the same once; the rest is in its kd.log."""
+        if log.isEnabledFor(logging.DEBUG):  # hydra.verbose=true
+            log.log(level, "[%d] %s", number + 1, text)
+        elif level >= logging.WARNING and text not in self.shown:
+            self.shown.add(text)
+            log.log(level, "[%d] %s", number + 1, text)
 
     def job_found(self, job: Job, result: Result) -> None:
         """It was done before."""

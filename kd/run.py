@@ -60,7 +60,8 @@ def steps(
         found = record.finished(folder)
         if found is not None and not root.rerun:
             Checkpoints(folder).clear()  # of a process that was killed at its very end
-            log.info("%s: found in %s (rerun=true trains it again)", title, console.place(folder))
+            notice = {"notice": title == "student"}
+            log.info("%s: found in %s (rerun=true trains it again)", title, console.place(folder), extra=notice)
             return found
         if root.rerun:
             record.set_aside(folder)
@@ -270,7 +271,8 @@ def _go_on(checkpoints: Checkpoints, state: State, kept: record.Record, device: 
         what = first_line(error)
         raise UserError(f"rerun: the checkpoint in {where} does not fit ({what}); rerun=true begins anew") from error
     kept.history(found["rows"])
-    log.info("%s: goes on after epoch %d and %d steps, from %s", title, state.epoch, state.step, where)
+    what = "%s: goes on after epoch %d and %d steps, from %s"
+    log.info(what, title, state.epoch, state.step, where, extra={"notice": True})
     return {**found, "resumed": found["resumed"] + 1}
 
 
