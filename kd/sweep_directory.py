@@ -1,14 +1,13 @@
 """A sweep's directory: one sweep at a time, whose plan is never replaced by other jobs."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from kd import record
+from kd import locks, record
 from kd.files import write_json
 from kd.locate import STARTED
 from kd.reader import Placed, Plan, Study, read, wrong_with
@@ -21,6 +20,14 @@ WRITTEN = ("multirun.yaml", STARTED, "index.html", "figures", "runs.csv", "histo
            "summary.tex", "runs.parquet", "history.parquet", "summary.parquet")  # fmt: skip
 
 
+class _BusyError(Exception):
+    """Another process holds the lock."""
+
+
+def _give_up() -> None:
+    raise _BusyError
+
+
 class SweepDirectory:
     """The directory of one sweep, which no other sweep may use at the same time.
 
@@ -31,7 +38,7 @@ class SweepDirectory:
         self.path = path
         self.planned = False  # whether the plan in it is this sweep's
         self._empty = not path.is_dir() or not any(path.iterdir())
-        self._lock = FileLock(path / LOCK)
+        self._lock = ExitStack()
 
     def claim(self, study: Mapping[str, str] | None = None) -> None:
         """Lock the directory until `release`, or the end of this process.
@@ -41,8 +48,8 @@ class SweepDirectory:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
+            self._lock.enter_context(locks.hold(self.path / LOCK, "", math.inf, _give_up))
+        except _BusyError:
             remedy = "wait for its end, or choose another directory"
             raise UserError(f"hydra.sweep.dir: another sweep is running in {self.path}; {remedy}") from None
         there, damage = read(Study, self.path / "study.json")
@@ -76,11 +83,8 @@ class SweepDirectory:
 
     def release(self) -> None:
         """Unlock the directory. Remove it if nothing was planned and nothing was in it."""
-        unused = self._empty and not self.planned
-        if unused and self._lock.is_locked:
-            (self.path / LOCK).unlink(missing_ok=True)
-        self._lock.release()
-        if unused:
+        self._lock.close()
+        if self._empty and not self.planned:
             with suppress(OSError):
                 for path in (self.path, self.path.parent, self.path.parent.parent):
                     path.rmdir()

@@ -24,6 +24,7 @@ from kd.config import Config, check
 from kd.device import Device
 from kd.files import write_json
 from kd.pool import Outcome
+from kd.sweep import LocalScheduler
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it; its children would too
 
@@ -211,8 +212,8 @@ def launched(ends: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> list[dict
     """The jobs that sweeps start, in order. They are not trained: each is done at once, with an accuracy of its own."""
     jobs: list[dict[str, Any]] = []
 
-    def run_local(source: Callable, *_: Any, over: Callable = lambda *_: None, **__: Any) -> None:
-        while (unit := source()) is not None:
+    def run(scheduler: LocalScheduler) -> None:
+        while (unit := scheduler.source()) is not None:
             for job, _ in unit:
                 folder, outcome = Path(job["folder"]), Outcome("done")
                 if not record.finished(folder):
@@ -226,10 +227,10 @@ def launched(ends: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> list[dict
                     else:
                         outcome = Outcome("failed" if end == "failed" else "killed", "of a test")
                         record.mark(folder, *outcome)
-                over(job, outcome)
+                scheduler.over(job, outcome)
                 if outcome.state == "killed" and end == "stop":
                     raise KeyboardInterrupt
 
-    monkeypatch.setattr("kd.sweep.run_local", run_local)
+    monkeypatch.setattr(LocalScheduler, "run", run)
     monkeypatch.setattr("kd.figures.draw", lambda *_, **__: ([], []))
     return jobs

@@ -16,6 +16,7 @@ from test_report import config, made, tables
 
 import kd
 from kd import figures, naming, published, record, report, sweep, table
+from kd.sweep_directory import SweepDirectory
 
 
 @pytest.fixture(autouse=True)
@@ -254,7 +255,9 @@ def test_a_sweep_writes_down_how_it_was_started(
     words = ["-m", "method=standard", "tracker.notes=a b\udcff"]
     monkeypatch.setattr(sys, "argv", ["/somewhere/kd/__main__.py", *words])
     monkeypatch.chdir(tmp_path)
-    jobs = sweep.plan(tmp_path / "sweep", [(["method=standard"], config)])
+    directory = SweepDirectory(tmp_path / "sweep")
+    directory.claim()
+    jobs = sweep.plan(directory, [(["method=standard"], config)])
     said = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert said["command"] == ["python", "-m", "kd", "-m", "method=standard", "tracker.notes=a b\\udcff"]
     assert said["directory"] == str(tmp_path)
@@ -270,7 +273,8 @@ def test_a_sweep_writes_down_how_it_was_started(
     assert {name: environment[name].split("+")[0] for name in packages} == packages
     before = (tmp_path / "sweep" / "sweep.json").read_bytes()
     monkeypatch.setattr(sys, "argv", ["kd", "worker"])
-    sweep.plan(tmp_path / "sweep", [(["method=standard"], {**config, "seed": 1})], jobs)
+    sweep.plan(directory, [(["method=standard"], {**config, "seed": 1})], jobs)
+    directory.release()
     assert (tmp_path / "sweep" / "sweep.json").read_bytes() == before, "a search plans its jobs one by one"
 
 

@@ -17,6 +17,7 @@ from kd.pool import Outcome
 from kd.run import run
 from kd.settings import UserError
 from kd.study import Study, description
+from kd.sweep import LocalScheduler
 from kd.table import read_plan
 
 GRID = ["method=logits", "hydra.sweep.dir=out"]
@@ -152,15 +153,15 @@ def test_a_trial_is_worth_the_mean_over_its_seeds(kd: Callable, launched: list) 
 def test_a_free_worker_takes_the_next_seed_of_a_trial(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
 
-    def run_local(source: Callable, total: int, *_: Any, over: Callable, **__: Any) -> None:
-        units = [source() for _ in range(3)]
+    def run(scheduler: LocalScheduler) -> None:
+        units = [scheduler.source() for _ in range(3)]
         taken.extend((job["config"]["method"]["T"], words[-3]) for ((job, words),) in units)
         for ((job, _),) in units:
-            over(job, Outcome("failed", "of a test"))
-        assert total == 2
-        assert source() is None
+            scheduler.over(job, Outcome("failed", "of a test"))
+        assert scheduler.progress.total == 2
+        assert scheduler.source() is None
 
-    monkeypatch.setattr("kd.sweep.run_local", run_local)
+    monkeypatch.setattr(LocalScheduler, "run", run)
     kd(*SMALL, *SEARCH, "seeds=[0,1]", "hydra.sweeper.n_trials=1", "hydra.launcher.slots=2")
     assert [seed for _, seed in taken] == ["seed=0", "seed=1"]
 
