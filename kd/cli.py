@@ -15,19 +15,39 @@ from typing import Any
 
 import hydra
 import omegaconf
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
+from hydra.core.plugins import Plugins
 from hydra.core.utils import env_override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from hydra_plugins._kd_launcher import LocalConf, LocalLauncher
+from hydra_plugins._kd_optuna import OptunaConf, OptunaSweeper
+from hydra_plugins._kd_sweeper import GridConf, GridSweeper
 from kd import streams
 from kd.registry import CONF
 from kd.settings import UserError
 from kd.stop import Stop, TerminatedError
+
+
+def _register_plugins() -> None:
+    """Register kd's launcher and sweepers with Hydra, in this process only: other applications do not have them."""
+    plugins = Plugins.instance()  # scans other packages first, whose names do not replace kd's
+    for group, name, node, plugin in (
+        ("hydra/launcher", "local", LocalConf, LocalLauncher),
+        ("hydra/sweeper", "grid", GridConf, GridSweeper),
+        ("hydra/sweeper", "optuna", OptunaConf, OptunaSweeper),
+    ):
+        ConfigStore.instance().store(group=group, name=name, node=node, provider="kd")
+        plugins.register(plugin)
+
+
+_register_plugins()
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

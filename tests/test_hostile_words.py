@@ -86,7 +86,7 @@ def test_a_target_elsewhere_is_no_key(word: str, kd: Callable) -> None:
         "hydra/launcher=submitit_local",
         "hydra/sweeper=optuna",
         "hydra.launcher.slots=2",
-        "hydra.sweeper._target_=hydra_plugins.kd_sweeper.GridSweeper",
+        "hydra.sweeper._target_=hydra_plugins._kd_sweeper.GridSweeper",
         "+hydra.callbacks.x._target_=hydra.experimental.callbacks.LogJobReturnCallback",
         "hydra.job_logging.handlers.terminal.class=logging.StreamHandler",
         "hydra.job_logging.handlers.file.filename=${hydra.runtime.output_dir}/other.log",

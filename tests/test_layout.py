@@ -106,7 +106,7 @@ def test_files_of_a_kind_do_not_know_each_other(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["kd", "kd.cli", "kd.report", "kd.page", "kd.figures", "hydra_plugins.kd_launcher", "hydra_plugins.kd_sweeper"],
+    ["kd", "kd.cli", "kd.report", "kd.page", "kd.figures", "hydra_plugins._kd_launcher", "hydra_plugins._kd_sweeper"],
 )
 def test_help_and_tables_need_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

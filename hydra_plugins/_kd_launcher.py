@@ -1,4 +1,9 @@
-"""Hydra finds launchers only in this namespace package. It is imported by every Hydra app, so it imports little."""
+"""kd's launcher: `hydra/launcher=local`.
+
+Hydra accepts launchers and sweepers only from this namespace package, which belongs to every Hydra application of the
+environment. It skips modules whose names begin with an underscore, so that those of kd are imported and registered
+only by `kd.cli`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import version
-from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -16,14 +20,11 @@ from omegaconf import OmegaConf, open_dict
 
 @dataclass
 class LocalConf:
-    _target_: str = "hydra_plugins.kd_launcher.LocalLauncher"
+    _target_: str = "hydra_plugins._kd_launcher.LocalLauncher"
     slots: int | None = None  # worker processes; null: one for each GPU or, without GPUs, for each core
     pack: int = 1  # jobs that a worker runs at once, a step of each in turn, with one batch and one teacher for all
     max_failures: int = 0  # how often a job that failed or was killed is tried again
     stop_after: int | None = None  # failed jobs after which no other is started; null: all are
-
-
-ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalConf, provider="kd")
 
 
 class LocalLauncher(Launcher):

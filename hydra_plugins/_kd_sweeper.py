@@ -7,19 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import filter_overrides
 
 
 @dataclass
 class GridConf:
-    _target_: str = "hydra_plugins.kd_sweeper.GridSweeper"
+    _target_: str = "hydra_plugins._kd_sweeper.GridSweeper"
     max_batch_size: int | None = None
     params: dict[str, str] | None = field(default_factory=dict)  # swept keys of an experiment
-
-
-ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridConf, provider="kd")
 
 
 class GridSweeper(BasicSweeper):

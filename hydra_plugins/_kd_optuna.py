@@ -4,18 +4,17 @@ from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
-from hydra_plugins.kd_sweeper import composed, each_seed, place, seeds_of, without_seed
+from hydra_plugins._kd_sweeper import composed, each_seed, place, seeds_of, without_seed
 
 
 @dataclass
 class OptunaConf:
-    _target_: str = "hydra_plugins.kd_optuna.OptunaSweeper"
+    _target_: str = "hydra_plugins._kd_optuna.OptunaSweeper"
     n_trials: int = 20  # of the whole study, however many processes and restarts it takes
     storage: str = "sqlite:///${paths.runs}/search.db"  # any that Optuna takes; a journal: a path ending in .journal
     study: str | None = None  # its name; null: from what is searched, so that the same command goes on with it
@@ -24,9 +23,6 @@ class OptunaConf:
     pruner: str = "median"  # median, hyperband, none; reads the objective after each epoch
     seed: int | None = 0  # of the sampler
     params: dict[str, str] | None = field(default_factory=dict)  # what is searched, beside the command line
-
-
-ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaConf, provider="kd")
 
 
 class OptunaSweeper(Sweeper):
