@@ -6,9 +6,13 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.core.utils import filter_overrides
+
+Plugins.instance()  # its scan executes BasicSweeper's module again: a subclass of the class before that would be broken
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402
 
 
 @dataclass

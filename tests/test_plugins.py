@@ -76,7 +76,7 @@ def official(tmp_path: Path) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(folder)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
 
 def listed(text: str) -> Counter[str]:
@@ -147,3 +147,10 @@ def test_compose_has_typed_nodes(words: list[str], launcher: str | None, sweeper
 
 def test_a_wrong_type_is_refused_also_by_a_single_run(kd: Callable) -> None:
     assert is_one_line(kd("data=digits", "hydra.launcher.pack=two"), "hydra.launcher.pack: Value 'two' of type 'str'")
+
+
+@pytest.mark.parametrize("first", ["hydra_plugins._kd_sweeper", "kd.cli", "hydra_plugins._kd_launcher"])
+def test_the_sweeper_works_whatever_is_imported_first(first: str) -> None:
+    """Hydra's scan executes modules again that were imported before it, and with them the base of kd's sweeper."""
+    code = f"import {first}, kd.cli, hydra_plugins._kd_sweeper as s; s.GridSweeper(max_batch_size=None)"
+    subprocess.run([sys.executable, "-c", code], check=True)
