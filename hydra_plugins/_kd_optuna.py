@@ -67,7 +67,7 @@ class OptunaSweeper(Sweeper):
             def begin(trial: Any) -> None:
                 setting = [*fixed, *(f"{key}={suggest(trial, key, space[key])}" for key in space)]
                 seeds = each_seed(self, setting)
-                added = checked([job for _, job in seeds], len(jobs))
+                added = [job for job, _ in checked((job for _, job in seeds), len(jobs))]
                 study.begin(trial, added)
                 jobs.extend(added)
                 directory.write(jobs)

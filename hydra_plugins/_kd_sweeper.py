@@ -1,6 +1,6 @@
 """Hydra's grid of every combination, with what a sweep of trainings needs around it: checked first, reported last."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
@@ -9,10 +9,13 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import filter_overrides
+from omegaconf import OmegaConf
 
 Plugins.instance()  # its scan executes BasicSweeper's module again: a subclass of the class before that would be broken
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402
+
+from hydra_plugins._kd_compose import Composer  # noqa: E402
 
 
 @dataclass
@@ -30,20 +33,36 @@ class GridSweeper(BasicSweeper):
         from kd.sweep import concluding, plan
 
         with concluding(place(self)) as directory:
-            self.params = without_seed(self.params, arguments)
-            assert self.hydra_context is not None
-            parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-            (settings,) = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
-            jobs = [job for setting in settings for job in each_seed(self, setting)]
+            settings = self.settings(arguments)
+            self.jobs: list[list[str]] = []
             directory.claim()
-            plan(directory, [job for _, job in jobs])
-            self.jobs = [words for words, _ in jobs]
+            assert self.config is not None
+            each = len(self.config.seeds) if OmegaConf.is_list(self.config.seeds) else 1
+            plan(directory, self.expand(settings), total=len(settings) * each)
             return super().sweep(arguments)
+
+    def settings(self, arguments: list[str]) -> list[list[str]]:
+        """The overrides of each setting of the grid."""
+        self.params = without_seed(self.params, arguments)
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        (settings,) = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
+        return [list(words) for words in settings]
+
+    def expand(self, settings: list[list[str]]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+        """Give what `composed` gives of each job, one for each seed of each setting; note its overrides in `jobs`."""
+        for setting in settings:
+            for words, job in each_seed(self, setting):
+                self.jobs.append(words)
+                yield job
 
     def get_job_batch(self) -> Sequence[Sequence[str]]:
         if self.batch_index == 0:
             self.overrides = list(self.split_overrides_to_chunks(self.jobs, self.max_batch_size))
         return super().get_job_batch()
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Compose nothing: `plan` has composed and checked every job."""
 
 
 def place(sweeper: Any) -> Path:
@@ -55,8 +74,9 @@ def composed(sweeper: Any, words: list[str]) -> tuple[list[str], dict[str, Any]]
     """(what was typed, the plain configuration) of one job of a sweeper's. **Raises:** Hydra's errors."""
     from kd.cli import plain
 
-    config = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, words)
-    return list(filter_overrides(words)), plain(config)
+    if not hasattr(sweeper, "composer"):
+        sweeper.composer = Composer(sweeper.hydra_context.config_loader, sweeper.config, plain)
+    return list(filter_overrides(words)), sweeper.composer(words)
 
 
 def each_seed(sweeper: Any, words: list[str]) -> list[tuple[list[str], tuple[list[str], dict[str, Any]]]]:

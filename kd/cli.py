@@ -50,12 +50,12 @@ def _register_plugins() -> None:
 _register_plugins()
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def plain(config: DictConfig, throw_on_missing: bool = True) -> dict[str, Any]:
     """What was composed, resolved, without Hydra's own node."""
     config = config.copy()
     with open_dict(config):
         config.pop("hydra", None)
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=throw_on_missing)  # type: ignore[return-value]
 
 
 def run_dir(*, _root_: DictConfig) -> str:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -167,6 +168,10 @@ class Config:
     def identity(self) -> str:
         """12 hex digits that name all that determines the result, and nothing that does not (paths, the tracker, the
         device, threads, and the teacher where the method needs none)."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
         taught_by: Any = None
         if self.needs_teacher:
             checkpoint = self.teaching.checkpoint
@@ -284,10 +289,17 @@ def model_name(model: Settings) -> str:
 def file_digest(path: Path) -> str:
     """16 hex digits of the content of a file of weights. **Raises:** UserError."""
     try:
-        with open(path.expanduser(), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        status = path.expanduser().stat()
+        return _digest(path.expanduser(), status.st_ino, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise UserError(f"teacher: cannot read its weights in {path} ({error.strerror})") from error
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, *version: int) -> str:
+    """Read a file once for each version of it: the jobs of a sweep share their teacher's weights."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def check(composed: Mapping[str, Any], known: dict[Any, Any] | None = None) -> Config:
@@ -316,10 +328,10 @@ def check(composed: Mapping[str, Any], known: dict[Any, Any] | None = None) -> C
         limit = described.train - 1
         raise UserError(f"data.val_size: {described.val} leaves nothing to train on; allowed: 0 to {limit}")
     _check_labels(config)
-    nets = {}
+    nets, shapes, versions = {}, {}, {}
     for side, model in (("student", student), ("teacher", teacher)):
-        same = "net", model.model_dump_json(), len(described.classes), described.size
-        nets[side] = _once(known, same, lambda: _empty(model, described, side))  # noqa: B023
+        versions[side] = model.model_dump_json(), len(described.classes), described.size
+        nets[side], shapes[side] = _once(known, ("net", *versions[side]), lambda: _empty(model, described, side))  # noqa: B023
     if config.misaligned and (config.method_class.mixed or config.method_class.self_taught):
         how = "blends images" if config.method_class.mixed else "is taught by its own earlier generation"
         raise UserError(f"teacher.outputs: {method.name} {how} and cannot be misaligned; allowed: aligned")
@@ -330,17 +342,24 @@ def check(composed: Mapping[str, Any], known: dict[Any, Any] | None = None) -> C
         _once(known, (given, teacher.model_dump_json(), fits), lambda: store.check(given, nets["teacher"], *fits))
     if teaching.members > 1:
         nets["teacher"] = Ensemble([nets["teacher"]], teaching.mean)
-    shapes = {side: net.shapes(described.size) for side, net in nets.items()}
+        shapes["teacher"] = nets["teacher"].shapes_of(shapes["teacher"])
+    content = method.model_dump_json(), *versions.values(), teaching.members, described.train, own.epochs
+    _once(known, ("method", *content), lambda: _check_method(config, nets, shapes))
+    return config
+
+
+def _check_method(config: Config, nets: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
+    """Refuse a method that does not fit these networks."""
+    described, members = config.described, config.teaching.members
     spec = methods.Spec(
         shapes["student"], shapes["teacher"], len(described.classes), described.train,
-        nets["student"], nets["teacher"], own.epochs,
+        nets["student"], nets["teacher"], config.epochs,
     )  # fmt: skip
     try:
-        config.method_class.check(method, spec)
+        config.method_class.check(config.method, spec)
     except ValueError as error:
-        hint = f" (teacher.members={teaching.members}: an ensemble has only logits)" if teaching.members > 1 else ""
+        hint = f" (teacher.members={members}: an ensemble has only logits)" if members > 1 else ""
         raise UserError(f"method.{error}{hint}") from error
-    return config
 
 
 def _check_labels(config: Config) -> None:
@@ -369,13 +388,12 @@ def _model(node: dict[str, Any], training: type[Settings], side: str) -> tuple[A
     return typed(settings, rest, side, list(training.model_fields)), typed(training, own, side)
 
 
-def _empty(model: Settings, described: Description, side: str) -> Any:
-    """The network without weights, to ask it for shapes."""
+def _empty(model: Settings, described: Description, side: str) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """The network without weights, and the shapes of its taps."""
     try:
         with torch.device("meta"):
             net = models.build(model, len(described.classes), described.size)
-        net.shapes(described.size)
-        return net
+        return net, net.shapes(described.size)
     except UserError as error:  # a key of the model's own, as the model says it
         raise UserError(f"{side}.{error}") from error
     except RuntimeError as error:

@@ -2,16 +2,19 @@
 
 import io
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import rich
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 log = logging.getLogger("kd")
+
+Item = TypeVar("Item")
 
 
 class Epoch(NamedTuple):
@@ -80,6 +83,24 @@ def file(path: Path) -> Iterator[None]:
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+INTERVAL = 5.0  # seconds between two lines about progress, where there is no terminal
+
+
+def progress(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
+    """Pass items through, with a bar on a terminal and elsewhere a line from time to time."""
+    columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    terminal = get_console().is_terminal
+    logged = time.monotonic()
+    with Progress(*columns, console=get_console(), transient=True, disable=not terminal) as bar:
+        task = bar.add_task(title, total=total)
+        for number, item in enumerate(items, 1):
+            yield item
+            bar.advance(task)
+            if not terminal and time.monotonic() - logged >= INTERVAL:
+                log.info("%s: %d of %d jobs", title, number, total)
+                logged = time.monotonic()
 
 
 def percent(x: float | None) -> str:

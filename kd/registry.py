@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,10 +31,13 @@ def choices(package: str) -> list[str]:
 
 def module(package: str, name: Any, key: str) -> ModuleType:
     """The module `kd.<package>.<name>`. **Raises:** UserError naming `key` when there is none."""
+    full = f"kd.{package}.{name}"
+    if isinstance(name, str) and name.isidentifier() and name not in SHARED and full in sys.modules:
+        return sys.modules[full]  # without reading the directory for each of many jobs
     allowed = choices(package)
     if name not in allowed:
         raise UserError(f"{key}.name: {name!r} is not known; allowed: {', '.join(allowed)}")
-    return importlib.import_module(f"kd.{package}.{name}")
+    return importlib.import_module(full)
 
 
 def defined(module: ModuleType, base: type) -> Any:

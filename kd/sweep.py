@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,20 @@ class SweepFailedError(Exception):
 
 
 def plan(
-    sweep: SweepDirectory, jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]], before: Sequence[Job] = ()
+    sweep: SweepDirectory,
+    jobs: Iterable[tuple[Sequence[str], Mapping[str, Any]]],
+    before: Sequence[Job] = (),
+    total: int = 1,
 ) -> list[Job]:
     """Check every job (what was typed, its configuration) and write them down in the sweep's directory, after those
     that came before. **Raises:** UserError naming the first job that cannot be run; then nothing is written."""
-    added = checked(jobs, len(before))
+    added = [job for job, _ in checked(console.progress(jobs, total, "planning"), len(before))]
     sweep.write([*before, *added])
     return added
 
 
-def checked(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]], first: int = 0) -> list[Job]:
-    """The jobs as they are planned, numbered from `first` on. **Raises:** UserError naming one that cannot be run."""
-    added = []
+def checked(jobs: Iterable[tuple[Sequence[str], Mapping[str, Any]]], first: int = 0) -> Iterator[tuple[Job, Config]]:
+    """Check jobs, numbered from `first` on, and write nothing. **Raises:** UserError naming one that cannot be run."""
     known: dict[Any, Any] = {}
     for number, (words, composed) in enumerate(jobs, first):
         try:
@@ -51,13 +53,13 @@ def checked(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]], first: int 
             refuse_change(config)
         except UserError as error:
             raise UserError(f"{error} (job {number + 1}: {' '.join(words)}; no job was started)") from error
-        added.append({
+        job = {
             "number": number, "overrides": list(words), "id": config.identity(), "folder": str(folder_of(config)),
             "taught": config.chooses_teacher, "baseline": str(folder_of(config.as_standard())),
             "teachers": [str(folder_of(one)) for one in config.trained_teachers()],
             "content": config.described.fingerprint, "config": config.plain(),
-        })  # fmt: skip
-    return added
+        }  # fmt: skip
+        yield job, config
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Several networks as one, for a teacher that is an ensemble."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -32,5 +32,8 @@ class Ensemble(Net):
         return Out(said.mean(dim=0), {})
 
     def shapes(self, size: int) -> dict[str, tuple[int, ...]]:
-        *_, first = next(iter(self.stages.values())).shapes(size).values()  # type: ignore[operator]
-        return {"head": first}
+        return self.shapes_of(next(iter(self.stages.values())).shapes(size))  # type: ignore[operator]
+
+    def shapes_of(self, member: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """The shapes of an ensemble whose members have these."""
+        return {"head": list(member.values())[-1]}
