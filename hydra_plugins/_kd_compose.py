@@ -129,7 +129,11 @@ def replaceable(base: Base, key: str) -> bool:
     if any(key == one or key.startswith(f"{one}.") or re.match(rf"{key}[.\[]", one) for one in base.fixed):
         return False
     node: Any = base.config
+    values: Any = base.values
     for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
         if not isinstance(node, DictConfig) or node._is_none() or node._is_missing() or node._is_interpolation():
             return False
         if node._get_flag("readonly"):

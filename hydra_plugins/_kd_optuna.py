@@ -9,7 +9,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
-from hydra_plugins._kd_sweeper import composed, each_seed, place, seeds_of, without_seed
+from hydra_plugins._kd_sweeper import composed, each_seed, is_dry, place, seeds_of, without_seed
 
 
 @dataclass
@@ -53,6 +53,8 @@ class OptunaSweeper(Sweeper):
         space = {key: override for key, override in said.items() if override.is_sweep_override()}
         fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in said.items() if key not in space]
         asked = self.settings
+        if is_dry(self):
+            return self.describe(fixed, space)
         with concluding(place(self)) as directory:
             search = self._described(fixed, space)
             name = asked.study or name_of(search)
@@ -93,6 +95,17 @@ class OptunaSweeper(Sweeper):
             finally:
                 study.close()
                 directory.write(study.jobs())  # the report is on the study, whoever ran its trials
+
+    def describe(self, fixed: list[str], space: dict[str, Override]) -> None:
+        """Print what is searched and how many trials remain, and do none."""
+        from kd.dry_run import describe_search
+        from kd.study import name_of, trials
+
+        name = self.settings.study or name_of(self._described(fixed, space))
+        searched = [str(override.input_line) for override in space.values()]
+        shown = {key: getattr(self.settings, key) for key in ("objective", "sampler", "pruner", "storage")}
+        counts = trials(self.settings.storage, name)
+        describe_search(searched, shown | {"study": name}, counts, self.settings.n_trials)
 
     def _described(self, fixed: list[str], space: dict[str, Override]) -> dict[str, Any]:
         """Describe the search. Each bound of each searched key must be allowed by itself.

@@ -32,14 +32,24 @@ class GridSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from kd.sweep import concluding, plan
 
+        if is_dry(self):
+            return self.describe(arguments)
         with concluding(place(self)) as directory:
             settings = self.settings(arguments)
-            self.jobs: list[list[str]] = []
             directory.claim()
-            assert self.config is not None
-            each = len(self.config.seeds) if OmegaConf.is_list(self.config.seeds) else 1
-            plan(directory, self.expand(settings), total=len(settings) * each)
+            plan(directory, self.expand(settings), total=self.count(settings))
             return super().sweep(arguments)
+
+    def describe(self, arguments: list[str]) -> None:
+        """Print the jobs, and do none."""
+        from kd.dry_run import describe
+        from kd.sweep import checked, slots
+
+        assert self.config is not None
+        planned = list(checked(self.expand(self.settings(arguments))))
+        local = hasattr(self.launcher, "stream")
+        workers = slots(self.launcher.slots, len(planned), self.config.device) if local else []  # type: ignore[union-attr]
+        describe(planned, len(workers) or None)
 
     def settings(self, arguments: list[str]) -> list[list[str]]:
         """The overrides of each setting of the grid."""
@@ -49,8 +59,14 @@ class GridSweeper(BasicSweeper):
         (settings,) = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
         return [list(words) for words in settings]
 
+    def count(self, settings: list[list[str]]) -> int:
+        """The number of jobs, as far as it is known before they are composed."""
+        assert self.config is not None
+        return len(settings) * (len(self.config.seeds) if OmegaConf.is_list(self.config.seeds) else 1)
+
     def expand(self, settings: list[list[str]]) -> Iterator[tuple[list[str], dict[str, Any]]]:
         """Give what `composed` gives of each job, one for each seed of each setting; note its overrides in `jobs`."""
+        self.jobs: list[list[str]] = []
         for setting in settings:
             for words, job in each_seed(self, setting):
                 self.jobs.append(words)
@@ -76,7 +92,19 @@ def composed(sweeper: Any, words: list[str]) -> tuple[list[str], dict[str, Any]]
 
     if not hasattr(sweeper, "composer"):
         sweeper.composer = Composer(sweeper.hydra_context.config_loader, sweeper.config, plain)
-    return list(filter_overrides(words)), sweeper.composer(words)
+    if is_dry(sweeper):
+        return _shown(words), sweeper.composer([*words, "dry_run=false"])  # each job as it would be
+    return _shown(words), sweeper.composer(words)
+
+
+def is_dry(sweeper: Any) -> bool:
+    """Whether the command is to print its jobs only."""
+    return sweeper.config.get("dry_run", False) is True
+
+
+def _shown(words: list[str]) -> list[str]:
+    """The overrides of a job as they are shown."""
+    return [word for word in filter_overrides(words) if _key(word) != "dry_run"]
 
 
 def each_seed(sweeper: Any, words: list[str]) -> list[tuple[list[str], tuple[list[str], dict[str, Any]]]]:
@@ -92,7 +120,7 @@ def each_seed(sweeper: Any, words: list[str]) -> list[tuple[list[str], tuple[lis
     for seed in seeds:
         own = [*(word for word in words if _key(word) != "seeds"), f"seed={seed}"]
         typed = [*own, "seeds=null", "hydra.mode=MULTIRUN"]  # which `seeds` implied
-        jobs.append((typed, (list(filter_overrides(own)), composed(sweeper, typed)[1])))
+        jobs.append((typed, (_shown(own), composed(sweeper, typed)[1])))
     return jobs
 
 

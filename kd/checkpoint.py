@@ -43,6 +43,10 @@ class Checkpoints:
     def any(self) -> bool:
         return bool(self._all())
 
+    def epoch(self) -> int | None:
+        """The epochs that were done at the newest one; None without any."""
+        return max((int(path.name.partition("-")[0]) for path in self._all()), default=None)
+
     def due(self, epoch: int, step: int) -> bool:
         """Is it time for one, after so many epochs and steps of the next?"""
         after = step == 0 and self.epochs is not None and epoch % self.epochs == 0

@@ -51,11 +51,22 @@ _register_plugins()
 
 
 def plain(config: DictConfig, throw_on_missing: bool = True) -> dict[str, Any]:
-    """What was composed, resolved, without Hydra's own node."""
+    """What was composed, resolved, without Hydra's own node and `dry_run`. **Raises:** UserError for a dry run."""
     config = config.copy()
     with open_dict(config):
         config.pop("hydra", None)
+        if (dry := config.pop("dry_run", False)) is not False:
+            given = "is for the whole command, and for kd's sweepers" if dry is True else "should be true or false"
+            raise UserError(f"dry_run: {given}, got {dry!r} for a job")
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=throw_on_missing)  # type: ignore[return-value]
+
+
+def mode(*reasons: Any) -> RunMode | None:
+    """The resolver behind hydra.mode: any of these makes the command a multirun; without one -m does."""
+    return RunMode.MULTIRUN if any(reason not in (None, False) for reason in reasons) else None
+
+
+OmegaConf.register_new_resolver("kd.mode", mode, replace=True)
 
 
 def run_dir(*, _root_: DictConfig) -> str:
@@ -86,14 +97,6 @@ def sweep_dir(mode: Any, wanted: str) -> str:
 
 
 OmegaConf.register_new_resolver("kd.sweep_dir", sweep_dir, replace=True, use_cache=True)  # jobs inherit the cache
-
-
-def mode(seeds: Any) -> RunMode | None:
-    """The resolver behind hydra.mode: several seeds are several runs. None leaves the choice to -m."""
-    return None if seeds is None else RunMode.MULTIRUN
-
-
-OmegaConf.register_new_resolver("kd.mode", mode, replace=True)
 
 
 def prepare(composed: DictConfig, sweep: str | None) -> Any:
@@ -243,6 +246,8 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
             )
     for one in chain:
         if str(one).startswith("Only one of --run"):  # Hydra's flags
+            if {"-m", "--multirun"} & set(sys.argv) and any(word.startswith(("-c", "--c")) for word in sys.argv):
+                return 2, "--cfg prints one configuration, without -m; dry_run=true lists the jobs of a sweep"
             return 2, str(one)
         if isinstance(one, HydraException | OmegaConfBaseException) and str(one):
             return 2, _reword(str(one), str(one.__cause__ or ""))

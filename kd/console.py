@@ -2,7 +2,6 @@
 
 import io
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,22 +84,20 @@ def file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-INTERVAL = 5.0  # seconds between two lines about progress, where there is no terminal
+EVERY = 500  # jobs between two lines about progress, where there is no terminal
 
 
 def progress(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
     """Pass items through, with a bar on a terminal and elsewhere a line from time to time."""
     columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     terminal = get_console().is_terminal
-    logged = time.monotonic()
     with Progress(*columns, console=get_console(), transient=True, disable=not terminal) as bar:
         task = bar.add_task(title, total=total)
         for number, item in enumerate(items, 1):
             yield item
             bar.advance(task)
-            if not terminal and time.monotonic() - logged >= INTERVAL:
+            if not terminal and number % EVERY == 0:
                 log.info("%s: %d of %d jobs", title, number, total)
-                logged = time.monotonic()
 
 
 def percent(x: float | None) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -328,7 +329,7 @@ class Study:
             self.study.tell(trial, value, TrialState[state])
 
 
-def opened(place: str) -> Any:
+def opened(place: str, **settings: Any) -> Any:
     """Optuna's storage of that name. **Raises:** whatever Optuna, SQLAlchemy or a database's driver raise."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
@@ -338,12 +339,35 @@ def opened(place: str) -> Any:
     arguments = {"connect_args": {"timeout": 60}} if place.startswith("sqlite") else {}
     for left in reversed(range(TABLES)):
         try:
-            return optuna.storages.RDBStorage(place, engine_kwargs=arguments)
+            return optuna.storages.RDBStorage(place, engine_kwargs=arguments, **settings)
         except Exception as error:
             if not left or "already exists" not in str(error):
                 raise
             time.sleep(0.1)  # another process makes the tables at this moment
     raise AssertionError
+
+
+def trials(storage: str, name: str) -> Counter[str]:
+    """How many trials of a study there are in each state, of those that count; it makes neither study nor storage.
+
+    **Raises:** UserError when the storage cannot be opened.
+    """
+    local = storage.startswith("sqlite:///") or storage.endswith(".journal")
+    if local and not Path(storage.removeprefix("sqlite:///")).expanduser().exists():
+        return Counter()
+    try:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.load_study(study_name=name, storage=opened(absolute(storage), skip_table_creation=True))
+    except ImportError as error:
+        raise UserError("hydra/sweeper=optuna needs Optuna: pip install 'kd[optuna]'") from error
+    except KeyError:  # no study of that name
+        return Counter()
+    except Exception as error:
+        raise UserError(f"hydra.sweeper.storage: {storage} cannot be opened ({first_line(error)})") from error
+    counted = [trial for trial in study.get_trials(deepcopy=False) if _counts(trial)]
+    return Counter(trial.state.name.lower() for trial in counted if trial.state.name != "WAITING")
 
 
 def absolute(storage: str) -> str:

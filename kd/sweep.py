@@ -296,6 +296,9 @@ def in_turn(units: Sequence[list[Job]]) -> Iterator[list[Job]]:
     left = [(unit, {path for job in unit for path in job.get("teachers", ())}) for unit in units]
     missing, begun = set[str]().union(*(named for _, named in left)), set[str]()
     while left:
+        if not missing:  # each comes in its turn: no need to compare it with all others
+            yield from (unit for unit, _ in left)
+            return
         missing = {path for path in missing if not record.finished(Path(path))}
         ranks = [0 if named & missing - begun else 2 if named & missing else 1 for _, named in left]
         unit, named = left.pop(ranks.index(min(ranks)))

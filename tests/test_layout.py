@@ -56,6 +56,7 @@ ORDER = [
     "figures",
     "page",
     "report",
+    "dry_run",
     "sweep",
     "cli",
     "__main__",
