@@ -15,7 +15,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.types import RunMode
-from omegaconf import AnyNode, DictConfig, OmegaConf
+from omegaconf import AnyNode, DictConfig, OmegaConf, open_dict
 
 Plain = dict[str, Any]
 
@@ -48,13 +48,19 @@ class Composer:
         self.bases: dict[tuple[str, ...], Base | None] = {}
         self.compositions = 0
 
-    def __call__(self, words: Sequence[str]) -> Plain:
-        """The plain configuration that Hydra composes. **Raises:** the errors of Hydra and OmegaConf."""
-        return self._replaced(list(words)) or self.resolve(self._compose(words))
+    def __call__(self, words: Sequence[str], number: int) -> Plain:
+        """The plain configuration that Hydra composes for the job of this number.
 
-    def _compose(self, words: Sequence[str]) -> DictConfig:
+        **Raises:** the errors of Hydra and OmegaConf.
+        """
+        return self._replaced(list(words)) or self.resolve(self._compose(words, number))
+
+    def _compose(self, words: Sequence[str], number: int = 0) -> DictConfig:
         self.compositions += 1
-        return self.loader.load_sweep_config(self.config, list(words))
+        config = self.loader.load_sweep_config(self.config, list(words))
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number  # for values such as ${hydra:job.num}
+        return config
 
     def _replaced(self, words: list[str]) -> Plain | None:
         """The configuration made by replacing values, or None where only Hydra can tell."""

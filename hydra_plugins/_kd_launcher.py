@@ -122,6 +122,7 @@ class Work:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, words)
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
+            config.hydra.run.dir = "${kd.run_dir:}"  # each run's own; a multirun of Hydra's does not use hydra.run.dir
         return config
 
     def _one(self, number: int, words: list[str], tell: Any) -> None:
@@ -134,17 +135,19 @@ class Work:
 
     def _prepared(self, number: int, words: list[str]) -> Any:
         """The checked configuration of one of several jobs, .hydra/ written as run_job does."""
-        from kd.cli import prepare
+        from kd.cli import hydra_values, prepare
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         composed = self._composed(number, words)
         place = Path(str(composed.hydra.run.dir)).absolute()
         with open_dict(composed):
             composed.hydra.runtime.output_dir = str(place)
-            sweep, kept, hydra = composed.hydra.sweep.dir, composed.hydra.output_subdir, composed.pop("hydra")
+            job = composed.copy()
+            sweep, kept, hydra = job.hydra.sweep.dir, job.hydra.output_subdir, job.pop("hydra")
         if kept is not None:
             (place / kept).mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(composed, place / kept / "config.yaml")
+            OmegaConf.save(job, place / kept / "config.yaml")
             OmegaConf.save(OmegaConf.create({"hydra": hydra}), place / kept / "hydra.yaml")
             OmegaConf.save(hydra.overrides.task, place / kept / "overrides.yaml")
-        return prepare(composed, sweep)
+        with hydra_values(composed):
+            return prepare(job, sweep)

@@ -9,7 +9,9 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
-from hydra_plugins._kd_sweeper import composed, each_seed, is_dry, place, seeds_of, without_seed
+from hydra_plugins import _kd_grid
+from hydra_plugins._kd_grid import without_seed
+from hydra_plugins._kd_sweeper import composed, each_seed, is_dry, place, seeds_of
 
 
 @dataclass
@@ -35,7 +37,14 @@ class OptunaSweeper(Sweeper):
         self.settings = OptunaConf(**settings)
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        from kd.settings import UserError
+
         self.hydra_context, self.config = hydra_context, config
+        choices = _kd_grid.choices(hydra_context.config_loader, config)
+        if any(choice.params != dict(config.hydra.sweeper.params or {}) for choice in choices):
+            groups = ", ".join(choices[0].words)
+            raise UserError(f"{groups}: each choice has swept keys of its own; search one at a time")
+        _kd_grid.adopt(config, choices)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -46,6 +55,7 @@ class OptunaSweeper(Sweeper):
         from kd.study import Study, absolute, name_of
         from kd.sweep import checked, concluding, slots
 
+        _kd_grid.announce_seeds(self.settings.params or {}, arguments)
         params = without_seed(self.settings.params, arguments)
         words = [*(f"{key}={value}" for key, value in params.items()), *arguments]
         overrides = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(words)
@@ -68,7 +78,7 @@ class OptunaSweeper(Sweeper):
 
             def begin(trial: Any) -> None:
                 setting = [*fixed, *(f"{key}={suggest(trial, key, space[key])}" for key in space)]
-                seeds = each_seed(self, setting)
+                seeds = each_seed(self, setting, len(jobs))
                 added = [job for job, _ in checked((job for _, job in seeds), len(jobs))]
                 study.begin(trial, added)
                 jobs.extend(added)
@@ -130,6 +140,7 @@ class OptunaSweeper(Sweeper):
             if key.lstrip("+") in ("seed", "seeds"):
                 remedy = "with seeds=[0,1,2] a trial is one setting, its value the mean over them"
                 raise UserError(f"{key}: seeds are not searched, as the best one would be luck; {remedy}")
+        search_integers(space, composed(self, fixed)[1])
         corners: dict[str, dict[str, Any]] = {}
         seeds: list[int] = []
         searched = [key for key in space if not self._is_group(key)]
@@ -158,6 +169,19 @@ def _under(key: str, searched: list[str]) -> bool:
     """Whether a key is searched, by itself or with all of its node; or is a seed, which is described apart."""
     nodes = [one.lstrip("+") for one in searched]
     return key == "seed" or any(key == node or key.startswith(f"{node}.") for node in nodes)
+
+
+def search_integers(space: dict[str, Override], plain: dict[str, Any]) -> None:
+    """Hydra reads every interval as one of floats; make it one of integers where the key takes nothing else."""
+    from kd.config import takes_integers
+    from kd.settings import UserError
+
+    for key, override in space.items():
+        interval = override.value()
+        if isinstance(interval, IntervalSweep) and takes_integers(plain, key.lstrip("+")):
+            if not all(float(end).is_integer() for end in bounds(override)):
+                raise UserError(f"{key}: takes integers, so the ends of its interval must be, got {bounds(override)}")
+            interval.start, interval.end = (int(end) for end in bounds(override))
 
 
 def bounds(override: Override) -> list[Any]:

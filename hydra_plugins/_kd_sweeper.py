@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import filter_overrides
 from omegaconf import OmegaConf
@@ -15,7 +13,9 @@ Plugins.instance()  # its scan executes BasicSweeper's module again: a subclass 
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402
 
+from hydra_plugins import _kd_grid  # noqa: E402
 from hydra_plugins._kd_compose import Composer  # noqa: E402
+from hydra_plugins._kd_grid import key_of  # noqa: E402
 
 
 @dataclass
@@ -29,35 +29,50 @@ class GridSweeper(BasicSweeper):
     """Every job is checked before the first starts; whatever happens to the jobs, and with any launcher, the sweep
     ends in a report made from files."""
 
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        from kd.settings import UserError
+
+        self.choices = _kd_grid.choices(hydra_context.config_loader, config)
+        _kd_grid.adopt(config, self.choices)
+        settings = config.hydra.sweeper
+        if "n_trials" in settings:
+            raise UserError("hydra/sweeper: experiments that choose a search are not swept over; search one at a time")
+        self.max_batch_size = settings.max_batch_size
+        if self.max_batch_size is not None and self.max_batch_size < 1:
+            raise UserError(f"hydra.sweeper.max_batch_size: should be 1 or more, got {self.max_batch_size}")
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def split_arguments(self, overrides: Any, max_batch_size: int | None) -> list[list[list[str]]]:  # type: ignore[override]
+        """Hydra's own has one grid, in which the swept keys of swept experiments are lost."""
+        return [list(batch) for batch in self.split_overrides_to_chunks(self.settings(), max_batch_size)]
+
     def sweep(self, arguments: list[str]) -> Any:
         from kd.sweep import concluding, plan
 
         if is_dry(self):
-            return self.describe(arguments)
+            return self.describe()
         with concluding(place(self)) as directory:
-            settings = self.settings(arguments)
+            settings = self.settings()
             directory.claim()
             plan(directory, self.expand(settings), total=self.count(settings))
             return super().sweep(arguments)
 
-    def describe(self, arguments: list[str]) -> None:
+    def describe(self) -> None:
         """Print the jobs, and do none."""
         from kd.dry_run import describe
         from kd.sweep import checked, slots
 
         assert self.config is not None
-        planned = list(checked(self.expand(self.settings(arguments))))
+        planned = list(checked(self.expand(self.settings())))
         local = hasattr(self.launcher, "stream")
         workers = slots(self.launcher.slots, len(planned), self.config.device) if local else []  # type: ignore[union-attr]
         describe(planned, len(workers) or None)
 
-    def settings(self, arguments: list[str]) -> list[list[str]]:
+    def settings(self) -> list[list[str]]:
         """The overrides of each setting of the grid."""
-        self.params = without_seed(self.params, arguments)
         assert self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        (settings,) = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
-        return [list(words) for words in settings]
+        assert self.config is not None
+        return _kd_grid.jobs(self.hydra_context.config_loader, self.config, self.choices)
 
     def count(self, settings: list[list[str]]) -> int:
         """The number of jobs, as far as it is known before they are composed."""
@@ -68,7 +83,7 @@ class GridSweeper(BasicSweeper):
         """Give what `composed` gives of each job, one for each seed of each setting; note its overrides in `jobs`."""
         self.jobs: list[list[str]] = []
         for setting in settings:
-            for words, job in each_seed(self, setting):
+            for words, job in each_seed(self, setting, len(self.jobs)):
                 self.jobs.append(words)
                 yield job
 
@@ -86,15 +101,15 @@ def place(sweeper: Any) -> Path:
     return Path(str(sweeper.config.hydra.sweep.dir)).absolute()
 
 
-def composed(sweeper: Any, words: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """(what was typed, the plain configuration) of one job of a sweeper's. **Raises:** Hydra's errors."""
+def composed(sweeper: Any, words: list[str], number: int = 0) -> tuple[list[str], dict[str, Any]]:
+    """(what was typed, the plain configuration) of the job of this number. **Raises:** Hydra's errors."""
     from kd.cli import plain
 
     if not hasattr(sweeper, "composer"):
         sweeper.composer = Composer(sweeper.hydra_context.config_loader, sweeper.config, plain)
     if is_dry(sweeper):
-        return _shown(words), sweeper.composer([*words, "dry_run=false"])  # each job as it would be
-    return _shown(words), sweeper.composer(words)
+        return _shown(words), sweeper.composer([*words, "dry_run=false"], number)  # each job as it would be
+    return _shown(words), sweeper.composer(words, number)
 
 
 def is_dry(sweeper: Any) -> bool:
@@ -104,23 +119,23 @@ def is_dry(sweeper: Any) -> bool:
 
 def _shown(words: list[str]) -> list[str]:
     """The overrides of a job as they are shown."""
-    return [word for word in filter_overrides(words) if _key(word) != "dry_run"]
+    return [word for word in filter_overrides(words) if key_of(word) != "dry_run"]
 
 
-def each_seed(sweeper: Any, words: list[str]) -> list[tuple[list[str], tuple[list[str], dict[str, Any]]]]:
+def each_seed(sweeper: Any, words: list[str], first: int) -> list[tuple[list[str], tuple[list[str], dict[str, Any]]]]:
     """(Overrides, what `composed` gives for them) of a setting's jobs, one for each of its `seeds`.
 
-    **Raises:** UserError when a seed is given as well.
+    `first` is the number of the first job. **Raises:** UserError when a seed is given as well.
     """
-    shown, config = composed(sweeper, words)
+    shown, config = composed(sweeper, words, first)
     seeds = seeds_of(words, config)
     if seeds is None:
         return [(words, (shown, config))]
-    jobs = []
+    jobs: list[tuple[list[str], tuple[list[str], dict[str, Any]]]] = []
     for seed in seeds:
-        own = [*(word for word in words if _key(word) != "seeds"), f"seed={seed}"]
+        own = [*(word for word in words if key_of(word) != "seeds"), f"seed={seed}"]
         typed = [*own, "seeds=null", "hydra.mode=MULTIRUN"]  # which `seeds` implied
-        jobs.append((typed, (_shown(own), composed(sweeper, typed)[1])))
+        jobs.append((typed, (_shown(own), composed(sweeper, typed, first + len(jobs))[1])))
     return jobs
 
 
@@ -133,21 +148,8 @@ def seeds_of(words: list[str], config: Mapping[str, Any]) -> list[int] | None:
         seeds = check_seeds(config.get("seeds"))
     except ValueError as error:
         raise UserError(f"seeds: {error}") from None
-    given = [word for word in words if _key(word) == "seed"]
+    given = [word for word in words if key_of(word) == "seed"]
     if seeds is not None and given:
         remedy = "give one of them (seeds=null turns off those of an experiment)"
         raise UserError(f"seeds: {given[0]} is given beside seeds={seeds}; {remedy}")
     return seeds
-
-
-def without_seed(params: Mapping[str, str] | None, arguments: list[str]) -> dict[str, str]:
-    """The swept keys of an experiment, without its seeds where others are typed as `seeds`."""
-    params = dict(params or {})
-    typed = {_key(word): word.partition("=")[2] for word in arguments}
-    if "seed" in params and typed.get("seeds", "null") != "null":
-        getLogger("kd").info("seeds=%s replaces the experiment's seed=%s", typed["seeds"], params.pop("seed"))
-    return params
-
-
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")

@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import itertools
+import json
 import logging
 import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +19,7 @@ import hydra
 import omegaconf
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob
+from hydra.core.override_parser.types import Glob, OverrideType
 from hydra.core.plugins import Plugins
 from hydra.core.utils import env_override
 from hydra.errors import HydraException
@@ -28,8 +29,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins._kd_launcher import LocalConf, LocalLauncher
 from hydra_plugins._kd_optuna import OptunaConf, OptunaSweeper
+from hydra_plugins._kd_search_path import DIRECTORIES, UserDirectoriesFirst, UserSource
 from hydra_plugins._kd_sweeper import GridConf, GridSweeper
 from kd import streams
+from kd.overrides import RefusedError, arguments, defaults_in_a_circle, parse
 from kd.registry import CONF
 from kd.settings import UserError
 from kd.stop import Stop, TerminatedError
@@ -45,20 +48,37 @@ def _register_plugins() -> None:
     ):
         ConfigStore.instance().store(group=group, name=name, node=node, provider="kd")
         plugins.register(plugin)
+    plugins.register(UserSource)
+    plugins.register(UserDirectoriesFirst)
 
 
 _register_plugins()
 
 
 def plain(config: DictConfig, throw_on_missing: bool = True) -> dict[str, Any]:
-    """What was composed, resolved, without Hydra's own node and `dry_run`. **Raises:** UserError for a dry run."""
-    config = config.copy()
-    with open_dict(config):
-        config.pop("hydra", None)
-        if (dry := config.pop("dry_run", False)) is not False:
-            given = "is for the whole command, and for kd's sweepers" if dry is True else "should be true or false"
-            raise UserError(f"dry_run: {given}, got {dry!r} for a job")
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=throw_on_missing)  # type: ignore[return-value]
+    """What was composed, resolved, without Hydra's own node and `dry_run`. Values may refer to Hydra's, as
+    ${hydra:job.num}. **Raises:** UserError for a dry run."""
+    with hydra_values(config):
+        config = config.copy()
+        with open_dict(config):
+            config.pop("hydra", None)
+            if (dry := config.pop("dry_run", False)) is not False:
+                given = "is for the whole command, and for kd's sweepers" if dry is True else "should be true or false"
+                raise UserError(f"dry_run: {given}, got {dry!r} for a job")
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=throw_on_missing)  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def hydra_values(config: DictConfig) -> Iterator[None]:
+    """Inside, ${hydra:...} refers to this configuration's own node, where it has one."""
+    current = HydraConfig.instance()
+    before = current.cfg
+    if "hydra" in config:
+        current.cfg = config  # type: ignore[assignment]  # not set_config: it copies, which takes longer than planning
+    try:
+        yield
+    finally:
+        current.cfg = before
 
 
 def mode(*reasons: Any) -> RunMode | None:
@@ -121,37 +141,40 @@ def task(composed: DictConfig, tell: Any = None, shared: Any = None) -> None:
     streams.protect()  # a launcher's own process may not have come through `main`
     job = HydraConfig.get()
     try:
+        _return_to(Path(job.runtime.cwd))
         config = prepare(composed, job.sweep.dir if job.mode == RunMode.MULTIRUN else None)
         for line in summary(config, run(config, tell=tell, shared=shared), folder_of(config)):
             log.info(line)
     except Exception as error:
         if job.mode == RunMode.MULTIRUN:
             raise
-        raise _EndedError from error
+        raise RefusedError from error
 
 
-class _EndedError(BaseException):
-    """A single job's error on its way past Hydra, which would print a line of its own."""
+def _return_to(directory: Path) -> None:
+    """With hydra.job.chdir Hydra has changed to the job's directory; paths are relative to where kd was started."""
+    if directory.is_dir():
+        os.chdir(directory)  # Hydra itself changes back after the job
 
 
 @streams.protected
 def main() -> None:
     """`python -m kd` and `kd`. Exit code 0: done; 1: a job failed; 2: a mistake that the user can mend, in one line."""
-    sys.argv[1:] = sorted(
-        sys.argv[1:], key=lambda word: not word.startswith("-") and "=" in word
-    )  # flags may come last
     full = os.environ.get("HYDRA_FULL_ERROR")
     try:
         # Hydra hands its errors on, instead of printing and exiting
-        with Stop().installed(), env_override({"HYDRA_FULL_ERROR": "1"}):
-            _check_words(sys.argv[1:])
+        flags, overrides, directories = arguments(sys.argv[1:])
+        _check_words(overrides)
+        sys.argv[1:] = [*flags, *overrides]
+        variables = {"HYDRA_FULL_ERROR": "1", DIRECTORIES: json.dumps(directories)}
+        with Stop().installed(), env_override(variables):
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
     except KeyboardInterrupt as interrupt:
         code = interrupt.code if isinstance(interrupt, TerminatedError) else 130
         print(f"kd: {'interrupted' if code == 130 else 'terminated'}", file=sys.stderr)
         sys.exit(code)
-    except (Exception, _EndedError) as raised:
-        error = raised.__cause__ or raised if isinstance(raised, _EndedError) else raised
+    except (Exception, RefusedError) as raised:
+        error = raised.__cause__ or raised if isinstance(raised, RefusedError) else raised
         code, line = _explain(error)
         if line is None or (full and full != "0"):
             raise error from None
@@ -162,20 +185,21 @@ def main() -> None:
 def _check_words(words: list[str]) -> None:
     """Raise UserError for what Hydra would do that kd does not want, or would refuse with a traceback."""
     for word in words:
-        if word.startswith("--e"):
-            raise UserError("--experimental-rerun: it reads a pickle, which could run code; give the overrides again")
-        try:
-            override = OverridesParser.create().parse_override(word)
-        except HydraException:  # Hydra has a line for it
-            continue
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{word.partition('=')[0]}: {error}") from error
+        override = parse(word)
         key, value = override.key_or_group, override._value
         if key.split(".")[0] == "hydra":
             _refuse_code(key, value)
-        elif ("/" in key or (CONF / key).is_dir()) and not override.is_delete() and not _is_choice(value):
+        elif override.is_delete() or (override.type is OverrideType.CHANGE and _is_mapping(value)):
+            continue
+        elif ("/" in key or (CONF / key).is_dir()) and not _is_choice(value):
             known = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
             raise UserError(f"{key}: {value!r} is not a choice; allowed: {known or 'a name'}")
+
+
+def _is_mapping(value: Any) -> bool:
+    """Keys and values, or several such to sweep over: method={T:1,alpha:0.5},{T:4,alpha:0.1}."""
+    values = getattr(value, "list", [value])
+    return bool(values) and all(isinstance(one, dict) for one in values)
 
 
 def _is_choice(value: Any) -> bool:
@@ -245,6 +269,8 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
                 f"cannot write to {one.filename or 'the disk'} ({one.strerror}); choose another folder with {other}",
             )
     for one in chain:
+        if isinstance(one, RecursionError) and (circle := defaults_in_a_circle(one)):
+            return 2, circle
         if str(one).startswith("Only one of --run"):  # Hydra's flags
             if {"-m", "--multirun"} & set(sys.argv) and any(word.startswith(("-c", "--c")) for word in sys.argv):
                 return 2, "--cfg prints one configuration, without -m; dry_run=true lists the jobs of a sweep"
@@ -271,11 +297,15 @@ def _reword(text: str, cause: str) -> str:
     if "does not support sweep type" in text:
         return "interval(a,b) is for hydra/sweeper=optuna; a grid takes values, as method.T=1,2,4"
     if found := re.search(r"Could not override '([^']+)'", text):
-        return f"{found[1]}: there is no such key here; `--cfg job` shows those there are"
+        near = re.search(r"Did you mean to override (?:one of )?(.*)\?", text)
+        hint = f"did you mean {near[1]}?" if near else "`--cfg job` shows those there are"
+        return f"{found[1]}: there is no such key here; {hint}"
     if found := re.search(r"Multiple values for (\S+)\. To override", text):
         return f"{found[1]}: there is one already; choose another with {found[1]}=..., without the +"
     if "Missing mandatory value" in text and (found := re.search(r"full_key: (\S+)", text)):
         return f"{found[1]}: this key is missing; set it with {found[1]}=..."
+    if found := re.search(r"(.*?)\s+full_key: (\S+)", text, re.DOTALL):
+        return f"{found[2]}: {' '.join(found[1].split())}"
     return " ".join(text.split("Config search path")[0].split())
 
 

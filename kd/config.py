@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import Field, ValidationError, field_validator
@@ -360,6 +360,40 @@ def _check_method(config: Config, nets: Mapping[str, Any], shapes: Mapping[str, 
     except ValueError as error:
         hint = f" (teacher.members={members}: an ensemble has only logits)" if members > 1 else ""
         raise UserError(f"method.{error}{hint}") from error
+
+
+def takes_integers(composed: Mapping[str, Any], key: str) -> bool:
+    """Does this dotted key take integers only, by the settings that are chosen here?"""
+    group, *path = key.split(".")
+    schemas: list[type[Settings]] = [Root]
+    if path:
+        name = composed[group].get("name") if isinstance(composed.get(group), Mapping) else None
+        chosen: dict[str, Callable[[], list[type[Settings]]]] = {
+            "method": lambda: [methods.find(name).Config],
+            "student": lambda: [models.find(name, "student").Config, Student],
+            "teacher": lambda: [models.find(name, "teacher").Config, Teacher],
+            "data": lambda: [data.find(name).Config],
+        }
+        schemas = chosen[group]() if group in chosen else _inner(schemas, group)
+    for inner in path[:-1]:
+        schemas = _inner(schemas, inner)
+    types = _types_of(schemas, path[-1] if path else group)
+    return int in types and float not in types
+
+
+def _inner(schemas: list[type[Settings]], field: str) -> list[type[Settings]]:
+    return [one for one in _types_of(schemas, field) if isinstance(one, type) and issubclass(one, Settings)]
+
+
+def _types_of(schemas: list[type[Settings]], field: str) -> list[Any]:
+    """The types that a field may have, out of unions and annotations."""
+    pending = [schema.model_fields[field].annotation for schema in schemas if field in schema.model_fields]
+    found = []
+    while pending:
+        one = pending.pop()
+        found.append(one)
+        pending += get_args(one)
+    return found
 
 
 def _check_labels(config: Config) -> None:

@@ -25,6 +25,7 @@ from kd.device import Device
 from kd.files import write_json
 from kd.pool import Outcome
 from kd.sweep import LocalScheduler
+from kd.table import read_plan
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it; its children would too
 
@@ -234,3 +235,28 @@ def launched(ends: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> list[dict
     monkeypatch.setattr(LocalScheduler, "run", run)
     monkeypatch.setattr("kd.figures.draw", lambda *_, **__: ([], []))
     return jobs
+
+
+@pytest.fixture
+def planned(kd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+    """planned("-m", ...): the jobs of a sweep of toys, all run in this process, none of which trains."""
+    ran: list[str] = []
+    monkeypatch.setattr("kd.run.run", lambda config, **_: ran.append(config.identity()))
+    monkeypatch.setattr("kd.result.summary", lambda *_: [])
+    monkeypatch.setattr("kd.sweep._conclude", lambda *_, **__: "")
+
+    def run(*words: str) -> list[dict[str, Any]]:
+        said = kd("data=digits", "student.scale=1", "teacher.scale=1", "device=cpu", "threads=1", *words)
+        assert said.code == 0, said.err
+        (plan,) = Path().glob("**/jobs.json")
+        jobs = read_plan(plan.parent)
+        assert ran == [job["id"] for job in jobs], "every planned job is run, in this process and in order"
+        return jobs
+
+    return run
+
+
+def write(path: str, text: str | bytes) -> None:
+    """A file of the user's, below the current directory."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(text if isinstance(text, bytes) else text.encode())

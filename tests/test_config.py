@@ -136,7 +136,7 @@ def test_a_sweep_is_checked_before_its_first_job(kd: Callable) -> None:
 @pytest.mark.parametrize(
     ("word", "line"),
     [
-        ("method.T=interval(1,4)", "kd: interval(a,b) is for hydra/sweeper=optuna; a grid takes values, as "),
+        ("method.T=interval(1,4)", "kd: method.T: interval(a,b) is for hydra/sweeper=optuna; a grid takes values, as "),
         (
             "hydra.launcher.slots=two",
             "kd: hydra.launcher.slots: Value 'two' of type 'str' could not be converted to Int",

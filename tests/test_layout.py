@@ -58,10 +58,15 @@ ORDER = [
     "report",
     "dry_run",
     "sweep",
+    "overrides",
     "cli",
     "__main__",
 ]
-ONLY_IN = {"hydra": {"cli"}, "omegaconf": {"cli"}, "wandb": {"artifacts", "dashboard", "tracker"}}
+ONLY_IN = {
+    "hydra": {"cli", "overrides"},
+    "omegaconf": {"cli", "overrides"},
+    "wandb": {"artifacts", "dashboard", "tracker"},
+}
 FILES = sorted(HERE.rglob("*.py"))
 
 
