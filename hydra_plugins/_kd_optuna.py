@@ -50,6 +50,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
+        from kd import tracker
         from kd.files import write_json
         from kd.settings import UserError
         from kd.study import Study, absolute, name_of
@@ -74,6 +75,7 @@ class OptunaSweeper(Sweeper):
             jobs = study.jobs()
             directory.write(jobs)
             write_json(directory.path / "study.json", where)
+            tracker.name_group(directory.path, jobs)
             typed: dict[int, list[str]] = {}  # the overrides of each job, by its number
 
             def begin(trial: Any) -> None:

@@ -36,6 +36,7 @@ from kd.overrides import RefusedError, arguments, defaults_in_a_circle, parse
 from kd.registry import CONF
 from kd.settings import UserError
 from kd.stop import Stop, TerminatedError
+from kd.wandb_env import refuse_seed
 
 
 def _register_plugins() -> None:
@@ -121,11 +122,9 @@ OmegaConf.register_new_resolver("kd.sweep_dir", sweep_dir, replace=True, use_cac
 
 def prepare(composed: DictConfig, sweep: str | None) -> Any:
     """The checked configuration of a job, this process made ready for it. `sweep`: the directory of its sweep."""
-    from kd import device, tracker
+    from kd import device
     from kd.config import check
 
-    if sweep and composed.tracker.group is None:
-        composed.tracker.group = tracker.group(Path(sweep).absolute())
     config = replace(check(plain(composed)), sweep=Path(sweep).absolute() if sweep else None)
     device.settle(config.root.threads)
     logging.raiseExceptions = False  # a log that cannot be written is no reason to say so for each line
@@ -143,7 +142,8 @@ def task(composed: DictConfig, tell: Any = None, shared: Any = None) -> None:
     try:
         _return_to(Path(job.runtime.cwd))
         config = prepare(composed, job.sweep.dir if job.mode == RunMode.MULTIRUN else None)
-        for line in summary(config, run(config, tell=tell, shared=shared), folder_of(config)):
+        single = job.mode != RunMode.MULTIRUN
+        for line in summary(config, run(config, tell=tell, shared=shared, single=single), folder_of(config)):
             log.info(line)
     except Exception as error:
         if job.mode == RunMode.MULTIRUN:
@@ -167,6 +167,7 @@ def main() -> None:
         _check_words(overrides)
         sys.argv[1:] = [*flags, *overrides]
         variables = {"HYDRA_FULL_ERROR": "1", DIRECTORIES: json.dumps(directories)}
+        refuse_seed()
         with Stop().installed(), env_override(variables):
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
     except KeyboardInterrupt as interrupt:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 import torch
 from pydantic import Field, ValidationError, field_validator
 
-from kd import data, methods, models, store
+from kd import data, methods, models, store, wandb_env
 from kd.data import Description
 from kd.models.ensemble import Ensemble, Mean
 from kd.optim import VARIANTS, Optimizer, Schedule
@@ -64,10 +64,10 @@ class Tracker(Settings):
     """Weights & Biases: a mirror of what the run's own files say."""
 
     mode: Literal["auto", "online", "offline", "disabled"]
-    project: Project
+    project: Project | None
     entity: Entity | None
     group: Group | None
-    tags: list[Tag]
+    tags: list[Tag] | None
     notes: Text | None
     samples: Annotated[int, Field(ge=0, le=256)]
     artifacts: bool
@@ -309,6 +309,7 @@ def check(composed: Mapping[str, Any], known: dict[Any, Any] | None = None) -> C
     """
     known = {} if known is None else known
     root = typed(Root, composed, "")
+    root = root.model_copy(update={"tracker": wandb_env.fill(root.tracker, root.tracker.mode)})
     method = typed(methods.find(root.method.get("name")).Config, root.method, "method")
     student, own = _model(root.student, Student, "student")
     teacher, teaching = _model(root.teacher, Teacher, "teacher")

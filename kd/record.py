@@ -121,6 +121,16 @@ class Record:
         mark(self.folder, "done")
 
 
+def epochs(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's history.csv, or none where it is missing or damaged."""
+    try:
+        with open(folder / "history.csv", encoding="utf-8", newline="") as file:
+            rows = [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+        return [{**row, "epoch": int(row["epoch"])} for row in rows]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()

@@ -33,24 +33,30 @@ def run(
     title: str = "student",
     tell: Callable[..., bool] | None = None,
     shared: Shared | None = None,
+    single: bool = False,
 ) -> dict[str, Any]:
     """Train, evaluate and record what `config` says, unless that was done before; return the content of result.json.
 
     A run that was interrupted goes on from its last checkpoint. `tell("epoch", row)` is called after each epoch of the
     student; its answer True ends the run. `shared` keeps images and teacher for the next run of this process. A signal
-    that ends the process waits for the end of a step, and for a checkpoint.
+    that ends the process waits for the end of a step, and for a checkpoint. `single`: see kd.tracker.open.
     **Raises:** UserError for what a user can mend; DivergedError when the loss is not finite; PrunedError.
     """
     shared = shared or Shared()
     try:
         with shared.stop.installed():
-            return alone(steps(config, title, tell, shared))
+            return alone(steps(config, title, tell, shared, single=single))
     finally:
         shared.forget("step/")
 
 
 def steps(
-    config: Config, title: str, tell: Callable[..., bool] | None, shared: Shared, packed: int = 1
+    config: Config,
+    title: str,
+    tell: Callable[..., bool] | None,
+    shared: Shared,
+    packed: int = 1,
+    single: bool = False,
 ) -> Generator[None, None, dict[str, Any]]:
     """`run`, a step at a time, so that several can go in turn (`packed`: how many do)."""
     refuse_seeds(config)
@@ -62,6 +68,8 @@ def steps(
             Checkpoints(folder).clear()  # of a process that was killed at its very end
             notice = {"notice": title == "student"}
             log.info("%s: found in %s (rerun=true trains it again)", title, console.place(folder), extra=notice)
+            if single:
+                tracker.repeat(config, folder, found)
             return found
         if root.rerun:
             record.set_aside(folder)
@@ -73,7 +81,7 @@ def steps(
             with kept.running():
                 same = config.data, config.described, cache, device.torch
                 images = shared.last("images", same, lambda: data.load(*same), "teacher", "step/")
-                result = yield from _distill(config, kept, images, device, title, tell, shared, packed)
+                result = yield from _distill(config, kept, images, device, title, tell, shared, packed, single)
         except (Exception, KeyboardInterrupt) as error:
             shared.forget("teacher")  # whatever happened to it is over with this run
             states = {DivergedError: "diverged", PrunedError: "pruned", KeyboardInterrupt: "killed"}
@@ -154,6 +162,7 @@ def _distill(
     tell: Callable[..., bool] | None,
     shared: Shared,
     packed: int,
+    single: bool,
 ) -> Generator[None, None, dict[str, Any]]:
     parts = _parts(config, images, device, shared)
     state = State(parts.student, parts.method, config.root.optimizer)
@@ -167,7 +176,7 @@ def _distill(
         if checkpoints.save(state.epoch, state.step, {**state.dump(), **more, "resumed": began["resumed"]}):
             log.debug("%s: checkpoint after epoch %d and %d steps", title, state.epoch, state.step)
 
-    with tracker.open(config, kept.folder, title) as mirror, shared.stop.watching():
+    with tracker.open(config, kept.folder, title, single) as mirror, shared.stop.watching():
         for row in kept.rows:
             mirror.epoch(row)
         stop = [tell("epoch", row) for row in kept.rows] if tell else []

@@ -41,6 +41,8 @@ def plan(
     that came before. **Raises:** UserError naming the first job that cannot be run; then nothing is written."""
     added = [job for job, _ in checked(console.progress(jobs, total, "planning"), len(before))]
     sweep.write([*before, *added])
+    if not before:
+        tracker.name_group(sweep.path, added)
     return added
 
 
@@ -109,7 +111,27 @@ def _conclude(folder: Path, figures: bool = True) -> str:
         pictures = [folder / "figures" / f"{name}.png" for name in found.figures]
         tracker.sweep(check(jobs[0]["config"]).root.tracker, folder, frames, pictures, found.text)
     left = [str(n) for n, state in enumerate(states, 1) if state not in ("done", "pruned")]
+    if figures and jobs and not left:
+        tracker.trial(check(jobs[0]["config"]).root.tracker, folder, *_preferred(jobs, found.tables))
     return f"{len(left)} of {len(jobs)} jobs are not done: {', '.join(left)}" if left else ""
+
+
+def _preferred(jobs: Sequence[Job], tables: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Of the jobs' settings the best on validation: the results of its runs, and the mean history of these. Nothing
+    where there are several settings and no validation images."""
+    runs = tables.runs[tables.runs["id"].isin([job["id"] for job in jobs]) & (tables.runs["status"] == "done")]
+    runs = runs.drop_duplicates("id")
+    settings = runs["setting"].drop_duplicates()
+    if len(settings) > 1:
+        if "val_accuracy" not in runs:
+            return [], []
+        means = runs.groupby("setting", sort=False)["val_accuracy"].mean()
+        runs = runs[runs["setting"] == means.idxmax()]
+    folders = {job["id"]: Path(job["folder"]) for job in jobs}
+    results = [result for id_ in runs["id"] if (result := record.finished(folders[id_]))]
+    history = tables.history[tables.history["id"].isin(runs["id"])].drop(columns=["id", "setting", "method", "seed"])
+    rows = history.groupby("epoch", as_index=False).mean(numeric_only=True).to_dict("records")
+    return results, [{**row, "epoch": int(row["epoch"])} for row in rows]
 
 
 # ---- on this machine

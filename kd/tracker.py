@@ -1,26 +1,29 @@
 """Weights & Biases, as a mirror: the truth is in the run's own files, and nothing here may stop a training."""
 
 import contextlib
+import hashlib
+import json
 import logging
-import netrc
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlparse
+from typing import Any
 
 from torch import Tensor
 
-from kd import artifacts, console, dashboard
+from kd import artifacts, dashboard, wandb_env, wandb_run
 from kd.config import Config, Tracker
 from kd.data import Data
 from kd.files import read_json, write_json
+from kd.record import epochs
 from kd.settings import first_line
 from kd.train import DivergedError, PrunedError
 from kd.wandb_rules import shortened
 
 log = logging.getLogger(__name__)
+
+GROUP = "wandb.json"  # in a sweep's directory
 
 
 class Mirror:
@@ -74,43 +77,87 @@ class Mirror:
 
 
 @contextlib.contextmanager
-def open(config: Config, folder: Path, job_type: str) -> Iterator[Mirror]:
+def open(config: Config, folder: Path, job_type: str, single: bool = False) -> Iterator[Mirror]:
     """A mirror for one run; when the block ends the W&B run is finished, as failed if an error leaves the block.
 
+    `single`: it is the one that its command is for, which W&B's variables for a run mean (WANDB_RUN_ID, WANDB_NAME).
     A run that goes on after an interruption keeps its W&B id, and is to be told all its epochs again: online those that
     the server has are passed over, and each offline segment holds all from the first (of a killed process nothing may
     be left), so that a sync of it replaces what was synced before. In the end the earlier ones go to superseded/.
     """
-    settings = config.root.tracker
-    tags = list(dict.fromkeys([*settings.tags, shortened("tag", config.method.name)]))
-    name = shortened("name", config.label())
-    settings = settings.model_copy(update={"notes": dashboard.notes(settings.notes, folder, config.sweep)})
-    content = {**config.plain(), "run_id": config.identity()}
-    known = read_json(folder / "wandb.json")
-    id_ = str(known["id"]) if isinstance(known, dict) and "id" in known else secrets.token_hex(6)
-    with _mirrored(settings, folder, job_type, name, tags, content, id_) as run:
+    about = _about(config, folder, job_type, single)
+    with wandb_run.started(config.root.tracker, folder, about) as run:
         if run is not None:
-            write_json(folder / "wandb.json", {"id": id_})
-        mirror = Mirror(run, settings)
+            group = {"group": about.group} if about.group else {}
+            write_json(folder / "wandb.json", {"id": run.id, **group})
+        mirror = Mirror(run, config.root.tracker)
         mirror.send(dashboard.define_axes)
         try:
             yield mirror
         except BaseException as error:
             mirror.alert(error, folder)
             raise
-    for segment in (folder / "wandb").glob(f"*run-*-{id_}*"):  # two of one second have another ending
+    if run is None:
+        return
+    own = Path(run.dir).parent
+    for segment in own.parent.glob(f"*run-*-{run.id}*"):  # two of one second have another ending
         with contextlib.suppress(Exception):
-            if run is None or segment == Path(run.dir).parent:
-                continue
-            (folder / "wandb" / "superseded").mkdir(exist_ok=True)
-            segment.rename(folder / "wandb" / "superseded" / segment.name)
+            if segment != own:
+                (own.parent / "superseded").mkdir(exist_ok=True)
+                segment.rename(own.parent / "superseded" / segment.name)
+
+
+def repeat(config: Config, folder: Path, result: Mapping[str, Any]) -> None:
+    """Report a run that was finished before to the W&B run that a sweep's agent has created for it, if one has."""
+    trial = wandb_env.trial()
+    if trial is None:
+        return
+    about = _about(config, folder, "student", single=True)
+    with wandb_run.started(config.root.tracker, folder, about) as run:
+        _tell(run, epochs(folder), dashboard.summary(result))
+
+
+def trial(
+    settings: Tracker, folder: Path, results: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Report one setting of a sweep to the W&B run of the agent that started it, if one did: means over its seeds.
+
+    **Arguments:** `results` of the setting's runs; `rows`: the history of their means.
+    """
+    given = wandb_env.trial()
+    if given is None or not results:
+        return
+    if given.sweep_id is None:
+        log.warning("W&B: WANDB_RUN_ID=%s is ignored: this command has several runs", given.run_id)
+        return
+    seeds = [result["seed"] for result in results]
+    config = {**results[0]["config"], "seeds": seeds}
+    config.pop("seed", None)
+    about = wandb_run.About(
+        name=shortened("name", f"{results[0]['method']}-{results[0]['student']}-{len(seeds)}-seeds"),
+        job_type="trial",
+        group=settings.group or group(folder),
+        tags=_tags(settings, str(results[0]["method"])),
+        notes=dashboard.notes(settings.notes, folder, folder),
+        config=config,
+        id=given.run_id,
+        resume=True,
+        trial=given,
+    )
+    with wandb_run.started(settings, folder, about) as run:
+        _tell(run, rows, _mean([dashboard.summary(result) for result in results]))
 
 
 def sweep(settings: Tracker, folder: Path, tables: Mapping[str, Any], figures: Sequence[Path], text: str) -> None:
     """One run beside a sweep's own, in its group, that holds the sweep's tables, figures and verdict."""
-    notes = dashboard.notes(settings.notes, folder, folder, text)
-    settings = settings.model_copy(update={"group": settings.group or group(folder), "notes": notes})
-    with _mirrored(settings, folder, "sweep-summary", "sweep-summary", settings.tags, {}) as run:
+    about = wandb_run.About(
+        name=shortened("name", os.environ.get("WANDB_NAME") or "sweep-summary"),
+        job_type="sweep-summary",
+        group=settings.group or group(folder),
+        tags=settings.tags or [],
+        notes=dashboard.notes(settings.notes, folder, folder, text),
+    )
+    with wandb_run.started(settings, folder, about) as run:
         mirror = Mirror(run)
         for name, table in tables.items():
             mirror.log(lambda table=table, name=name: {name: dashboard.table(table)})  # type: ignore[misc]
@@ -119,82 +166,68 @@ def sweep(settings: Tracker, folder: Path, tables: Mapping[str, Any], figures: S
 
 
 def group(folder: Path) -> str:
-    """The name under which W&B gathers the runs of the sweep in `folder`."""
+    """The name under which W&B gathers the runs of the sweep in `folder`: see `name_group`."""
+    known = read_json(folder / GROUP)
+    if isinstance(known, dict) and "group" in known:
+        return str(known["group"])
     return shortened("group", "-".join(folder.parts[-2:]))
 
 
-@contextlib.contextmanager
-def _mirrored(
-    settings: Tracker,
-    folder: Path,
-    job_type: str,
-    name: str,
-    tags: Sequence[str],
-    content: Mapping[str, Any],
-    id_: str | None = None,
-) -> Iterator[Any]:
-    """A W&B run, or None when there is to be none or none can be had."""
-    mode: str = settings.mode if settings.mode != "auto" else os.environ.get("WANDB_MODE") or _auto()
-    if mode not in ("online", "offline"):
-        yield None
-        return
-    said = {"group": settings.group, "job_type": job_type, "name": name, "tags": tags, "config": content,
-            "notes": settings.notes, "project": settings.project, "entity": settings.entity,
-            "id": id_}  # fmt: skip
-    run, code = _start(settings.timeout, folder, "online" if mode == "online" else "offline", said), 1
-    try:
-        yield run
-        code = 0
-    finally:
-        if run is not None:
-            with contextlib.suppress(Exception):
-                run.finish(exit_code=code)
-            _say_where(run)
+def name_group(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Name the group of the sweep in `folder`: by its study, if it searches, else by what its jobs are, so that the
+    same sweep has the same name wherever and whenever it is started again."""
+    study = read_json(folder / "study.json")
+    if isinstance(study, dict) and "study" in study:
+        name = f"search-{study['study']}"
+    else:
+        ids = sorted({job["id"] for job in jobs})
+        digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8]
+        words = list(dict.fromkeys(job["config"]["method"]["name"] for job in jobs))
+        first = "-".join(words[:4]) + (f"-and-{len(words) - 4}-more" if len(words) > 4 else "")
+        name = f"{first}-{digest}"
+    write_json(folder / GROUP, {"group": shortened("group", name)})
 
 
-def _start(timeout: int, folder: Path, mode: Literal["online", "offline"], said: Mapping[str, Any]) -> Any:
-    """wandb.init that cannot ask, cannot hang and cannot fail: online falls back to offline, offline to nothing."""
-    import wandb
-
-    try:
-        return wandb.init(
-            mode=mode,
-            dir=str(folder),
-            # a sync of an offline segment that says `resume` appends it to what the server has of earlier ones
-            resume="allow" if mode == "online" and said["id"] else None,
-            settings=wandb.Settings(
-                init_timeout=timeout,
-                finish_timeout=4 * timeout,
-                reinit="create_new",  # the default returns the run that a crashed job left open
-                console="off",
-                silent=True,
-                **dashboard.settings(),
-            ),
-            **said,
-        )
-    except Exception as error:
-        after = "; it is kept offline" if mode == "online" else "; this run is not mirrored"
-        log.warning("W&B (%s): %s%s", mode, first_line(error), after)
-        return _start(timeout, folder, "offline", said) if mode == "online" else None
+def _about(config: Config, folder: Path, job_type: str, single: bool) -> wandb_run.About:
+    """What the W&B run of a run is called, and which it is: the agent's, the one it had before, or a new one."""
+    settings, known = config.root.tracker, read_json(folder / "wandb.json")
+    known = known if isinstance(known, dict) else {}
+    given = wandb_env.trial() if single else None
+    id_ = given.run_id if given else known.get("id")
+    name = os.environ.get("WANDB_NAME") if single else None
+    kind = os.environ.get("WANDB_JOB_TYPE") if job_type == "student" else None
+    return wandb_run.About(
+        name=shortened("name", name or config.label()),
+        job_type=kind or job_type,
+        group=settings.group or known.get("group") or (group(config.sweep) if config.sweep else None),
+        tags=_tags(settings, config.method.name),
+        notes=dashboard.notes(settings.notes, folder, config.sweep),
+        config={**config.plain(), "run_id": config.identity()},
+        id=str(id_ or secrets.token_hex(6)),
+        resume=True,
+        trial=given,
+    )
 
 
-def _auto() -> Literal["online", "offline"]:
-    """Online when a key is configured, offline otherwise; the user is never asked."""
-    if os.environ.get("WANDB_API_KEY"):
-        return "online"
-    base = os.environ.get("WANDB_BASE_URL")
-    hosts = {urlparse(base).hostname} if base else {"api.wandb.ai", "api.forge.coreweave.com"}
-    path = os.environ.get("NETRC") or next((p for n in (".netrc", "_netrc") if (p := Path.home() / n).exists()), None)
-    with contextlib.suppress(OSError, netrc.NetrcParseError, TypeError):
-        if path and hosts & set(netrc.netrc(str(path)).hosts):
-            return "online"
-    return "offline"
+def _tags(settings: Tracker, method: str) -> list[str]:
+    return list(dict.fromkeys([*(settings.tags or []), shortened("tag", method)]))
 
 
-def _say_where(run: Any) -> None:
-    with contextlib.suppress(Exception):
-        if not run.offline:
-            log.info("W&B      %s", run.url)
-        else:
-            place = console.place(Path(run.dir).parent)
-            log.info("W&B      offline; to see it: wandb leet %s; to upload it: wandb sync %s", place, place)
+def _tell(run: Any, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
+    mirror = Mirror(run)
+    mirror.send(dashboard.define_axes)
+    for row in rows:
+        mirror.epoch(row)
+    mirror.send(lambda run: run.summary.update(summary))
+
+
+def _mean(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Numbers as their means, and what is no number where it is the same in all."""
+    found: dict[str, Any] = {}
+    for name, first in summaries[0].items():
+        values = [summary.get(name) for summary in summaries]
+        if isinstance(first, int | float) and all(isinstance(value, int | float) for value in values):
+            found[name] = sum(values) / len(values)  # type: ignore[arg-type]
+        elif all(value == first for value in values):
+            found[name] = first
+    return found

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 import kd.run
-from kd import cli, registry, tracker
+from kd import cli, registry, wandb_run
 from kd.config import check
 from kd.data.loader import Split
 from kd.settings import flatten
@@ -206,7 +206,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(kd.run, "train", first)
     monkeypatch.setattr(Split, "batches", lambda self, batch_size: 1)
-    monkeypatch.setattr(tracker, "_start", lambda *_: None)
+    monkeypatch.setattr(wandb_run, "_start", lambda *_: None)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", refuse)

@@ -18,6 +18,7 @@ ORDER = [
     "stop",
     "settings",
     "wandb_rules",
+    "wandb_env",
     "reader",
     "registry",
     "seeds",
@@ -40,6 +41,7 @@ ORDER = [
     "console",
     "dashboard",
     "artifacts",
+    "wandb_run",
     "tracker",
     "result",
     "run",
@@ -65,7 +67,7 @@ ORDER = [
 ONLY_IN = {
     "hydra": {"cli", "overrides"},
     "omegaconf": {"cli", "overrides"},
-    "wandb": {"artifacts", "dashboard", "tracker"},
+    "wandb": {"artifacts", "dashboard", "wandb_run"},
 }
 FILES = sorted(HERE.rglob("*.py"))
 

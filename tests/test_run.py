@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import kd as package
-from kd import evaluate, tracker
+from kd import evaluate, wandb_run
 from kd.files import read_json
 from kd.record import Record, finished, set_aside
 from kd.settings import UserError
@@ -199,7 +199,7 @@ def test_a_server_that_is_not_there_stops_nothing(kd: Callable, monkeypatch: pyt
 
 def test_errors_of_the_tracker_are_told_once_and_stop_nothing(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
-        offline, dir = True, "x"
+        id, offline, dir = "i", True, "x"
         summary: dict = {}  # noqa: RUF012
 
         def define_metric(self, *_: object, **__: object) -> None:
@@ -211,24 +211,10 @@ def test_errors_of_the_tracker_are_told_once_and_stop_nothing(kd: Callable, monk
         def finish(self, **_: object) -> None:
             raise ValueError("still none")
 
-    monkeypatch.setattr(tracker, "_start", lambda *_: Broken())
+    monkeypatch.setattr(wandb_run, "_start", lambda *_: Broken())
     said = kd(*SMALL, "method=standard", "tracker.mode=offline")
     assert said.code == 0
     assert said.out.count("W&B: no more disk; logging to it stops, the training goes on") == 1
-
-
-def test_the_mode_is_offline_unless_a_key_is_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert tracker._auto() == "offline"
-    (tmp_path / ".netrc").write_text("machine elsewhere.org login user password x\n")
-    assert tracker._auto() == "offline"
-    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password x\n")
-    assert tracker._auto() == "online"
-    monkeypatch.setenv("HOME", str(tmp_path / "other"))
-    monkeypatch.setenv("WANDB_API_KEY", "k")
-    assert tracker._auto() == "online"
 
 
 # ---- what is measured, and how it is folded

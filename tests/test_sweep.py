@@ -197,7 +197,9 @@ def test_the_dashboard_gets_the_sweep_as_a_group_and_a_summary_of_it(place: Plac
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         records = [json.loads(line) for line in said.splitlines()]
         runs.append(next(r["run"] for r in records if r["type"] == "run") | {"said": said})
-    assert [r["run_group"] for r in runs] == ["-".join(sweep.parts[-2:])] * 3, "named after the sweep"
+    group = json.loads((sweep / "wandb.json").read_text())["group"]
+    assert group.startswith("standard-"), "named after what its jobs are"
+    assert [r["run_group"] for r in runs] == [group] * 3
     assert sorted(r["job_type"] for r in runs) == ["student", "student", "sweep-summary"]
     for run in runs:
         if run["job_type"] == "student":

@@ -64,8 +64,8 @@ class Server(ThreadingHTTPServer):
 
     `runs`: run id -> what is known of it. `requests`: each GraphQL operation (such as "UpsertBucket") with its
     variables, in order. `errors`: operation ("FileStream" for the stream of history; "*" for all) -> (status, message),
-    which is answered instead. `gate`: while it is cleared nothing is answered. `commands`: what a `wandb agent` is to
-    run next.
+    which is answered instead. `gate`: while it is cleared nothing is answered. `command`: that of a sweep; `commands`:
+    what a `wandb agent` is to do next, such as {"type": "run", "run_id": "x", "program": "kd", "args": {...}}.
     """
 
     daemon_threads = True
@@ -78,6 +78,7 @@ class Server(ThreadingHTTPServer):
         self.artifacts: list[Artifact] = []  # one for each name and digest, as on W&B's server
         self.alerts: list[dict[str, Any]] = []
         self.errors: dict[str, tuple[int, str]] = {}
+        self.command: list[str] = []
         self.commands: list[dict[str, Any]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -111,6 +112,9 @@ class Server(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    def handle_error(self, *_: object) -> None:
+        """A client that does not wait for the answer is no error here."""
+
     def answer(self, operation: str, asked: dict[str, Any]) -> Any:
         name = str(asked.get("name"))
         if operation == "RunResumeStatus":
@@ -126,11 +130,15 @@ class Server(ThreadingHTTPServer):
             run = asked.get("run") or asked.get("runName") or name
             files = [{"name": file, "uploadUrl": f"{self.url}/upload/{run}/{file}"} for file in asked["files"]]
             return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
+        if operation == "SweepWithRuns":
+            config = json.dumps({"program": "kd", "command": self.command, "method": "random", "parameters": {}})
+            sweep = {"id": "s", "name": asked["sweep"], "state": "RUNNING", "config": config, "runs": {"edges": []}}
+            return {"project": {"sweep": sweep}}
         if operation == "CreateAgent":
             return {"createAgent": {"agent": {"id": "agent"}}}
         if operation == "Heartbeat":
-            command = self.commands.pop(0) if self.commands else {"type": "exit"}
-            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps([command])}}
+            commands, self.commands = self.commands[:1], self.commands[1:]
+            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
         return {"viewer": {"id": "v", "username": "me", "entity": "me", "flags": "{}", "teams": {"edges": []}}}
 
     def models(self) -> list[Artifact]:
