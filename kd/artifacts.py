@@ -28,9 +28,10 @@ def log(run: Any, config: Config, folder: Path, result: Mapping[str, Any]) -> No
 def _publish(run: Any, artifact: Any, aliases: list[str], used: bool) -> None:
     """Log or use an artifact: the part of `run.use_artifact` that works offline too, and does not wait for the upload.
 
-    **Raises:** what W&B raises where its server does not answer.
+    "User created" is what the run did not make: W&B then records no run as its origin. **Raises:** what W&B raises
+    where its server does not answer.
     """
-    run._log_artifact(artifact, aliases=aliases, is_user_created=True, use_after_commit=used)
+    run._log_artifact(artifact, aliases=aliases, is_user_created=used, use_after_commit=used)
 
 
 def _of_teachers(run: Any, config: Config) -> Iterator[tuple[Any, list[str]]]:

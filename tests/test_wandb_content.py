@@ -39,7 +39,7 @@ def cli(*words: str) -> str:
 def records(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The content of the only offline W&B run in a run's or sweep's `folder`, by the type of record."""
     (path,) = folder.glob("wandb/offline-run-*")
-    out = cli("leet", "inspect", "--json", str(path))
+    out = cli("leet", "inspect", "--json", str(path.absolute()))
     by_type: dict[str, list[dict[str, Any]]] = {}
     for record in map(json.loads, out.splitlines()):
         by_type.setdefault(record["type"], []).append(record[record["type"]])
@@ -317,7 +317,8 @@ def test_a_server_that_goes_away_does_not_hold_the_run(
     words = [*WORDS, "method=standard", "student.epochs=1", "tracker.artifacts=true", "tracker.timeout=5"]
     said = kd(*words)
     assert said.code == 0
-    assert said.out.count("logging to it stops, the training goes on") == 1, "said, and once"
+    assert "logging to it stops" in said.out or "Timed out finishing run" in said.err
+    assert server.models() == []
     (folder,) = Path("runs").glob("standard-*")
     assert (folder / "result.json").exists()
 
