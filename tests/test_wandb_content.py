@@ -73,11 +73,13 @@ class Offline(NamedTuple):
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory) -> Offline:
-    """One command, typed in the user's repository, whose runs are kept elsewhere."""
+    """One command, typed in the user's repository, whose runs are kept in another."""
     place, kept = tmp_path_factory.mktemp("repository"), tmp_path_factory.mktemp("kept")
     git = ["git", "-c", "user.name=me", "-c", "user.email=me@example.org"]
-    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
-        subprocess.run([*git, *words], cwd=place, check=True)
+    for repository in (place, kept):
+        subprocess.run([*git, "init", "-q"], cwd=repository, check=True)
+        message = f"of {repository.name}"
+        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", message], cwd=repository, check=True)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=place, capture_output=True, text=True, check=True).stdout
     words = [*WORDS, "method=logits", "tracker.mode=offline", "tracker.artifacts=true", "tracker.notes='mine, first'"]
     command = [sys.executable, "-m", "kd", *words, f"paths.runs={kept}"]
