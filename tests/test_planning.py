@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import is_one_line
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from hydra_plugins import _kd_sweeper
 from hydra_plugins._kd_compose import Composer
 from hydra_plugins._kd_sweeper import GridSweeper
-from kd import cli, config, models, store, sweep
+from kd import cli, config, console, models, store, sweep
 from kd.table import read_plan
 
 FILES = {
@@ -211,3 +212,30 @@ def test_the_weights_of_a_teacher_are_read_once(
     before = config.file_digest(path)
     path.write_bytes(path.read_bytes() + b" ")
     assert config.file_digest(path) != before, "another content is read again"
+
+
+def test_progress_is_a_few_lines_where_there_is_no_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "kd"):
+        assert list(console.progress(iter(range(1200)), 1200, "planning")) == list(range(1200))
+        assert list(console.progress(iter(range(9)), 9, "planning")) == list(range(9))
+    assert caplog.messages == ["planning: 500 of 1200 jobs", "planning: 1000 of 1200 jobs"]
+
+
+def test_jobs_whose_teachers_are_there_are_compared_with_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read for 300 jobs of 3 teachers: each teacher's result, once."""
+    read = []
+
+    def finished(folder: Path) -> bool:
+        read.append(folder.name)
+        return True
+
+    monkeypatch.setattr(sweep.record, "finished", finished)
+    units = [[{"number": n, "teachers": [f"/none/{n % 3}"]}] for n in range(300)]
+    assert [unit[0]["number"] for unit in sweep.in_turn(units)] == list(range(300))
+    assert sorted(read) == ["0", "1", "2"]
+
+
+def test_a_mistake_in_a_late_job_ends_in_one_line(kd: Callable, tmp_path: Path) -> None:
+    done = kd("-m", "data=digits", "method=logits", "method.T=1,2", f"seed={','.join(map(str, range(50)))},-1")
+    assert is_one_line(done, "seed: should be greater than or equal to 0, got -1 (job 51: ")
+    assert list((tmp_path / "cwd").iterdir()) == []
