@@ -341,7 +341,7 @@ def opened(place: str, **settings: Any) -> Any:
         try:
             return optuna.storages.RDBStorage(place, engine_kwargs=arguments, **settings)
         except Exception as error:
-            if not left or "already exists" not in str(error):
+            if not left or not any(sign in str(error).lower() for sign in ("already exists", "unique", "duplicate")):
                 raise
             time.sleep(0.1)  # another process makes the tables at this moment
     raise AssertionError

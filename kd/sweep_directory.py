@@ -72,7 +72,7 @@ class SweepDirectory:
     def write(self, jobs: Sequence[Mapping[str, Any]]) -> None:
         """Write the plan. **Raises:** UserError when the directory holds that of other jobs."""
         own = {os.path.realpath(job["folder"]) for job in jobs}
-        others = [Path(run).name for run in self._runs() if run not in own]
+        others = [] if self.planned else [Path(run).name for run in self._runs() if run not in own]
         if others:
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
             self._refuse(f"a sweep with other jobs ({others[0]}{more})")
