@@ -235,7 +235,7 @@ def test_a_real_terminal_is_drawn_and_left_as_it_was(place: Place) -> None:
             break
     os.close(parent)
     assert process.wait(PATIENCE) == 1
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", content.decode())
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", content.decode())
     assert "2 jobs: 1 running, 1 to do" in text
     assert re.search(r"^ *1 +standard +optimizer\.lr=0\.05 +(-|[12]/2)", text, re.M)
     assert "best so far: val " in text
