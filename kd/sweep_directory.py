@@ -95,6 +95,7 @@ class SweepDirectory:
         for number, job in enumerate(entries or (), 1):
             if wrong := wrong_with(Placed, job):
                 damage = f"{PLAN} is damaged: job {number}: {wrong}"
+                break
         if damage:
             self._refuse(f"a sweep whose {damage}")
         base = os.path.realpath(self.path)
