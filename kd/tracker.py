@@ -141,7 +141,6 @@ def trial(
         notes=dashboard.notes(settings.notes, folder, folder),
         config=config,
         id=given.run_id,
-        resume=True,
         trial=given,
     )
     with wandb_run.started(settings, folder, about) as run:
@@ -204,7 +203,7 @@ def _about(config: Config, folder: Path, job_type: str, single: bool) -> wandb_r
         notes=dashboard.notes(settings.notes, folder, config.sweep),
         config={**config.plain(), "run_id": config.identity()},
         id=str(id_ or secrets.token_hex(6)),
-        resume=True,
+        resume=id_ is not None and id_ == known.get("id"),
         trial=given,
     )
 

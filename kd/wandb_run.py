@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from kd.wandb_env import Mode, Trial
 
 log = logging.getLogger(__name__)
 
-FINISH = 4  # times the timeout of a start: how long the end of a run waits for its last uploads
+FINISH = 4.0  # times the timeout of a start: how long the end of a run waits for its last uploads
 # kd decides these itself, for each of its runs; and W&B's service of another process ends with that process
 HIDDEN = ("WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_TAGS", "WANDB_NAME", "WANDB_NOTES", "WANDB_RUN_GROUP",
           "WANDB_JOB_TYPE", "WANDB_DIR", "WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RESUME",
@@ -55,7 +56,7 @@ def started(settings: Tracker, folder: Path, about: About) -> Iterator[Any]:
         code = 0
     finally:
         if run is not None:
-            _finish(run, code)
+            _finish(run, code, FINISH * settings.timeout)
 
 
 def _start(settings: Tracker, folder: Path, mode: Mode | None, about: About) -> Any:
@@ -94,7 +95,7 @@ def _init(settings: Tracker, root: Path, mode: Mode, about: About) -> Any:
 
     options: dict[str, Any] = {
         "init_timeout": settings.timeout,
-        "finish_timeout": FINISH * settings.timeout,
+        "finish_timeout": 0.75 * FINISH * settings.timeout,
         "finish_timeout_raises": True,
         "reinit": "create_new",  # the default returns the run that a crashed job left open
         "console": wandb_env.console(),
@@ -150,7 +151,7 @@ def _freed(about: About) -> About:
     """The same run after a start that failed: W&B's service would refuse its id for as long as it lives."""
     import wandb
 
-    if _session().most_recent_active_run is not None:  # which a new service would end
+    if _session()._active_runs:  # which a new service would end
         return replace(about, id=secrets.token_hex(6))
     with contextlib.suppress(Exception, SystemExit):
         wandb.teardown()
@@ -197,12 +198,19 @@ def _make_home_usable(instead: Path) -> None:
     """Where W&B cannot use its directories in the home, it gets others, for as long as this process lives."""
     from wandb import env
 
-    for name, default in (("CACHE", str(env.get_cache_dir())), ("DATA", env.get_data_dir())):
-        if not Path(default).is_absolute() or not _usable(Path(default)):  # it begins with ~ where there is no home
-            os.environ[f"WANDB_{name}_DIR"] = str(instead / name.lower())
+    for name, default in (("CACHE", env.get_cache_dir), ("DATA", env.get_data_dir)):
+        try:
+            path = Path(str(default()))
+        except RuntimeError:  # there is no home, and W&B computes its default even where a variable replaces it
+            path = instead / name.lower()
+            os.environ[f"XDG_{name}_HOME"] = str(path)
+        if not path.is_absolute() or not _usable(path):
+            path = instead / name.lower()
+        if "HOME" not in os.environ or path.is_relative_to(instead):  # without HOME W&B's service finds no default
+            os.environ[f"WANDB_{name}_DIR"] = str(path)
     try:
         Path("~").expanduser()
-    except RuntimeError:  # there is no home
+    except RuntimeError:
         os.environ.setdefault("WANDB_CONFIG_DIR", str(instead / "config"))
 
 
@@ -214,13 +222,9 @@ def _usable(path: Path) -> bool:
     return os.access(path, os.R_OK | os.W_OK | os.X_OK)
 
 
-def _finish(run: Any, code: int) -> None:
+def _finish(run: Any, code: int, seconds: float) -> None:
     """Finish a run, and say where to find it: on the server, or in files that can be uploaded."""
-    uploaded = True
-    try:
-        run.finish(exit_code=code)
-    except Exception:
-        uploaded = False
+    uploaded = _finish_within(run, code, None if run.offline else seconds)
     with contextlib.suppress(Exception):
         place = console.place(Path(run.dir).parent)
         if run.offline:
@@ -232,6 +236,39 @@ def _finish(run: Any, code: int) -> None:
             line = f"the server did not take all of it; to upload it: wandb sync --include-online {place}"
         if level > logging.INFO or not wandb_env.flag("WANDB_SILENT"):
             log.log(level, "W&B      %s", line)
+
+
+def _finish_within(run: Any, code: int, seconds: float | None) -> bool:
+    """Whether a run finishes in time. An artifact that cannot be uploaded blocks W&B's own limit."""
+    errors: list[BaseException] = []
+
+    def finish() -> None:
+        try:
+            run.finish(exit_code=code)
+        except (Exception, SystemExit) as error:
+            errors.append(error)
+
+    if seconds is None:
+        finish()
+        return not errors
+    thread = threading.Thread(target=finish, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not thread.is_alive():
+        return not errors
+    _kill_service(run)
+    return False
+
+
+def _kill_service(run: Any) -> None:
+    """End W&B's service of this process, which would block the end of the process as well. Its files are complete."""
+    import wandb
+
+    with contextlib.suppress(Exception, SystemExit):
+        session = _session()
+        if not [other for other in session._active_runs if other is not run]:
+            session._connection._proc._process.kill()
+            wandb.teardown()
 
 
 _PARTS = ("filestream:", "runupserter:", "runfiles:", "fileTransfer:")  # of W&B's service, which upload

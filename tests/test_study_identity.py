@@ -63,7 +63,7 @@ OTHERS: dict[str, tuple[list[str], dict[str, str]]] = {
         f"{FLOAT} seeds=[0,1,2]": "seeds is [0] there and [0, 1, 2] here",
         f"{FLOAT} teacher.epochs=2": "teacher.epochs is 1 there and 2 here",
         f"{FLOAT} teacher.members=2": "teacher.mean is not set there and logits here",
-        f"{FLOAT} method=nkd": "method.alpha is 0.1 there and not set here (and ",
+        f"{FLOAT} method=nkd": "method.alpha is 0.1 there and 1.0 here (and ",
         f"{FLOAT} data.val_size=100": "data.val_size is 200 there and 100 here",
     }),
     "choice": ([CHOICE, "hydra.sweeper.objective=val_ece"], {

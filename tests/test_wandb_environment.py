@@ -102,7 +102,7 @@ def tracker_settings() -> Callable[..., Any]:
     from kd.config import Tracker
 
     given = {"mode": "auto", "project": None, "entity": None, "group": None, "tags": None, "notes": None}
-    return lambda **more: Tracker(**{**given, "timeout": 300, **more})
+    return lambda **more: Tracker(**{**given, "samples": 0, "artifacts": False, "timeout": 300, **more})
 
 
 @pytest.mark.parametrize(

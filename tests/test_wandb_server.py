@@ -113,7 +113,7 @@ def test_a_server_that_goes_away_takes_nothing_along(
             break_(server, how)
 
     monkeypatch.setattr(record.Record, "epoch", breaking)
-    monkeypatch.setattr(wandb_run, "FINISH", 0.01)
+    monkeypatch.setattr(wandb_run, "FINISH", 0.05)
     said = kd(*WORDS, "tracker.timeout=300")
     assert said.code == 0
     assert said.out.count("the server did not take all of it; to upload it: wandb sync --include-online runs/") == 1
@@ -147,4 +147,5 @@ def test_the_runs_beside_one_that_fails_to_start_go_on(server: Server, tmp_path:
 def record_settings() -> Any:
     from kd.config import Tracker
 
-    return Tracker(mode="online", project=None, entity=None, group=None, tags=None, notes=None, timeout=300)
+    names = dict.fromkeys(("project", "entity", "group", "tags", "notes"))
+    return Tracker(mode="online", **names, samples=0, artifacts=False, timeout=300)
