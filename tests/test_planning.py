@@ -13,15 +13,14 @@ import torch
 from conftest import is_one_line
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hydra_plugins import _kd_sweeper
+from hydra_plugins import _kd_grid, _kd_sweeper
 from hydra_plugins._kd_compose import Composer
-from hydra_plugins._kd_sweeper import GridSweeper
 from kd import cli, config, console, models, store, sweep
+from kd.sweep_directory import SweepDirectory
 from kd.table import read_plan
 
 FILES = {
@@ -78,8 +77,7 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def grid(loader: Any, words: list[str]) -> list[list[str]]:
     """The overrides of each job of a grid."""
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
-    return [list(job) for job in GridSweeper.split_arguments(overrides, None)[0]]
+    return _kd_grid.product(_kd_grid.parsed(loader, {}, words))
 
 
 def result(compose: Callable[[], Any]) -> tuple[str, str]:
@@ -113,7 +111,7 @@ def test_each_job_is_what_hydra_composes(name: str, conf: Path) -> None:
             compose = Composer(loader, master, cli.plain)
             for job in {str(job): job for job in (jobs[0], jobs[-1])}.values():
                 slow = result(lambda: cli.plain(loader.load_sweep_config(master, job)))  # noqa: B023
-                assert result(lambda: compose(job)) == slow, job  # noqa: B023
+                assert result(lambda: compose(job, 0)) == slow, job  # noqa: B023
 
         agrees()
 
@@ -133,24 +131,24 @@ def test_hydra_composes_once_for_what_shapes_a_job(words: list[str], composition
     with loaded(conf) as (loader, master):
         compose = Composer(loader, master, cli.plain)
         jobs = grid(loader, words)
-        assert len({repr(compose(job)) for job in jobs}) == len(jobs)
+        assert len({repr(compose(job, 0)) for job in jobs}) == len(jobs)
         assert compose.compositions == compositions
 
 
 def test_a_relative_interpolation_is_left_to_hydra(conf: Path) -> None:
     with loaded(conf, "relative") as (loader, master):
         compose = Composer(loader, master, cli.plain)
-        downs = [compose(job)["near"]["down"] for job in grid(loader, ["path=a", "near.up=4,5"])]
+        downs = [compose(job, 0)["near"]["down"] for job in grid(loader, ["path=a", "near.up=4,5"])]
         assert downs == [4, 5]
 
 
 def test_copies_share_nothing(conf: Path) -> None:
     with loaded(conf) as (loader, master):
         compose = Composer(loader, master, cli.plain)
-        first, second = (compose(["path=a", f"rate={rate}"]) for rate in (1, 2))
+        first, second = (compose(["path=a", f"rate={rate}"], 0) for rate in (1, 2))
         first["tags"].append("c")
         first["near"]["deep"]["a"] = 5
-        assert second["tags"] == compose(["path=a", "rate=3"])["tags"] == ["a", "b"]
+        assert second["tags"] == compose(["path=a", "rate=3"], 0)["tags"] == ["a", "b"]
         assert second["near"]["deep"]["a"] == 1
 
 
@@ -164,9 +162,12 @@ def planned(folder: Path, words: list[str]) -> tuple[list[dict[str, Any]], Any]:
     with loaded(cli.CONF) as (loader, master):
         sweeper = SimpleNamespace(hydra_context=SimpleNamespace(config_loader=loader), config=master)
         jobs = grid(loader, [*words, f"paths.runs={folder / 'runs'}"])
-        return sweep.plan(
-            folder / "sweep", (_kd_sweeper.composed(sweeper, job) for job in jobs), total=len(jobs)
-        ), sweeper
+        directory = SweepDirectory(folder / "sweep")
+        directory.claim()
+        configs = (_kd_sweeper.composed(sweeper, job) for job in jobs)
+        jobs = sweep.plan(directory, configs, total=len(jobs))
+        directory.release()
+        return jobs, sweeper
 
 
 def test_a_grid_is_checked_once_for_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

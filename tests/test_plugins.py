@@ -91,7 +91,8 @@ def test_another_app_neither_sees_nor_imports_kd(tmp_path: Path, app: Callable) 
         [sys.executable, "-m", "kd", "--info", "plugins"], cwd=tmp_path, capture_output=True, text=True
     )
     extra = listed(ours.stdout) - listed(theirs.stdout)
-    assert extra == Counter(["LocalLauncher", "GridSweeper", "OptunaSweeper"])
+    own = ["LocalLauncher", "GridSweeper", "OptunaSweeper", "UserSource", "UserDirectoriesFirst"]
+    assert extra == Counter(own)
     assert listed(theirs.stdout) - listed(ours.stdout) == Counter()
     assert app().stdout.splitlines() == ["groups 1 1", "imported []"]
 
