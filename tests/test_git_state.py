@@ -40,7 +40,7 @@ def repository(where: Path, ignored: str = "") -> str:
 def copied(into: Path) -> Path:
     """Copy kd's own files into a directory, as an installation does. Return the package's folder."""
     into.mkdir(parents=True, exist_ok=True)
-    for name in ("__init__.py", "record.py", "files.py", "reader.py", "settings.py"):
+    for name in ("__init__.py", "record.py", "files.py", "locks.py", "reader.py", "settings.py"):
         (into / "kd").mkdir(exist_ok=True)
         shutil.copy(Path(kd.__file__).parent / name, into / "kd" / name)
     return into / "kd"
