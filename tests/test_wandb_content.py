@@ -319,7 +319,7 @@ def test_a_server_that_goes_away_does_not_hold_the_run(
     words = [*WORDS, "method=standard", "student.epochs=1", "tracker.artifacts=true", "tracker.timeout=5"]
     said = kd(*words)
     assert said.code == 0
-    assert "logging to it stops" in said.out or "Timed out finishing run" in said.err
+    assert "the server did not take all of it; to upload it: wandb sync --include-online runs/" in said.out
     assert server.models() == []
     (folder,) = Path("runs").glob("standard-*")
     assert (folder / "result.json").exists()
