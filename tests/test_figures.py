@@ -472,7 +472,7 @@ def test_long_and_odd_names_fit(tmp_path: Path) -> None:
     odd = ["蒸留の方法" * 8, "$\\frac$", "_hidden", "a\x07b\nc", "b" * 300]
     configs += [config(name, 0) for name in odd]
     found = sweep(tmp_path, configs, [0.8 + 0.001 * i for i in range(8)])
-    figure, caption = figures.accuracy(found)
+    figure, _ = figures.accuracy(found)
     figure.draw_without_rendering()
     assert figure.axes[0].get_position().width * figure.get_size_inches()[0] > 2, "inches that the axis keeps"
     assert figure.get_size_inches()[0] < 12
