@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["WANDB_MODE"] = "disabled"  # tests of the tracker say otherwise
-os.environ.pop("WANDB_API_KEY", None)
 
 import pytest
 import torch
@@ -27,6 +25,9 @@ from kd.pool import Outcome
 from kd.sweep import LocalScheduler
 from kd.table import read_plan
 
+for variable in [name for name in os.environ if name.startswith("WANDB_")]:
+    del os.environ[variable]
+os.environ["WANDB_MODE"] = "disabled"  # tests of the tracker say otherwise
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it; its children would too
 
 DEVICE = os.environ.get("KD_TEST_DEVICE", "cpu")  # benchmarks/gpu.sh runs the tests of the training path on cuda
