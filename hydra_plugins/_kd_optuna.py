@@ -11,7 +11,7 @@ from hydra.plugins.sweeper import Sweeper
 
 from hydra_plugins import _kd_grid
 from hydra_plugins._kd_grid import without_seed
-from hydra_plugins._kd_sweeper import composed, each_seed, is_dry, place, seeds_of
+from hydra_plugins._kd_sweeper import composed, each_seed, is_default, is_dry, place, seeds_of
 
 
 @dataclass
@@ -66,15 +66,15 @@ class OptunaSweeper(Sweeper):
         asked = self.settings
         if is_dry(self):
             return self.describe(fixed, space)
-        with concluding(place(self)) as directory:
+        with concluding(place(self), is_default(self)) as directory:
             search = self._described(fixed, space)
             name = asked.study or name_of(search)
             where = {"storage": absolute(asked.storage), "study": name}
             directory.claim(where)
             study = Study(asked.storage, name, asked.n_trials, search, asked.sampler, asked.pruner, asked.seed)
             jobs = study.jobs()
-            directory.write(jobs)
             write_json(directory.path / "study.json", where)
+            directory.write(jobs)
             tracker.name_group(directory.path, jobs)
             typed: dict[int, list[str]] = {}  # the overrides of each job, by its number
 
@@ -187,10 +187,13 @@ def search_integers(space: dict[str, Override], plain: dict[str, Any]) -> None:
 
 
 def bounds(override: Override) -> list[Any]:
+    """The ends of an interval, or all choices; in one order, also those that are to be shuffled."""
     value = override.value()
     if isinstance(value, IntervalSweep):
         return [value.start, value.end]
-    return list(override.sweep_string_iterator())
+    start = len(override.get_key_element()) + 1
+    choices = [word[start:] for word in _kd_grid.values(override)]
+    return sorted(choices) if getattr(value, "shuffle", False) else choices
 
 
 def domain(override: Override) -> dict[str, Any]:

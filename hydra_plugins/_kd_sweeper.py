@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
-from hydra.core.utils import filter_overrides
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import OmegaConf
 
-Plugins.instance()  # its scan executes BasicSweeper's module again: a subclass of the class before that would be broken
-
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402
-
-from hydra_plugins import _kd_grid  # noqa: E402
-from hydra_plugins._kd_compose import Composer  # noqa: E402
-from hydra_plugins._kd_grid import key_of  # noqa: E402
+from hydra_plugins import _kd_grid
+from hydra_plugins._kd_compose import Composer
+from hydra_plugins._kd_grid import key_of
 
 
 @dataclass
@@ -25,13 +22,21 @@ class GridConf:
     params: dict[str, str] | None = field(default_factory=dict)  # swept keys of an experiment
 
 
-class GridSweeper(BasicSweeper):
-    """Every job is checked before the first starts; whatever happens to the jobs, and with any launcher, the sweep
-    ends in a report made from files."""
+class GridSweeper(Sweeper):
+    """Every job is checked before the first starts; whatever happens to the jobs, and with any launcher, all batches
+    are launched and the sweep ends in a report made from files."""
+
+    hydra_context: Any
+    launcher: Any
+    config: Any
+
+    def __init__(self, max_batch_size: int | None = None, params: Mapping[str, str] | None = None) -> None:
+        self.max_batch_size = max_batch_size
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         from kd.settings import UserError
 
+        self.hydra_context, self.config = hydra_context, config
         self.choices = _kd_grid.choices(hydra_context.config_loader, config)
         _kd_grid.adopt(config, self.choices)
         settings = config.hydra.sweeper
@@ -40,43 +45,62 @@ class GridSweeper(BasicSweeper):
         self.max_batch_size = settings.max_batch_size
         if self.max_batch_size is not None and self.max_batch_size < 1:
             raise UserError(f"hydra.sweeper.max_batch_size: should be 1 or more, got {self.max_batch_size}")
-        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-
-    def split_arguments(self, overrides: Any, max_batch_size: int | None) -> list[list[list[str]]]:  # type: ignore[override]
-        """Hydra's own has one grid, in which the swept keys of swept experiments are lost."""
-        return [list(batch) for batch in self.split_overrides_to_chunks(self.settings(), max_batch_size)]
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> Any:
         from kd.sweep import concluding, plan
 
         if is_dry(self):
             return self.describe()
-        with concluding(place(self)) as directory:
+        with concluding(place(self), is_default(self)) as directory:
             settings = self.settings()
             directory.claim()
             plan(directory, self.expand(settings), total=self.count(settings))
-            return super().sweep(arguments)
+            OmegaConf.save(self.config, place(self) / "multirun.yaml")
+            return self.launch()
+
+    def launch(self) -> list[Sequence[JobReturn]]:
+        """Launch every planned job, batch by batch. **Raises:** JobFailedError for the first that failed."""
+        from kd.settings import UserError, first_line
+        from kd.sweep import JobFailedError
+
+        size = self.max_batch_size or len(self.jobs)
+        done: list[Sequence[JobReturn]] = []
+        errors: list[BaseException] = []
+        for first in range(0, len(self.jobs), size):
+            try:
+                done.append(self.launcher.launch(self.jobs[first : first + size], initial_job_idx=first))
+            except UserError:  # the launcher's own settings are wrong
+                raise
+            except Exception as error:
+                errors.append(error)
+            else:  # asking for return_value would print it
+                errors += [job._return_value for job in done[-1] if job.status is JobStatus.FAILED]
+        for failed in errors:
+            if not isinstance(failed, Exception):  # an interruption
+                raise failed
+        if errors:
+            raise JobFailedError(first_line(errors[0])) from errors[0]
+        return done
 
     def describe(self) -> None:
         """Print the jobs, and do none."""
         from kd.dry_run import describe
         from kd.sweep import checked, slots
 
-        assert self.config is not None
         planned = list(checked(self.expand(self.settings())))
         local = hasattr(self.launcher, "stream")
-        workers = slots(self.launcher.slots, len(planned), self.config.device) if local else []  # type: ignore[union-attr]
+        workers = slots(self.launcher.slots, len(planned), self.config.device) if local else []
         describe(planned, len(workers) or None)
 
     def settings(self) -> list[list[str]]:
         """The overrides of each setting of the grid."""
-        assert self.hydra_context is not None
-        assert self.config is not None
         return _kd_grid.jobs(self.hydra_context.config_loader, self.config, self.choices)
 
     def count(self, settings: list[list[str]]) -> int:
         """The number of jobs, as far as it is known before they are composed."""
-        assert self.config is not None
         return len(settings) * (len(self.config.seeds) if OmegaConf.is_list(self.config.seeds) else 1)
 
     def expand(self, settings: list[list[str]]) -> Iterator[tuple[list[str], dict[str, Any]]]:
@@ -87,18 +111,16 @@ class GridSweeper(BasicSweeper):
                 self.jobs.append(words)
                 yield job
 
-    def get_job_batch(self) -> Sequence[Sequence[str]]:
-        if self.batch_index == 0:
-            self.overrides = list(self.split_overrides_to_chunks(self.jobs, self.max_batch_size))
-        return super().get_job_batch()
-
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Compose nothing: `plan` has composed and checked every job."""
-
 
 def place(sweeper: Any) -> Path:
     """The sweep's own directory."""
     return Path(str(sweeper.config.hydra.sweep.dir)).absolute()
+
+
+def is_default(sweeper: Any) -> bool:
+    """Whether the sweep's directory is a new one of kd's own naming."""
+    unresolved: Any = OmegaConf.to_container(sweeper.config.hydra.sweep, resolve=False)
+    return "kd.sweep_dir" in str(unresolved["dir"])
 
 
 def composed(sweeper: Any, words: list[str], number: int = 0) -> tuple[list[str], dict[str, Any]]:

@@ -68,7 +68,7 @@ def facts(places: Sequence[Path], seen: Seen, seconds: Sequence[float], folders:
     of_runs["versions"] = of_runs["versions"] or list(dict.fromkeys(filter(None, map(_versions, environments))))
     of_runs["machine"] = of_runs["machine"] or list(dict.fromkeys(filter(None, map(_machine, environments))))
     if packages := list(dict.fromkeys(text for environment in environments for text in _packages(environment))):
-        of_runs["versions"] = [*_first(of_runs["versions"]), ", ".join(packages)]
+        of_runs["versions"] = [*_first(of_runs["versions"], SEVERAL - 1), ", ".join(packages)]
     of_runs["seeds"] = [", ".join(_first(of_runs["seeds"], 20))] if of_runs["seeds"] else []
     found += [Fact(name, _first(texts, SEVERAL + 1)) for name, texts in of_runs.items() if texts]
     started = [start["started"] for _, start, _ in starts if start]
@@ -133,7 +133,7 @@ def _command(words: Any) -> str:
 
 def _typed(words: Sequence[str]) -> str:
     """A command as it is typed in a shell, without the password that a database's address may hold."""
-    return shlex.join(re.sub(r"(://[^/:@]*):[^/@]+@", r"\1:***@", word) for word in words)
+    return shlex.join(re.sub(r"(://[^/:@\s]*):\S*@", r"\1:***@", word) for word in words)
 
 
 def _count(number: Any, what: str) -> list[str]:

@@ -102,17 +102,18 @@ def run_dir(*, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("kd.run_dir", run_dir, replace=True)
 
 
-def sweep_dir(mode: Any, wanted: str) -> str:
+def sweep_dir(mode: Any, dry_run: Any, wanted: str) -> str:
     """The resolver behind hydra.sweep.dir: `wanted`, or, where another sweep has that, the next free name after it.
 
     The directory is made here, at once: two sweeps that start in the same second do not share one.
     """
-    if mode != RunMode.MULTIRUN:
+    if mode != RunMode.MULTIRUN or dry_run is True:
         return wanted
+    Path(wanted).parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         place = wanted if number == 1 else f"{wanted}-{number}"
         with contextlib.suppress(FileExistsError):
-            Path(place).mkdir(parents=True)
+            Path(place).mkdir()
             return place
     raise AssertionError
 

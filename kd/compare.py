@@ -82,14 +82,17 @@ def against_standard(summary: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         row["budget"] == (budget[row["baseline"]] if row["baseline"] else common[row["context"]])
         for _, row in summary.iterrows()
     ]
-    summary["verdict"] = [verdict(row) for _, row in summary.iterrows()]
+    plain = set(summary.loc[summary["method"] == "standard", "context"])
+    summary["verdict"] = [verdict(row, row["context"] in plain) for _, row in summary.iterrows()]
     return summary
 
 
-def verdict(row: pd.Series) -> str:
-    """One row's comparison in words."""
+def verdict(row: pd.Series, has_standard: bool = False) -> str:
+    """One row's comparison in words. `has_standard`: `standard` was run for its student and data."""
     if row["method"] == "standard":
         return "baseline" if row["chosen"] else _not_chosen(row)
+    if not row["baseline"] and has_standard:
+        return "no baseline: standard has several settings, and no validation images to choose on"
     if not row["baseline"]:
         return "no baseline: standard was not run for this student and data"
     if not row["pairs"]:
@@ -114,4 +117,6 @@ def verdict(row: pd.Series) -> str:
 def _not_chosen(row: pd.Series) -> str:
     if isinstance(other := row.get("tied_with"), str):
         return f"not chosen: ties on validation with {other}, which was planned first"
+    if pd.isna(row.get("val_accuracy")):
+        return "not chosen: there are no validation images to choose on"
     return "not chosen on validation"

@@ -87,9 +87,9 @@ def samples(data: Data, logits: Tensor, count: int) -> Any:
     import wandb
 
     total = len(data.test)
-    step = max(1, total // count)
     cells = []
-    for number in range(0, step * min(count, total), step):
+    count = min(count, total)
+    for number in (index * total // count for index in range(count)):
         row = int(data.test.index[number])
         label, prediction = data.classes[int(data.test.labels[row])], data.classes[int(logits[number].argmax())]
         cells.append((data.test.images[row].cpu().numpy(), label, prediction))

@@ -22,13 +22,13 @@ NEAR = 6  # folders above a sweep in which its runs are looked for
 
 def is_run(folder: Path) -> bool:
     """Whether that is one run's own directory: any two of its files are there, damaged or not."""
-    return "superseded" not in folder.parts and sum(os.path.lexists(folder / name) for name in FILES) > 1
+    return folder.parent.name != "superseded" and sum(os.path.lexists(folder / name) for name in FILES) > 1
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
     """The runs that lie anywhere in a directory."""
     for path, inner, _ in os.walk(folder):
-        inner.sort()
+        inner[:] = sorted(name for name in inner if name != "superseded")
         if is_run(Path(path)):
             yield Path(path)
 

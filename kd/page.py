@@ -1,7 +1,6 @@
 """A sweep as one HTML page that needs no network: the verdict first, then table, figures and runs."""
 
 import base64
-import glob
 import os
 from collections.abc import Sequence
 from datetime import datetime
@@ -112,9 +111,7 @@ def _tracked(run: Path, folder: Path) -> str:
         return ""
     if isinstance(url := known.get("url"), str) and url.startswith(("https://", "http://")):
         return url
-    local = [run / known["offline"]] if isinstance(known.get("offline"), str) else []
-    local += sorted((run / "wandb").glob(f"offline-run-*-{glob.escape(str(known.get('id')))}"))
-    return next((link for path in reversed(local) if (link := _link(path, folder))), "")
+    return _link(run / known["offline"], folder) if isinstance(known.get("offline"), str) else ""
 
 
 def _percent(value: Any) -> str:

@@ -240,7 +240,7 @@ def git_state() -> dict[str, Any] | None:
     None unless git tracks kd's files: a copy that is installed inside another project has that project's repository
     around it, whose commit is not kd's.
     """
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parent
     environment = {name: value for name, value in os.environ.items() if name not in _REPOSITORY}
 
     def git(*arguments: str) -> str:
@@ -250,7 +250,9 @@ def git_state() -> dict[str, Any] | None:
 
     try:
         git("ls-files", "--error-unmatch", "--", *_TRACKED)
-        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(git("status", "--porcelain", "."))}
+        sources = [here, *filter(Path.is_dir, (here.parent / name for name in ("conf", "hydra_plugins")))]
+        dirty = bool(git("status", "--porcelain", "--", *map(str, sources)))
+        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": dirty}
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -23,7 +23,7 @@ from kd import streams
 from kd.about import facts
 from kd.compare import against_standard
 from kd.files import aside, write_text
-from kd.locate import rows_of
+from kd.locate import PLAN, rows_of
 from kd.naming import one_line
 from kd.published import CAPTION, Beside, Line, beside, load
 from kd.published import COLUMNS as PUBLISHED
@@ -64,7 +64,8 @@ def write(
     tables = gather(places, runs)
     if runs is not None:
         _refuse_nothing(tables, places)
-        _refuse_poorer(tables, out, own=_is_own(places, out))
+        _refuse_another(places, out)
+        _refuse_poorer(tables, places, out, own=_is_own(places, out))
     tables = tables._replace(summary=against_standard(tables.summary, tables.runs))
     compared = beside(tables, against, given_as) if against else None
     out.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,7 @@ def write(
     from kd.page import render
 
     studies = [found for place in places if any(found := read(Study, place / "study.json"))]
-    drawn, left = draw(tables, out / "figures", *(studies[0] if studies else (None, "")))
+    drawn, left = draw(tables, out / "figures", studies)
     title = printable(" + ".join("/".join(place.absolute().parts[-2:]) for place in places))
     verdict = conclude(tables)
     done = tables.runs[tables.runs["status"] == "done"] if len(tables.runs) else tables.runs
@@ -120,12 +121,20 @@ def _refuse_nothing(tables: Tables, places: Sequence[Path]) -> None:
         )
 
 
-def _refuse_poorer(tables: Tables, out: Path, own: bool) -> None:
+def _refuse_another(places: Sequence[Path], out: Path) -> None:
+    """Raise UserError where `out` is the directory of a sweep that the report is not on."""
+    if (out / PLAN).exists() and out.resolve() not in {place.resolve() for place in places}:
+        raise UserError(f"--out: {out} is the directory of another sweep, whose report lies there; choose another")
+
+
+def _refuse_poorer(tables: Tables, places: Sequence[Path], out: Path, own: bool) -> None:
     """Raise UserError where the report in `out` counts finished runs that are gone, without a sign of what became of
     them. A run that is done again, or failed since, leaves one."""
     now: dict[str, Any] = {Path(row["folder"]).name: row for row in tables.runs.to_dict("records")}
-    before = [Path(row.get("folder", "")).name for row in rows_of(out / "runs.csv") if row.get("status") == "done"]
-    lost = [name for name in before if (name in now or own) and not _explained(now.get(name))]
+    before = [Path(row.get("folder", "")) for row in rows_of(out / "runs.csv") if row.get("status") == "done"]
+    bases = [os.path.realpath(place) for place in places]
+    mine = {folder.name for folder in before if own or folder.name in now or any(map(folder.is_relative_to, bases))}
+    lost = sorted(name for name in mine if not _explained(now.get(name)))
     if not lost:
         return
     damaged = [now[name]["reason"] for name in lost if name in now and " is damaged" in now[name]["reason"]]
@@ -278,8 +287,8 @@ def remarks(tables: Tables) -> list[str]:
         found.append(f"{MISALIGNED.strip()} rows were taught, on purpose, with what the teacher says of other images")
     if "val_accuracy" not in table or table["val_accuracy"].isna().any():
         found.append(
-            "without validation images nothing is chosen where a method has several settings, and the rows are in the "
-            "order in which they were planned"
+            "where there are no validation images, nothing is chosen of the several settings of a method, and the rows "
+            "are in the order in which they were planned"
         )
     ties = [f"{row['setting']} with {row['tied_with']}" for _, row in table.dropna(subset=["tied_with"]).iterrows()]
     if ties:
@@ -315,18 +324,18 @@ def _searched(tables: Tables) -> list[str]:
 
 
 def conclude(tables: Tables) -> str:
-    """The verdict, in two sentences."""
+    """The verdict, in two sentences; of several students or data sets one sentence each."""
     table = tables.summary
     if table.empty:
         return "No run has finished. There is nothing to compare yet."
-    chosen = table[table["chosen"]]
+    if table["context"].nunique() > 1:
+        parts = [_best_of(rows) for _, rows in table.groupby("context", sort=False)]
+        more = f" {len(parts) - NAMED} more students or data sets are in the table." if len(parts) > NAMED else ""
+        return " ".join(parts[:NAMED]) + more
+    first, chosen = _best_of(table), table[table["chosen"]]
     if chosen.empty:
-        return "Nothing was chosen: there are no validation images to choose on. See the table for what was measured."
+        return first
     best = chosen.iloc[0]  # by validation, where there is one
-    spread = "" if pd.isna(best["test_accuracy_ci95"]) else f" ± {100 * best['test_accuracy_ci95']:.2f}"
-    reached = f"{100 * best['test_accuracy']:.2f} %{spread} on test ({best['n']} seed{'s' if best['n'] > 1 else ''})"
-    compared = f", {best['verdict']}" if best["method"] != "standard" and best["baseline"] else ""
-    first = f"{_preferred(table, best['setting'])}{reached}{compared}."
     others = chosen[(chosen["setting"] != best["setting"]) & (chosen["method"] != "standard")]
     if len(others):
         said = [f"{row['setting']}: {row['verdict']}" for _, row in others.head(2).iterrows() if row["baseline"]]
@@ -342,6 +351,18 @@ def conclude(tables: Tables) -> str:
     if tutors:
         return f"{first} Its teacher reaches {100 * tutors[0][1]:.2f} %."
     return f"{first} Nothing else was compared."
+
+
+def _best_of(table: pd.DataFrame) -> str:
+    """What the best setting for one student and data set reaches."""
+    chosen = table[table["chosen"]]
+    if chosen.empty:
+        return "Nothing was chosen: there are no validation images to choose on. See the table for what was measured."
+    best = chosen.iloc[0]
+    spread = "" if pd.isna(best["test_accuracy_ci95"]) else f" ± {100 * best['test_accuracy_ci95']:.2f}"
+    reached = f"{100 * best['test_accuracy']:.2f} %{spread} on test ({best['n']} seed{'s' if best['n'] > 1 else ''})"
+    compared = f", {best['verdict']}" if best["method"] != "standard" and best["baseline"] else ""
+    return f"{_preferred(table, best['setting'])}{reached}{compared}."
 
 
 def _preferred(table: pd.DataFrame, best: str) -> str:

@@ -216,14 +216,18 @@ class Study:
         numbers = sorted(t.number for t in self.study.get_trials(deepcopy=False) if _counts(t))
         if numbers.index(trial.number) < self.n_trials:
             return trial
-        trial.set_user_attr("surplus", True)  # others asked at the same moment
+        with contextlib.suppress(RuntimeError):
+            trial.set_user_attr("surplus", True)  # others asked at the same moment
         self._tell(trial, None, "FAIL")
         return None
 
     def begin(self, trial: Any, jobs: Sequence[Mapping[str, Any]]) -> None:
-        """`jobs` are what the trial runs, one for each seed."""
-        for number, job in enumerate(jobs):  # an attribute each: a database may limit its length
-            trial.set_user_attr(f"job{number or ''}", dict(job))
+        """`jobs` are what the trial runs, one for each seed; none where another process took this one for dead."""
+        try:
+            for number, job in enumerate(jobs):  # an attribute each: a database may limit its length
+                trial.set_user_attr(f"job{number or ''}", dict(job))
+        except RuntimeError:
+            return
         begun = Begun(trial, [dict(job) for job in jobs])
         begun.waiting = list(begun.jobs)
         self.begun |= {job["number"]: begun for job in begun.jobs}
@@ -239,7 +243,8 @@ class Study:
 
     def refuse(self, trial: Any, reason: str) -> None:
         """These values make no allowed configuration, as alpha + beta > 1."""
-        trial.set_user_attr("refused", reason)
+        with contextlib.suppress(RuntimeError):
+            trial.set_user_attr("refused", reason)
         self._tell(trial, None, "FAIL")
 
     def heard(self, job: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
@@ -313,11 +318,11 @@ class Study:
 
         trial = self.study.get_trials(deepcopy=False)[number]
         tries = trial.user_attrs.get("tries", 1)
-        if not trial.state.is_finished() and tries < TRIES:
-            self.study._storage.set_trial_user_attr(trial._trial_id, "lost", True)
         try:
+            if not trial.state.is_finished() and tries < TRIES:
+                self.study._storage.set_trial_user_attr(trial._trial_id, "lost", True)
             self.study.tell(number, None, TrialState.FAIL)
-        except ValueError:  # another process was first
+        except (ValueError, RuntimeError):  # another process was first
             return
         if tries < TRIES:
             self.study.enqueue_trial(trial.params, user_attrs={"again": number, "tries": tries + 1})
@@ -325,7 +330,7 @@ class Study:
     def _tell(self, trial: Any, value: float | None, state: str) -> None:
         from optuna.trial import TrialState
 
-        with contextlib.suppress(ValueError):  # another process, which took this one for dead, told it already
+        with contextlib.suppress(ValueError, RuntimeError):  # another process, which took this one for dead, was first
             self.study.tell(trial, value, TrialState[state])
 
 
@@ -365,9 +370,17 @@ def trials(storage: str, name: str) -> Counter[str]:
     except KeyError:  # no study of that name
         return Counter()
     except Exception as error:
+        if _has_no_tables(error):
+            return Counter()
         raise UserError(f"hydra.sweeper.storage: {storage} cannot be opened ({first_line(error)})") from error
     counted = [trial for trial in study.get_trials(deepcopy=False) if _counts(trial)]
     return Counter(trial.state.name.lower() for trial in counted if trial.state.name != "WAITING")
+
+
+def _has_no_tables(error: BaseException) -> bool:
+    """Whether a database was opened in which Optuna has made no tables yet."""
+    text = f"{error} {error.__cause__} {error.__context__}".lower()
+    return "version_info" in text and ("no such table" in text or "exist" in text)
 
 
 def absolute(storage: str) -> str:

@@ -1,5 +1,6 @@
 """Many jobs: all are checked before the first starts, none stops the others, and a report from files ends them."""
 
+import json
 import logging
 import os
 import re
@@ -8,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from kd import console, pool, record, report, tracker
 from kd.checkpoint import Checkpoints
@@ -21,6 +24,7 @@ from kd.settings import UserError, first_line, flatten
 from kd.sweep_directory import SweepDirectory
 from kd.table import read_plan
 from kd.train import DivergedError, PrunedError
+from kd.wandb_env import refuse_choice
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +35,10 @@ class SweepFailedError(Exception):
     """Some jobs of a sweep failed; the report says which."""
 
 
+class JobFailedError(Exception):
+    """A launcher returned the error of a job."""
+
+
 def plan(
     sweep: SweepDirectory,
     jobs: Iterable[tuple[Sequence[str], Mapping[str, Any]]],
@@ -39,7 +47,12 @@ def plan(
 ) -> list[Job]:
     """Check every job (what was typed, its configuration) and write them down in the sweep's directory, after those
     that came before. **Raises:** UserError naming the first job that cannot be run; then nothing is written."""
-    added = [job for job, _ in checked(console.progress(jobs, total, "planning"), len(before))]
+    added, blind = [], False
+    for job, config in checked(console.progress(jobs, total, "planning"), len(before)):
+        added.append(job)
+        blind |= config.described.val == 0
+    if blind and len({json.dumps({**job["config"], "seed": None}, sort_keys=True) for job in added}) > 1:
+        refuse_choice()
     sweep.write([*before, *added])
     if not before:
         tracker.name_group(sweep.path, added)
@@ -65,12 +78,13 @@ def checked(jobs: Iterable[tuple[Sequence[str], Mapping[str, Any]]], first: int 
 
 
 @contextmanager
-def concluding(folder: Path) -> Iterator[SweepDirectory]:
-    """Whatever happens inside, the planned jobs end in a report in `folder`, which is given on.
+def concluding(folder: Path, default: bool = False) -> Iterator[SweepDirectory]:
+    """Whatever happens inside, the planned jobs end in a report in `folder`, which is given on. `default`: the
+    directory is a new one of kd's own naming.
 
     **Raises:** SweepFailedError when a job is not done (a pruned one is); what was raised before anything was planned.
     """
-    sweep = SweepDirectory(folder)
+    sweep = SweepDirectory(folder, default)
     try:
         yield from _reported(sweep)
     finally:
@@ -131,7 +145,8 @@ def _preferred(jobs: Sequence[Job], tables: Any) -> tuple[list[dict[str, Any]], 
     results = [result for id_ in runs["id"] if (result := record.finished(folders[id_]))]
     history = tables.history[tables.history["id"].isin(runs["id"])].drop(columns=["id", "setting", "method", "seed"])
     rows = history.groupby("epoch", as_index=False).mean(numeric_only=True).to_dict("records")
-    return results, [{**row, "epoch": int(row["epoch"])} for row in rows]
+    told = [{name: value for name, value in row.items() if not pd.isna(value)} for row in rows]  # no other's loss terms
+    return results, [{**row, "epoch": int(row["epoch"])} for row in told]
 
 
 # ---- on this machine

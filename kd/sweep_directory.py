@@ -31,13 +31,15 @@ def _give_up() -> None:
 class SweepDirectory:
     """The directory of one sweep, which no other sweep may use at the same time.
 
-    Its plan may be written again with the same jobs, or with more. Other jobs are refused.
+    Its plan may be written again with the same jobs, or with more. Other jobs are refused. `default`: the directory
+    was made for this sweep (multirun/DATE/TIME).
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, default: bool = False):
         self.path = path
         self.planned = False  # whether the plan in it is this sweep's
-        self._empty = not path.is_dir() or not any(path.iterdir())
+        above = [path, *path.parents]
+        self._own = above[:3] if default else [one for one in above if not os.path.lexists(one)]
         self._lock = ExitStack()
 
     def claim(self, study: Mapping[str, str] | None = None) -> None:
@@ -52,6 +54,7 @@ class SweepDirectory:
         except _BusyError:
             remedy = "wait for its end, or choose another directory"
             raise UserError(f"hydra.sweep.dir: another sweep is running in {self.path}; {remedy}") from None
+        runs = self._runs()
         there, damage = read(Study, self.path / "study.json")
         if damage:
             self._refuse(f"a sweep whose {damage}")
@@ -59,8 +62,10 @@ class SweepDirectory:
             self._refuse(f"the search {there['study']}, and this is a grid")
         if there and study and any(there[key] != study[key] for key in study):
             self._refuse(f"another search, {there['study']} in {there['storage']}")
-        if self._runs():
-            if study and not there:
+        if there:  # a search that was interrupted before its first trial has no runs
+            return
+        if runs:
+            if study:
                 self._refuse("a grid, and this is a search")
             return
         if is_run(self.path):
@@ -82,11 +87,11 @@ class SweepDirectory:
         self.planned = True
 
     def release(self) -> None:
-        """Unlock the directory. Remove it if nothing was planned and nothing was in it."""
+        """Unlock the directory. Remove it if nothing was planned, and it was made for this sweep and is empty."""
         self._lock.close()
-        if self._empty and not self.planned:
+        if not self.planned:
             with suppress(OSError):
-                for path in (self.path, self.path.parent, self.path.parent.parent):
+                for path in self._own:
                     path.rmdir()
 
     def _runs(self) -> list[str]:

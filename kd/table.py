@@ -166,7 +166,10 @@ def _lone(folder: Path) -> dict[str, Any]:
     where = {"folder": os.path.realpath(folder), "overrides": []}
     if config is None:
         return where | {"damage": damage or "config.yaml is missing"}
-    taught = bool((result["teacher"] or {"chosen": False}).get("chosen", True)) if result else True
+    if result:
+        taught = bool((result["teacher"] or {"chosen": False}).get("chosen", True))
+    else:
+        taught = config["method"]["name"] != "standard"
     return where | {"taught": taught, "config": config, "content": result.get("content") if result else None}
 
 
@@ -183,8 +186,9 @@ def gather(places: Iterable[Path], runs: Sequence[Path] | None = None) -> Tables
     ]
     for job, setting, full in zip(whole, names.short, names.full, strict=True):
         job |= {"setting": setting, "full_setting": full}
-    rows, epochs = [], []
-    reliability: dict[str, dict[str, list[float]]] = {}
+    rows, epochs = [], {}
+    counts: dict[str, dict[str, list[float]]] = {}  # by folder
+    reliability: dict[str, dict[str, list[float]]] = {}  # by setting
     seen: Seen = {}
     for job in jobs:
         folder = Path(job["folder"])
@@ -199,14 +203,20 @@ def gather(places: Iterable[Path], runs: Sequence[Path] | None = None) -> Tables
         flat = flatten(job["config"])
         row |= {key: flat.get(key) for key in swept if applies(job, key)}
         note(seen, flat, job["taught"], result)
-        if result and result.get("reliability"):
-            reliability[row["setting"]] = _add(reliability.get(row["setting"]), result["reliability"])
         measured, damage = _history(folder / "history.csv")
         row["reason"] = row["reason"] or damage
         same = {key: row[key] for key in ("id", "setting", "method", "seed")}
-        epochs += [{**same, **epoch} for epoch in measured]
+        epochs[row["folder"]] = [{**same, **epoch} for epoch in measured]
+        if result and result.get("reliability"):
+            counts[row["folder"]] = result["reliability"]
     made = _typed(rows, ["setting", "method", "seed", "status", "reason"])
-    history = _typed(epochs, ["id", "setting", "method", "seed", "epoch"])
+    kept = finished_runs(made)
+    repeated = set(made.loc[made["status"] == "done", "folder"]) - set(kept["folder"]) if len(made) else set()
+    for setting, folder in zip(kept["setting"], kept.get("folder", ()), strict=True):
+        if folder in counts:
+            reliability[setting] = _add(reliability.get(setting), counts[folder])
+    told = [row for folder, own in epochs.items() if folder not in repeated for row in own]
+    history = _typed(told, ["id", "setting", "method", "seed", "epoch"])
     return Tables(made, history, summarise(made, swept), swept, reliability, searches, seen)
 
 
@@ -331,15 +341,17 @@ def summarise(runs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
 
 def _chosen(table: pd.DataFrame) -> pd.DataFrame:
     """`table` with `chosen` and `tied_with`, the chosen rows first and each kind by validation accuracy. Of rows that
-    tie the one that was planned first comes first. Without validation the rows keep the order they were planned in."""
+    tie the one that was planned first comes first. The rows of a student and data set without validation images keep
+    the order they were planned in, after the others."""
     table["chosen"] = table.groupby(["context", "method"])["setting"].transform("size") == 1
     table["tied_with"] = None
     score = pd.Series(0.0, index=table.index)
-    if has_validation(table):
-        score = validated(table)
+    if "val_accuracy" in table:
+        known = table["val_accuracy"].notna().groupby(table["context"]).transform("all")
+        score = validated(table).where(known, -1.0)
         best = score.groupby([table["context"], table["method"]]).transform("idxmax")
-        table["chosen"] |= table.index == best
-        ties = (score == score[best].to_numpy()) & ~table["chosen"]
+        table["chosen"] |= known & (table.index == best)
+        ties = known & (score == score[best].to_numpy()) & ~table["chosen"]
         table["tied_with"] = table["setting"][best].where(ties.to_numpy(), None).to_numpy()
     order = pd.DataFrame({"chosen": table["chosen"], "score": score})
     order = order.sort_values(["chosen", "score"], ascending=False, kind="stable")

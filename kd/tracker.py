@@ -88,8 +88,7 @@ def open(config: Config, folder: Path, job_type: str, single: bool = False) -> I
     about = _about(config, folder, job_type, single)
     with wandb_run.started(config.root.tracker, folder, about) as run:
         if run is not None:
-            group = {"group": about.group} if about.group else {}
-            write_json(folder / "wandb.json", {"id": run.id, **group})
+            _remember(run, about, folder)
         mirror = Mirror(run, config.root.tracker)
         mirror.send(dashboard.define_axes)
         try:
@@ -100,11 +99,24 @@ def open(config: Config, folder: Path, job_type: str, single: bool = False) -> I
     if run is None:
         return
     own = Path(run.dir).parent
-    for segment in own.parent.glob(f"*run-*-{run.id}*"):  # two of one second have another ending
-        with contextlib.suppress(Exception):
+    for segment in wandb_run.segments(own.parent, run.id):
+        with contextlib.suppress(OSError):
             if segment != own:
                 (own.parent / "superseded").mkdir(exist_ok=True)
                 segment.rename(own.parent / "superseded" / segment.name)
+
+
+def _remember(run: Any, about: wandb_run.About, folder: Path) -> None:
+    """Write down which W&B run is that of `folder`, and where it can be seen."""
+    known = {"id": run.id, **({"group": about.group} if about.group else {})}
+    if run.offline:
+        known["offline"] = os.path.relpath(Path(run.dir).parent, folder.absolute())
+    elif run.url:
+        known["url"] = run.url
+    try:
+        write_json(folder / "wandb.json", known)
+    except OSError as error:
+        log.warning("W&B: %s; if this run is interrupted, it will be another run on W&B", first_line(error))
 
 
 def repeat(config: Config, folder: Path, result: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from kd.settings import Settings, UserError
+from kd.wandb_rules import checked
 
 Mode = Literal["online", "offline", "disabled"]
 T = TypeVar("T", bound=Settings)
@@ -17,7 +18,6 @@ T = TypeVar("T", bound=Settings)
 # `shared` is for several processes that write to one run; each run of kd has one writer
 MODES: dict[str, Mode] = {"online": "online", "run": "online", "shared": "online", "offline": "offline",
                           "dryrun": "offline", "disabled": "disabled"}  # fmt: skip
-RESERVED = ":;,#?/'"  # by W&B, in the id of a run
 CONSOLE = ("auto", "off", "wrap", "redirect", "wrap_raw", "wrap_emu")
 TRUE, FALSE = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 KEYS = {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY", "group": "WANDB_RUN_GROUP", "tags": "WANDB_TAGS",
@@ -58,7 +58,9 @@ def fill(settings: T, explicit_mode: str) -> T:
         return settings
     flag("WANDB_SILENT")
     console()
-    _check_run_id()
+    for kind, variable in (("id", "WANDB_RUN_ID"), ("job_type", "WANDB_JOB_TYPE")):
+        if text := os.environ.get(variable):
+            checked(kind, text, variable)
     _check_server()
     for key, variable in KEYS.items():
         if getattr(settings, key) is not None or not (text := os.environ.get(variable)):
@@ -70,12 +72,6 @@ def fill(settings: T, explicit_mode: str) -> T:
             what = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
             raise UserError(f"{variable}: {what.removeprefix('Input ')}, got {text[:200]!r}") from error
     return settings
-
-
-def _check_run_id() -> None:
-    run_id = os.environ.get("WANDB_RUN_ID", "")
-    if run_id != run_id.strip() or set(run_id) & set(RESERVED):
-        raise UserError(f"WANDB_RUN_ID: {run_id!r} is no name of a run; it may not hold spaces around it or {RESERVED}")
 
 
 def _check_server() -> None:
@@ -111,6 +107,16 @@ def refuse_seed() -> None:
         raise UserError(
             "seed: it is a parameter of the W&B sweep, which would choose the luckiest one; "
             "put seeds=[0,1,2] into the sweep's command instead, and a trial's value is the mean over them"
+        )
+
+
+def refuse_choice() -> None:
+    """For several settings without validation images. **Raises:** UserError where the agent of a W&B sweep waits for
+    the value of the best of them."""
+    if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
+        raise UserError(
+            "data.val_size: a trial of a W&B sweep has the value of the setting that validation chooses, and there are "
+            "no validation images; allowed: data.val_size above 0, or one setting in a trial"
         )
 
 

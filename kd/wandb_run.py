@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -16,12 +17,13 @@ from pydantic import ValidationError
 
 from kd import console, dashboard, wandb_env
 from kd.config import Tracker
-from kd.settings import first_line
+from kd.settings import first_line, flatten
 from kd.wandb_env import Mode, Trial
 
 log = logging.getLogger(__name__)
 
 FINISH = 4.0  # times the timeout of a start: how long the end of a run waits for its last uploads
+FLUSHED = 20.0  # seconds after which W&B's service has written to its file what it was told (measured: up to 16)
 # kd decides these itself, for each of its runs; and W&B's service of another process ends with that process
 HIDDEN = ("WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_TAGS", "WANDB_NAME", "WANDB_NOTES", "WANDB_RUN_GROUP",
           "WANDB_JOB_TYPE", "WANDB_DIR", "WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RESUME",
@@ -72,16 +74,19 @@ def _start(settings: Tracker, folder: Path, mode: Mode | None, about: About) -> 
         if mode == "disabled":
             return None
         if mode == "online":
-            before = set((root / "wandb").glob("run-*"))
+            before = segments(root / "wandb", about.id)
             try:
+                if about.resume and any(run.offline for run in _session()._active_runs):
+                    raise ConnectionError("another run of this process has just found no server")
                 run = _init(settings, root, "online", about)
                 with contextlib.suppress(Exception):
                     run._public_api()  # the first table asks for it, and would be lost if the server is gone by then
                 return run
             except Exception as error:
                 log.warning("W&B (online): %s; it is kept offline", first_line(error))
-            for path in set((root / "wandb").glob(f"run-*-{about.id}*")) - before:  # it holds a name and no more
-                shutil.rmtree(path, ignore_errors=True)
+            for path in segments(root / "wandb", about.id):
+                if path not in before:  # it holds a name and no more
+                    shutil.rmtree(path, ignore_errors=True)
             about = _freed(about)
         try:
             return _init(settings, root, "offline", about)
@@ -117,9 +122,30 @@ def _init(settings: Tracker, root: Path, mode: Mode, about: About) -> Any:
         group=about.group,
         tags=list(about.tags),
         notes=about.notes,
-        config={**(about.trial.parameters if about.trial else {}), **about.config},
+        config=_config(about),
         settings=wandb.Settings(**options),
     )
+
+
+def _config(about: About) -> dict[str, Any]:
+    """The configuration of a run, and what a sweep's agent has chosen, under the sweep's own names: where the choice of
+    a group (`method: logits`) has the name of a mapping, that mapping is there by its dotted keys (`method.T`)."""
+    chosen = about.trial.parameters if about.trial else {}
+    config: dict[str, Any] = {}
+    for name, value in about.config.items():
+        displaced = name in chosen and isinstance(value, Mapping)
+        config.update(flatten(value, f"{name}.") if displaced else {name: value})
+    return {**config, **chosen}
+
+
+def segments(directory: Path, run_id: str) -> list[Path]:
+    """The folders of W&B's files in `directory` that are of the run `run_id`: one for each time that it was started."""
+    form = re.compile(rf"(offline-)?run-\d{{8}}_\d{{6}}-{re.escape(run_id)}(-\d+)?")  # two of one second: -1
+    try:
+        folders = [path for path in directory.iterdir() if form.fullmatch(path.name)]
+    except OSError:
+        return []
+    return [path for path in folders if (path / f"run-{run_id}.wandb").exists() or not any(path.glob("run-*.wandb"))]
 
 
 def _session() -> Any:
@@ -253,7 +279,7 @@ def _finish_within(run: Any, code: int, seconds: float | None) -> bool:
         return not errors
     thread = threading.Thread(target=finish, daemon=True)
     thread.start()
-    thread.join(seconds)
+    thread.join(max(seconds, FLUSHED))
     if not thread.is_alive():
         return not errors
     _kill_service(run)
@@ -261,7 +287,7 @@ def _finish_within(run: Any, code: int, seconds: float | None) -> bool:
 
 
 def _kill_service(run: Any) -> None:
-    """End W&B's service of this process, which would block the end of the process as well. Its files are complete."""
+    """End W&B's service of this process, which would block the end of the process as well. It has written its files."""
     import wandb
 
     with contextlib.suppress(Exception, SystemExit):

@@ -48,6 +48,13 @@ def test_it_writes_nothing(words: list[str], kd: Callable, folder: Path) -> None
     assert [row[1:3] for row in rows(done.out)] == [["to train", "unknown"]]
 
 
+def test_it_writes_nothing_for_a_cluster(kd: Callable, folder: Path) -> None:
+    before = state(folder)
+    done = kd("-m", *SWEPT, "method=standard", "seed=0,1", "hydra/launcher=submitit_local", DRY)
+    assert (done.code, state(folder)) == (0, before)
+    assert len(rows(done.out)) == 2
+
+
 def test_an_experiment_is_listed_job_by_job(kd: Callable, folder: Path) -> None:
     before = state(folder)
     done = kd(*SWEPT, "+experiment=temperature", DRY)
@@ -153,5 +160,11 @@ def test_a_search_is_described(kd: Callable, folder: Path) -> None:
         assert f"trials   {line}\n" in done.out
     assert record.status(folder) == ("planned", "")
     assert os.listdir(folder / "cwd") == []
+    Path("new.db").touch()
+    done = kd(*SEARCH, DRY, "hydra.sweeper.storage=sqlite:///new.db")
+    assert done.code == 0, "a database without tables has no trials"
+    assert "trials   8: 8 remain\n" in done.out
+    assert os.listdir() == ["new.db"]
+    assert Path("new.db").stat().st_size == 0
     line = "hydra.sweeper.n_trials: should be 1 or more, got 0"
     assert is_one_line(kd(*SEARCH, DRY, "hydra.sweeper.n_trials=0"), line)

@@ -149,6 +149,39 @@ def test_responses_and_maps_keep_the_best_methods(tmp_path: Path) -> None:
     assert "3 of 12 methods: those best on validation. Left out: m08," in caption
 
 
+def test_a_response_names_the_methods_with_one_value(tmp_path: Path) -> None:
+    """As pairs of values leave them; the best method may be one."""
+    configs = [config("logits", 0, method__T=t, method__alpha=a) for t, a in ((1.0, 0.5), (4.0, 0.1))]
+    configs += [config("feature", 0, method__T=t) for t in (1.0, 2.0, 4.0)]
+    figure, caption = figures.response(sweep(tmp_path, configs, [0.9, 0.99, 0.7, 0.71, 0.72]), "method.T")
+    assert set(legend(figure)) == {"feature"}
+    assert "Without logits: one value of T at what is held." in caption
+
+
+@pytest.mark.parametrize("case", ["large", "sparse"])
+def test_a_heat_map_names_the_grids_without_one(case: str, tmp_path: Path) -> None:
+    small = [config("feature", 0, method__T=t, method__alpha=a) for t in (1.0, 2.0) for a in (0.1, 0.2)]
+    if case == "large":
+        others = [config("logits", 0, method__T=float(t), method__alpha=a) for t in range(1, 42) for a in (0.1, 0.2)]
+    else:
+        others = [config("logits", 0, method__T=float(t), method__alpha=t / 10) for t in range(1, 8)]
+    found = sweep(tmp_path, [*small, *others], [*[0.7] * 4, *[0.9] * len(others)])
+    _, caption = figures.heat(found, "method.T", "method.alpha")
+    assert {"large": "Without logits (82 cells).", "sparse": "Without logits (7 of 49 cells)."}[case] in caption
+
+
+def test_teachers_of_one_name_are_all_drawn(tmp_path: Path) -> None:
+    """As on two data sets, or trained for other epochs; the Pareto front is of one data set's students."""
+    configs = [config("logits", 0, data__name=d, student__scale=k) for d in ("easy", "hard") for k in (4, 8)]
+    accuracies = (0.95, 0.95, 0.75, 0.75)
+    teachers = [{"name": "cnn-8", "params": 800, "macs": 8000, "metrics": {"test_accuracy": a}} for a in accuracies]
+    figure, _ = figures.size(sweep(tmp_path, configs, [0.90, 0.92, 0.6, 0.7], teacher=teachers))
+    stars = [line for line in figure.axes[2].lines if line.get_marker() == "*"]
+    assert sorted(line.get_ydata()[0] for line in stars) == [75, 95]
+    fronts = [list(line.get_ydata()) for line in figure.axes[2].lines if line.get_linestyle() == "--"]
+    assert sorted(fronts) == [[60, 70], [90, 92]]
+
+
 def test_every_teacher_is_drawn(tmp_path: Path) -> None:
     scales = [4, 8, 16, 32, 64]
     teachers = [
@@ -410,6 +443,14 @@ def test_validation_that_some_runs_lack(tmp_path: Path) -> None:
 # ---- curves
 
 
+def test_a_setting_without_a_history_is_named(tmp_path: Path) -> None:
+    found = sweep(tmp_path, [config("standard", 0), config("logits", 0)], [0.7, 0.8])
+    Path(found.runs["folder"][1], "history.csv").unlink()
+    figure, caption = figures.curves(tables(tmp_path))
+    assert "logits" not in legend(figure)
+    assert "Without a history: logits." in caption
+
+
 def histories(folder: Path, found: Tables, columns: dict[str, Any], epochs: int) -> Tables:
     """Give each run of a sweep a history: {column: (method, epoch) -> value}."""
     for _, run in found.runs.iterrows():
@@ -515,6 +556,24 @@ def test_four_hundred_settings_have_a_map(tmp_path: Path) -> None:
 
 
 # ---- a search
+
+
+def test_every_search_of_a_report_is_drawn(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    from kd.study import opened
+
+    found = sweep(tmp_path, [config("standard", 0)], [0.7])
+    place = str(tmp_path / "search.journal")
+    for name in ("one", "two"):
+        study = optuna.create_study(storage=opened(place), study_name=name)
+        for t in (0.1, 0.2, 0.3, 0.4):
+            distributions = {"T": optuna.distributions.FloatDistribution(0, 1)}
+            study.add_trial(optuna.create_trial(params={"T": t}, distributions=distributions, value=t))
+    studies = [({"study": name, "storage": place}, "") for name in ("one", "two")]
+    drawn, left = figures.draw(found, tmp_path / "figures", [*studies, (None, "study.json is damaged")])
+    named = {one.name: one.title for one in drawn if one.name.startswith("search-history")}
+    assert named == {"search-history-1": "History of the search one", "search-history-2": "History of the search two"}
+    assert ("History of the search 3", "study.json is damaged") in left
 
 
 @pytest.mark.parametrize(("direction", "bad"), [("maximize", 0.1), ("minimize", 1e6)])

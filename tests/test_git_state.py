@@ -79,6 +79,8 @@ def test_nor_has_one_in_a_worktree_or_a_submodule_of_theirs(tmp_path: Path) -> N
 def tracked(where: Path) -> str:
     repository(where)
     copied(where)
+    (where / "conf").mkdir()
+    (where / "conf" / "config.yaml").write_text("seed: 0\n")
     git(where, "add", "-A")
     git(where, "commit", "--quiet", "-m", "kd")
     return git(where, "rev-parse", "HEAD")
@@ -110,11 +112,12 @@ def linked(tmp_path: Path) -> tuple[Path, str]:
     return tmp_path / "mine", commit
 
 
+@pytest.mark.parametrize("changed", ["kd/record.py", "conf/config.yaml"])
 @pytest.mark.parametrize("make", [own, worktree, submodule, linked])
-def test_a_source_tree_of_kd_has_its_own_commit(tmp_path: Path, make: Callable) -> None:
+def test_a_source_tree_of_kd_has_its_own_commit(tmp_path: Path, make: Callable, changed: str) -> None:
     where, commit = make(tmp_path)
     assert state(where / "kd") == {"commit": commit, "dirty": False}
-    with open(where / "kd" / "record.py", "a") as file:
+    with open((where / "kd").resolve().parent / changed, "a") as file:
         file.write("# changed\n")
     assert state(where / "kd") == {"commit": commit, "dirty": True}
 

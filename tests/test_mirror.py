@@ -11,11 +11,36 @@ import pytest
 import wandb
 from wandb_server import Server
 
-from kd import record
+from kd import record, tracker
 
 EPOCHS = 4
 WORDS = ["data=digits", "student.scale=1", f"student.epochs={EPOCHS}", "method=standard", "device=cpu", "threads=1",
          "tracker.timeout=300"]  # fmt: skip
+
+
+def test_runs_of_like_ids_are_apart(kd: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "W"))
+    for run_id, rate in (("exp10", 0.05), ("exp1", 0.01), ("[e]*", 0.02)):
+        monkeypatch.setenv("WANDB_RUN_ID", run_id)
+        assert kd(*WORDS, f"optimizer.lr={rate}", "student.epochs=1").code == 0
+    kept = sorted(path.name.split("-", 3)[3] for path in (tmp_path / "W" / "wandb").glob("offline-run-*"))
+    assert kept == ["[e]*", "exp1", "exp10"]
+    for folder in Path("runs").iterdir():
+        known = json.loads((folder / "wandb.json").read_text())
+        assert (folder / known["offline"] / f"run-{known['id']}.wandb").exists()
+
+
+def test_a_run_that_cannot_note_its_id_goes_on(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, _: Any) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(tracker, "write_json", full)
+    said = kd(*WORDS, "student.epochs=1")
+    assert said.code == 0
+    assert "No space left on device" in said.out
+    assert len(list(Path("runs").glob("*/wandb/offline-run-*"))) == 1
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
@@ -58,6 +83,7 @@ def test_an_interrupted_run_is_one_run_with_every_epoch_once(
     assert [row["epoch"] for row in rows if "epoch" in row] == list(range(1, EPOCHS + 1))
     assert [row["_step"] for row in rows][:EPOCHS] == list(range(1, EPOCHS + 1))
     (folder,) = Path("runs").glob("standard-*")
-    assert json.loads((folder / "wandb.json").read_text()) == {"id": name}
-    assert len(list(folder.glob("wandb/*run-*"))) == 1
+    (segment,) = folder.glob("wandb/*run-*")
+    seen = {"url": f"{server.url}/me/kd/runs/{name}"} if mode == "online" else {"offline": f"wandb/{segment.name}"}
+    assert json.loads((folder / "wandb.json").read_text()) == {"id": name, **seen}
     assert len(list(folder.glob("wandb/superseded/*"))) == 2

@@ -328,7 +328,7 @@ def test_a_figure_that_cannot_be_drawn_is_left_out(
 
 def test_a_study_that_is_gone_is_not_made(place: Path, tmp_path: Path) -> None:
     gone = {"study": "x", "storage": str(tmp_path / "gone.journal")}
-    _, left = figures.draw(table.gather([place]), tmp_path / "figures", gone)
+    _, left = figures.draw(table.gather([place]), tmp_path / "figures", [(gone, "")])
     assert left[-2:] == [(title, f"the study cannot be read: there is no {gone['storage']}") for title in
                          ("History of the search", "Importance of what was searched")]  # fmt: skip
     assert not (tmp_path / "gone.journal").exists()

@@ -365,8 +365,23 @@ def in_the_same_out(project: Path) -> list[Any]:
     return [*some_deleted(project), "--out", project / "out"]
 
 
+def runs_in_the_same_out(project: Path) -> list[Any]:
+    report.write([project / "runs"], project / "out")
+    some_deleted(project)
+    return [project / "runs", "--out", project / "out"]
+
+
 @pytest.mark.parametrize(
-    "lose", [some_deleted, results_not_copied, damaged, another_plan, runs_without_a_plan, in_the_same_out]
+    "lose",
+    [
+        some_deleted,
+        results_not_copied,
+        damaged,
+        another_plan,
+        runs_without_a_plan,
+        in_the_same_out,
+        runs_in_the_same_out,
+    ],
 )
 def test_a_report_is_not_replaced_by_a_poorer_one(lose: Callable, project: Path, capsys: pytest.CaptureFixture) -> None:
     words = lose(project)
@@ -383,6 +398,25 @@ def test_a_report_is_not_replaced_by_a_poorer_one(lose: Callable, project: Path,
     assert code == 0, "elsewhere it may be written"
     assert content(out) == before
     assert len(pd.read_csv(project / "without them" / "summary.csv")) in (1, 2)
+
+
+def test_a_report_does_not_go_into_another_sweep(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    first, second = sweep_of(planned(tmp_path / "one")), sweep_of(planned(tmp_path / "two"))
+    before = content(first)
+    code, _, err = reported(capsys, second, "--out", first)
+    assert (code, content(first)) == (2, before)
+    assert f"kd: --out: {first} is the directory of another sweep" in err
+    assert reported(capsys, first, second, "--out", first)[0] == 0
+
+
+def test_a_project_below_superseded_is_found(project: Path, capsys: pytest.CaptureFixture) -> None:
+    """That is what kd calls the folder of runs that were done again; anyone may have one of that name."""
+    (project.parent / "superseded").mkdir()
+    moved = project.rename(project.parent / "superseded" / "p")
+    (run, *_) = (moved / "runs").iterdir()
+    shutil.copytree(run, run / "superseded" / "1")
+    assert reported(capsys, moved / "runs", "--out", moved / "out")[0] == 0
+    assert len(pd.read_csv(moved / "out" / "runs.csv")) == 4
 
 
 def test_a_report_on_other_sweeps_may_go_where_one_was(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

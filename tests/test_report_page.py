@@ -12,7 +12,9 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 import yaml
+from conftest import SMALL
 from test_report import config, made, tables
+from wandb_server import Server
 
 import kd
 from kd import figures, naming, published, record, report, sweep, table
@@ -194,12 +196,61 @@ def test_several_sweeps_say_what_each_ran(tmp_path: Path) -> None:
     assert "from the start" not in facts["time"]
 
 
-def test_no_password_is_on_the_page(tmp_path: Path) -> None:
-    command = ["kd", "-m", "hydra.sweeper.storage=postgresql://me:s3cret@host:5432/db"]
+@pytest.mark.parametrize("password", ["s3cret", "s3/cr@et", "s3:cret/"])
+def test_no_password_is_on_the_page(password: str, tmp_path: Path) -> None:
+    command = ["kd", "-m", f"hydra.sweeper.storage=postgresql://me:{password}@host:5432/db"]
     ran(tmp_path, started=STARTED | {"command": command})
     _, page, _ = written(tmp_path)
     assert "postgresql://me:***@host:5432/db" in page
-    assert "s3cret" not in page
+    assert password not in page
+
+
+# ---- several students and data sets
+
+
+def test_validation_is_compared_within_a_data_set(tmp_path: Path) -> None:
+    """An easier data set is no reason to prefer a method, and one without validation images no reason against it."""
+    configs = [config(m, 0, data__name=d) for d in ("easy", "hard") for m in ("standard", "logits")]
+    made(tmp_path, configs, [0.985, 0.98, 0.60, 0.63], [0.98, 0.97, 0.6, 0.62])
+    text, _, _ = written(tmp_path)
+    assert "Of 2 settings validation prefers standard data=easy: 98.50 % on test (1 seed)." in text
+    assert "Of 2 settings validation prefers logits data=hard: 63.00 % on test (1 seed), 3.00 points above" in text
+    assert "Of 4 settings" not in text
+
+
+def test_a_sweep_without_validation_images_takes_no_choice_from_another(tmp_path: Path) -> None:
+    rates = [config("logits", 0, method__T=t) for t in (1.0, 2.0, 4.0)]
+    made(tmp_path / "a", [*rates, config("standard", 0)], [0.7, 0.8, 0.75, 0.72], [0.71, 0.82, 0.76, 0.7])
+    blind = [config(m, 0, data__name="other", optimizer__lr=r) for m in ("logits", "standard") for r in (0.1, 0.2)]
+    for job in made(tmp_path / "b", blind, [0.9, 0.91, 0.92, 0.93]):
+        path = Path(job["folder"]) / "result.json"
+        result = json.loads(path.read_text())
+        del result["metrics"]["val_accuracy"]
+        path.write_text(json.dumps(result))
+    report.write([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv")
+    mine, other = (summary[summary["data"] == name] for name in (config("logits", 0)["data"]["name"], "other"))
+    assert mine.loc[mine["chosen"], ["method", "test_accuracy"]].values.tolist() == [
+        ["logits", 0.8],
+        ["standard", 0.72],
+    ]
+    assert not other["chosen"].any()
+    assert set(other.loc[other["method"] == "logits", "verdict"]) == {
+        "no baseline: standard has several settings, and no validation images to choose on"
+    }
+    assert set(other.loc[other["method"] == "standard", "verdict"]) == {
+        "not chosen: there are no validation images to choose on"
+    }
+
+
+def test_a_run_that_lies_in_two_folders_is_drawn_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        made(tmp_path / name, [config("standard", 0)], [0.7])
+    found = table.gather([tmp_path / "a", tmp_path / "b"])
+    assert len(found.runs) == 2
+    assert found.summary["n"].tolist() == [1]
+    assert found.history["epoch"].is_unique
+    assert found.reliability["standard"]["images"] == [50.0] * 15
 
 
 def test_runs_without_a_sweep_tell_their_command(tmp_path: Path) -> None:
@@ -295,7 +346,7 @@ def test_each_run_links_what_it_has_and_nothing_else(tmp_path: Path) -> None:
     (folders[0] / "kd.log").unlink()
     (folders[1] / "config.yaml").unlink()
     (folders[1] / "wandb" / "offline-run-20261124_100000-abc").mkdir(parents=True)
-    (folders[1] / "wandb.json").write_text('{"id": "abc"}')
+    (folders[1] / "wandb.json").write_text('{"id": "abc", "offline": "wandb/offline-run-20261124_100000-abc"}')
     (folders[2] / "wandb.json").write_text('{"id": "abd", "url": "https://wandb.ai/me/kd/runs/abd?a=1&b=<2>"}')
     (folders[3] / "wandb.json").write_text('{"id": "abe", "url": "javascript:alert(1)"}')
     page = report.write([tmp_path], tmp_path).page
@@ -320,11 +371,19 @@ def test_an_odd_wandb_json_has_no_link(odd: str, tmp_path: Path) -> None:
 
 def test_an_offline_run_that_is_named_is_linked(tmp_path: Path) -> None:
     folder = ran(tmp_path)[0]
-    (folder / "wandb" / "offline-run-2").mkdir(parents=True)
-    (folder / "wandb.json").write_text('{"id": "abc", "offline": "wandb/offline-run-2"}')
+    (tmp_path / "W" / "offline-run-2").mkdir(parents=True)
+    (folder / "wandb.json").write_text('{"id": "abc", "offline": "../../W/offline-run-2"}')
     page = report.write([tmp_path], tmp_path).page
     assert page is not None
-    assert linked(page)["W&B"] == ["runs/r0/wandb/offline-run-2"]
+    assert linked(page)["W&B"] == ["W/offline-run-2"]
+
+
+def test_a_sweep_links_its_runs_on_the_server(server: Server, kd: Callable, tmp_path: Path) -> None:
+    words = [*SMALL, "method=standard", "seed=0,1", "hydra.sweep.dir=sweep", "hydra.launcher.slots=1"]
+    assert kd("-m", *words, "tracker.timeout=300").code == 0
+    wanted = {f"{server.url}/me/kd/runs/{id_}" for id_, run in server.runs.items() if run.job_type == "student"}
+    assert len(wanted) == 2
+    assert set(linked(tmp_path / "cwd" / "sweep" / "index.html")["W&B"]) == wanted
 
 
 def test_links_lead_through_odd_names(tmp_path: Path) -> None:

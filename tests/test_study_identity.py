@@ -196,6 +196,40 @@ def test_processes_that_make_a_study_at_one_moment_agree(name: str, tmp_path: Pa
     assert all("is another search: objective is" in error for objective, error in got if objective != winner), got
 
 
+def test_a_trial_that_another_process_has_failed_is_not_failed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several processes that find an orphan, one is first; also between another's look and its write."""
+    search = description("val_nll", [0], {}, {"": {}})
+    first, second = (Study(f"sqlite:///{tmp_path}/search.db", "mine", 3, search, "tpe", "none", 0) for _ in range(2))
+    trial = first.ask()
+    assert trial is not None
+    seen = second.study.get_trials()
+    first._lose(trial.number)
+    monkeypatch.setattr(second.study, "get_trials", lambda **_: seen)
+    second._lose(trial.number)
+    second.begin(trial, [{"number": 0}])
+    second.refuse(trial, "no allowed configuration")
+    second._tell(trial, 0.5, "COMPLETE")
+    assert second.next_job() is None
+    states = [(t.state.name, t.user_attrs.get("lost"), t.user_attrs.get("again")) for t in first.study.get_trials()]
+    assert states == [("FAIL", True, None), ("WAITING", None, 0)], "lost once, and tried again once"
+
+
+@pytest.mark.parametrize("choices", ["range(3,0)", "glob(nothing*)"])
+def test_choices_of_no_value_are_refused(choices: str, kd: Callable, launched: list) -> None:
+    said = kd("-m", *BASE, f"method.T={choices}", "method.alpha=interval(0.1,0.9)")
+    assert is_one_line(said, "method.T: "), said.err
+    assert not Path("runs").exists()
+
+
+def test_shuffled_choices_are_the_same_search(kd: Callable, launched: list) -> None:
+    for _ in range(4):
+        assert kd("-m", *BASE, "method.T=shuffle(1,2,4,8,16,32)").code == 0
+    (found,) = optuna.get_all_study_summaries(storage())
+    assert found.n_trials == 2
+
+
 def test_what_determines_a_result_is_what_its_identity_hashes(composed: Callable) -> None:
     """Two configurations have the same determinants if, and only if, they have the same identity."""
     variants = [

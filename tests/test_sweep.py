@@ -187,6 +187,23 @@ def test_another_launcher_ends_in_the_same_report(place: Place) -> None:
     assert pd.read_csv(sweep / "runs.csv")["status"].tolist() == ["done", "diverged"]
 
 
+@pytest.mark.parametrize("launcher", ["hydra/launcher=basic", "hydra/launcher=submitit_local"])
+def test_with_another_launcher_a_failed_batch_ends_neither_the_next_nor_the_report(
+    launcher: str, place: Place, folder: Path
+) -> None:
+    """Also where the job fails with an error that the user can mend."""
+    whole = shutil.copytree(folder, place.folder / "whole")
+    image = min((folder / "train" / "dark").iterdir())
+    image.write_bytes(image.read_bytes()[:50])
+    words = ["-m", "data=imagefolder", "data.size=16", "student.scale=1", "student.epochs=1", "method=standard"]
+    words += ["batch_size=8", "device=cpu", "hydra.sweeper.max_batch_size=1", launcher]
+    code, _, err = place.type(*words, f"data.root={folder},{whole}")
+    assert code == 1, err
+    (sweep,) = place.folder.glob("multirun/*/*")
+    assert pd.read_csv(sweep / "runs.csv")["status"].tolist() == ["failed", "done"]
+    assert err.splitlines()[-1] == "kd: 1 of 2 jobs are not done: 1"
+
+
 def test_the_dashboard_gets_the_sweep_as_a_group_and_a_summary_of_it(place: Place) -> None:
     words = [*SMALL, "tracker.mode=offline", "method=standard", "student.epochs=1", "seed=0,1"]
     assert place.type("-m", *words)[0] == 0

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from conftest import LONG, SMALL, Place, is_one_line
 
+from kd.study import Study
 from kd.sweep_directory import SweepDirectory
 from kd.table import read_plan
 
@@ -193,6 +194,34 @@ def test_a_search_that_was_killed_is_resumed(kd: Callable, launched: list, ends:
     assert kd(*SEARCH, T).code == 0
     assert len(read_plan(Path("out"))) == 2
     assert pd.read_csv("out/runs.csv")["status"].tolist() == ["done", "done"]
+
+
+def test_a_search_without_a_trial_yet_is_resumed(kd: Callable, launched: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "ask", stop)
+        assert kd(*SEARCH, T).code == 130
+    assert read_plan(Path("out")) == []
+    assert kd(*SEARCH, T).code == 0
+    assert len(read_plan(Path("out"))) == 2
+
+
+def test_directories_that_were_there_stay(kd: Callable, launched: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine/empty").mkdir(parents=True)
+    assert kd(*GRID, "seed=0,-1", "hydra.sweep.dir=mine/empty").code == 2
+    assert kd(*GRID, "seed=0,-1", "hydra.sweep.dir=mine/empty/of/kd").code == 2
+    assert [str(path) for path in Path().rglob("*")] == ["mine", "mine/empty"]
+    monkeypatch.chdir("mine/empty")
+    assert kd(*GRID, "seed=0,-1", "hydra.sweep.dir=.").code == 2
+    assert Path.cwd().exists()
+
+
+def test_a_link_to_nowhere_is_no_place_for_sweeps(kd: Callable, launched: list) -> None:
+    Path("multirun").symlink_to("/nonexistent/scratch")
+    said = kd("-m", *SMALL, "method=standard", "seed=0,1")
+    assert is_one_line(said, "cannot write to multirun")
 
 
 def test_a_second_sweep_waits_for_no_first(place: Place) -> None:

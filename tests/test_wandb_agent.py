@@ -42,7 +42,7 @@ def mean(values: list[float]) -> float:
 
 
 def test_the_run_of_the_agent_is_the_students(server: Server, kd: Callable, agent: Callable) -> None:
-    agent("trial-1", {"method": "logits", "method.T": 4.0})
+    agent("trial-1", {"method": "logits", "method.T": 4.0, "student": "cnn"})
     words = [*WORDS, "method=logits", "method.T=4.0", "student.epochs=2", "teacher.epochs=3"]
     assert kd(*words).code == 0
     (student,), (teacher,) = results("logits"), server.of("teacher")
@@ -52,8 +52,11 @@ def test_the_run_of_the_agent_is_the_students(server: Server, kd: Callable, agen
     assert trial.epochs() == [1, 2]
     assert trial.summary["val/accuracy"] == student["metrics"]["val_accuracy"]
     assert trial.summary["test/accuracy"] == student["metrics"]["test_accuracy"]
-    assert trial.config["method.T"] == 4.0, "as the sweep calls it"
-    assert trial.config["method"]["T"] == 4.0, "as in every run of kd"
+    chosen = {name: trial.config[name] for name in ("method", "method.T", "student")}
+    assert chosen == {"method": "logits", "method.T": 4.0, "student": "cnn"}, "as the sweep calls them"
+    assert trial.config["method.alpha"] == student["config"]["method"]["alpha"]
+    assert trial.config["student.epochs"] == 2
+    assert trial.config["teacher"]["epochs"] == 3, "as in every run of kd"
     assert teacher.sweep is None
     assert teacher.epochs() == [1, 2, 3]
     assert len(server.runs) == 2
@@ -128,6 +131,30 @@ def test_a_trial_of_several_runs_is_the_mean_of_the_best_setting(
     assert [run.sweep for run in server.runs.values() if run is not trial] == [None] * 5
     assert {run.group for run in server.runs.values()} == {trial.group}
     assert trial.group is not None
+
+
+def test_several_settings_without_validation_images_are_no_trial(
+    server: Server, kd: Callable, agent: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent("trial-1")
+    words = ["-m", *WORDS, "method=standard", "data.val_size=0", "hydra.launcher.slots=1", "hydra.sweep.dir=sweep"]
+    said = kd(*words, "optimizer.lr=0.05,0.01", "seeds=[0,1]")
+    assert is_one_line(said, "data.val_size: a trial of a W&B sweep has the value of the setting that validation")
+    assert not Path("runs").exists()
+    assert kd(*words, "optimizer.lr=0.05", "seeds=[0,1]").code == 0
+    assert "test/accuracy" in server.runs["trial-1"].summary
+
+
+def test_a_trial_of_two_methods_has_the_loss_terms_of_the_better(server: Server, kd: Callable, agent: Callable) -> None:
+    agent("trial-1")
+    words = ["-m", *WORDS, "method=logits,standard", "student.epochs=2", "hydra.launcher.slots=1"]
+    assert kd(*words).code == 0
+    rows = [row for row in server.runs["trial-1"].rows() if "epoch" in row]
+    best = max(results("logits") + results("standard"), key=lambda result: result["metrics"]["val_accuracy"])
+    assert len(rows) == 2
+    assert [row["val/accuracy"] for row in rows][-1] == pytest.approx(best["metrics"]["val_accuracy"])
+    assert ("train/kd" in rows[0]) == (best["method"] == "logits")
+    assert all(value == value for row in rows for value in row.values()), "no NaN"
 
 
 def test_a_trial_with_a_failed_run_has_no_value(server: Server, kd: Callable, agent: Callable) -> None:

@@ -144,6 +144,17 @@ def test_the_runs_beside_one_that_fails_to_start_go_on(server: Server, tmp_path:
     assert [row["x"] for row in server.runs[first.id].rows()] == [1]
 
 
+def test_a_known_run_keeps_its_id_beside_one_that_found_no_server(server: Server, tmp_path: Path) -> None:
+    """As in a pack that is started again when the server is gone: an id that was tried in vain could not be kept."""
+    settings = record_settings().model_copy(update={"timeout": 2})
+    server.go_away()
+    with (
+        wandb_run.started(settings, tmp_path / "a", wandb_run.About("first", "student", id="a", resume=True)) as one,
+        wandb_run.started(settings, tmp_path / "b", wandb_run.About("second", "student", id="b", resume=True)) as other,
+    ):
+        assert [(run.id, run.offline) for run in (one, other)] == [("a", True), ("b", True)]
+
+
 def record_settings() -> Any:
     from kd.config import Tracker
 

@@ -1,7 +1,7 @@
 """Which figures a sweep calls for, and how they reach the disk."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,17 +41,17 @@ class Left(NamedTuple):
 
 
 def draw(
-    tables: Tables, folder: Path, study: Mapping[str, str] | None = None, damage: str = ""
+    tables: Tables, folder: Path, studies: Sequence[tuple[Mapping[str, str] | None, str]] = ()
 ) -> tuple[list[Figure], list[Left]]:
-    """Draw what the sweep's shape calls for into `folder`, as PNG and SVG; `study` names an Optuna study, if there is
-    one, and `damage` says why it cannot be named.
+    """Draw what the sweep's shape calls for into `folder`, as PNG and SVG. Each of `studies` names an Optuna study, or
+    says why it cannot be named.
 
     **Returns:** (drawn, left out).
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn, left = [], []
     with style() as plt:
-        for name, title, make in _wanted(tables, study, damage):
+        for name, title, make in _wanted(tables, studies):
             try:
                 figure, caption = make()
                 for ending in ("png", "svg"):
@@ -68,7 +68,7 @@ def draw(
     return drawn, left
 
 
-def _wanted(tables: Tables, study: Mapping[str, str] | None, damage: str) -> list[tuple[str, str, Maker]]:
+def _wanted(tables: Tables, studies: Sequence[tuple[Mapping[str, str] | None, str]]) -> list[tuple[str, str, Maker]]:
     """(name, title, maker) of each figure that a sweep can have."""
     wanted: list[tuple[str, str, Maker]] = [
         ("accuracy", "Test accuracy", lambda: accuracy(tables)),
@@ -86,10 +86,11 @@ def _wanted(tables: Tables, study: Mapping[str, str] | None, damage: str) -> lis
         wanted.append(("heat", "Heat maps", partial(_unfit, "fewer than two numbers were swept")))
     wanted.append(("size", "Accuracy against size", lambda: size(tables)))
     wanted.append(("reliability", "Reliability", lambda: reliability(tables)))
-    if study or damage:
+    for number, (study, damage) in enumerate(studies, 1):
+        ending, name = ("", "") if len(studies) == 1 else (f"-{number}", f" {study['study'] if study else number}")
         for what, title in (("history", "History of the search"), ("importance", "Importance of what was searched")):
             make = partial(search, study, what) if study else partial(_unfit, damage)
-            wanted.append((f"search-{what}", title, make))
+            wanted.append((f"search-{what}{ending}", f"{title}{name}", make))
     return wanted
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from kd.figures.limits import CARET_DOWN, beyond, lowest_sound, padded, percent
 from kd.figures.selection import Unfit, candidates, done_runs, select, setting_looks
-from kd.figures.style import canvas, handle, labels, legend, sentences
+from kd.figures.style import canvas, handle, labels, legend, listed, sentences
 from kd.table import Tables
 
 MOST = 6  # settings whose curves can be told apart
@@ -52,7 +52,8 @@ def curves(tables: Tables) -> tuple[Any, str]:
         raise Unfit("the runs have one epoch")
     figure, axes = canvas(4.6 * len(panels), 3.8, len(panels))
     looks = setting_looks(tables)
-    notes = []
+    unknown = [name for name in settings if name not in set(history["setting"])]
+    notes = [f"Without a history: {listed(unknown)}."] if unknown else []
     for axis, panel in zip(axes[0], panels, strict=True):
         lines = list(_curves(history, settings, panel))
         for curve in lines:
@@ -61,7 +62,7 @@ def curves(tables: Tables) -> tuple[Any, str]:
         axis.set(xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
     names, in_full = labels(settings)
-    entries = {names[name]: handle(**(looks[name] | {"ls": "-"})) for name in settings}
+    entries = {names[name]: handle(**(looks[name] | {"ls": "-"})) for name in settings if name not in unknown}
     entries |= {"validation": handle(color="0.3", ls="-"), "training views": handle(color="0.3", ls="--")}
     legend(figure, entries)
     unfinished = len(_of_runs(tables.runs, every)) - len(_of_runs(done, every))

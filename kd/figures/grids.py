@@ -19,7 +19,8 @@ def heat(tables: Tables, a: str, b: str) -> tuple[Any, str]:
     done_runs(tables)
     held, fixed = hold(tables.summary, tables.swept, [a, b])
     both = held.dropna(subset=[a, b])
-    methods, left_out = best_methods(both, _grids(both, a, b), MOST)
+    grids, unfit = _grids(both, a, b)
+    methods, left_out = best_methods(both, grids, MOST)
     both = both[both["method"].isin(methods)]
     shown = panels(both)
     columns = max(rows[b].nunique() for _, rows in both.groupby("method"))
@@ -46,20 +47,25 @@ def heat(tables: Tables, a: str, b: str) -> tuple[Any, str]:
         how_to_read(shown),
         "Framed: best on validation." if validated(both) else "",
         left_out,
+        unfit,
         held_in_words(fixed, methods),
         f"Below the scale of colours: {joined(dark)}." if dark else "",
         in_full,
     )
 
 
-def _grids(table: pd.DataFrame, a: str, b: str) -> list[str]:
-    """The methods that were run over a grid of both keys. **Raises:** Unfit without any."""
-    methods, large = [], 0
+def _grids(table: pd.DataFrame, a: str, b: str) -> tuple[list[str], str]:
+    """The methods that were run over a grid of both keys, and the caption's sentence about those whose grid does not
+    fit a map. **Raises:** Unfit without any."""
+    methods, unfit, large = [], [], 0
     for method, rows in table.groupby("method", sort=False):
         x, y = rows[a].nunique(), rows[b].nunique()
-        if min(x, y) < 2 or 2 * len(rows) < x * y:
+        if min(x, y) < 2:
             continue
-        if max(x, y) > WIDEST:
+        if 2 * len(rows) < x * y:
+            unfit.append(f"{method} ({len(rows)} of {x * y} cells)")
+        elif max(x, y) > WIDEST:
+            unfit.append(f"{method} ({x * y} cells)")
             large = max(large, x, y)
         else:
             methods.append(str(method))
@@ -67,7 +73,7 @@ def _grids(table: pd.DataFrame, a: str, b: str) -> list[str]:
         raise Unfit(f"a grid of {large} values is too large for a heat map")
     if not methods:
         raise Unfit("no method was run over a grid of both")
-    return methods
+    return methods, f"Without {joined(unfit)}." if unfit else ""
 
 
 def _draw_map(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from kd.figures.limits import CARET_LEFT, CARET_RIGHT, Limits, arms, beyond, interval, limits, percent
+from kd.figures.limits import CARET_LEFT, CARET_RIGHT, Limits, Outside, arms, beyond, interval, limits, percent
 from kd.figures.selection import done_runs, method_looks, select, validated
 from kd.figures.style import CHARACTER, DASHES, canvas, columns_of, handle, labels, legend, literal, sentences, shorten
 from kd.table import Tables
@@ -39,13 +39,16 @@ def accuracy(tables: Tables) -> tuple[Any, str]:
     axis.set(xlim=span, ylim=(len(rows) - 0.5, -0.5), xlabel="test accuracy, %")
     few = len(teachers) <= LINES
     legend(figure, _draw_teachers(axis, teachers, span) if few else _draw_own_teachers(axis, rows, span))
-    outside = dict(zip(rows["setting"], 100 * rows["test_accuracy"], strict=True))
-    outside |= {f"teacher {name}": value for name, value in teachers}
+    outside: Outside = {}
+    settings = zip(rows["setting"], 100 * rows["test_accuracy"], strict=True)
+    for name, value in [*settings, *((f"teacher {name}", value) for name, value in teachers)]:
+        if not span.holds(value):
+            outside.setdefault(name, []).append(percent(value))
     return figure, sentences(
         "Mean over seeds with its 95 % confidence interval (none for one seed); grey dots are seeds.",
         _hollow(rows),
         selection.note,
-        beyond({name: [percent(value)] for name, value in outside.items() if not span.holds(value)}),
+        beyond(outside),
         in_full,
     )
 

@@ -21,7 +21,8 @@ def size(tables: Tables) -> tuple[Any, str]:
     if table["params"].nunique() < 2:
         raise Unfit("all students have one size")
     shown = panels(table)
-    teachers = table.dropna(subset=["teacher_params", "teacher_test_accuracy"]).drop_duplicates("teacher")
+    teachers = table.dropna(subset=["teacher_params", "teacher_test_accuracy"]).round({"teacher_test_accuracy": 6})
+    teachers = teachers.drop_duplicates(["teacher", "teacher_test_accuracy"])
     halves = {column: half_widths(done, column) for column, _ in shown}
     means = [mean for column, _ in shown for mean in 100 * table[column].astype(float)]
     widths = [halves[column].get(setting, math.nan) for column, _ in shown for setting in table["setting"]]
@@ -38,8 +39,9 @@ def size(tables: Tables) -> tuple[Any, str]:
             _draw_points(axis, rows, cost, column, halves[column], looks[method], span)
         if column == "test_accuracy":
             _draw_teachers(axis, teachers, cost, span)
-        edge = front(table, cost, by)
-        axis.plot(edge[cost], 100 * edge[column], color="0.5", lw=1, ls="--", zorder=1)
+        for rows in _by_data(tables, table):
+            edge = front(rows, cost, by)
+            axis.plot(edge[cost], 100 * edge[column], color="0.5", lw=1, ls="--", zorder=1)
         axis.set(xscale="log", xlabel=COSTS[cost], ylabel=title, ylim=span)
         axis.yaxis.set_tick_params(labelleft=True)
     names, in_full = labels(methods)
@@ -57,6 +59,12 @@ def size(tables: Tables) -> tuple[Any, str]:
         beyond(_outside(table, teachers, shown, span)),
         in_full,
     )
+
+
+def _by_data(tables: Tables, table: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of each data set: accuracies of different images have no common front."""
+    keys = [key for key in (*tables.swept, "data") if (key == "data" or key.startswith("data.")) and key in table]
+    return [rows for _, rows in table.groupby(keys, dropna=False)] if keys else [table]
 
 
 def _draw_points(

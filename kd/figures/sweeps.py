@@ -19,7 +19,7 @@ from kd.figures.selection import (
     method_looks,
     panels,
 )
-from kd.figures.style import canvas, handle, labels, legend, sentences, short
+from kd.figures.style import canvas, handle, labels, legend, listed, sentences, short
 from kd.table import Tables
 
 MOST = 8  # methods whose lines can be told apart
@@ -36,6 +36,7 @@ def response(tables: Tables, key: str) -> tuple[Any, str]:
     if not varied:
         return _scatter(tables, key)
     methods, left_out = best_methods(held, varied, MOST)
+    single = _with_one_value(held, varied, key)
     held = held[held["method"].isin(methods)]
     plain = _standard(tables.summary, held) if "standard" not in methods else None
     shown = panels(held)
@@ -68,9 +69,16 @@ def response(tables: Tables, key: str) -> tuple[Any, str]:
         how_to_read(shown),
         left_out,
         held_in_words(fixed, methods),
+        single,
         beyond(outside),
         in_full,
     )
+
+
+def _with_one_value(held: pd.DataFrame, varied: Sequence[str], key: str) -> str:
+    """The caption's sentence about the methods that have the key and no two values of it at what is held."""
+    single = [name for name in dict.fromkeys(held["method"]) if name not in varied]
+    return f"Without {listed(single)}: one value of {short(key)} at what is held." if single else ""
 
 
 def _draw_line(
