@@ -1,6 +1,7 @@
 """A whole sweep, from typing to report, beside as many separate runs of the loop that everyone writes.
 
-    python -m benchmarks.sweep [--images 12800] [--epochs 4] [--plain-runs 2] [--out benchmarks/sweep.json]
+    python -m benchmarks.sweep [--images 12800] [--epochs 4] [--plain-runs 2] [--temperatures 4] [--starts 3]
+                               [--out benchmarks/sweep.json]
 
 Sixteen students (T = 1, 2, 4, 8 by alpha = 0.1, 0.3, 0.5, 0.9) of scale 16 and one teacher of scale 32, which both find
 trained. kd's time is that of `python -m kd -m ...`: start-up, sixteen students on all cores, validation after each
@@ -29,7 +30,7 @@ from kd import store
 from kd.files import write_json
 from kd.record import environment
 
-STUDENTS, TARGET, STARTUP = 16, 8.0, 6.0
+TARGET, STARTUP = 8.0, 6.0
 ALPHAS, TEMPERATURES = (0.1, 0.3, 0.5, 0.9), (1, 2, 4, 8)
 WAYS = {
     "sweep of 16, a worker a core": [],
@@ -84,22 +85,25 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=12800)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--plain-runs", type=int, default=2)
+    parser.add_argument("--temperatures", type=int, default=4, help="of 1, 2, 4, 8: four students each")
+    parser.add_argument("--starts", type=int, default=3, help="how often the start-up is timed")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/sweep.json"))
     asked = parser.parse_args()
     device = devices.resolve(asked.device, "auto", CACHE)
-    settings = [(T, alpha) for T in TEMPERATURES for alpha in ALPHAS]
+    temperatures = TEMPERATURES[: asked.temperatures]
+    settings = [(T, alpha) for T in temperatures for alpha in ALPHAS]
 
     with tempfile.TemporaryDirectory(prefix="kd-benchmark-") as made:
         folder = Path(made)
         prepare(folder, asked.images)
         data = ["data=imagefolder", "data.root=images", f"data.val_size={asked.images // 10}", f"device={asked.device}",
                 "teacher.checkpoint=teacher.safetensors", f"student.epochs={asked.epochs}"]  # fmt: skip
-        swept = ["method=logits", "method.T=" + ",".join(map(str, TEMPERATURES)),
+        swept = ["method=logits", "method.T=" + ",".join(map(str, temperatures)),
                  "method.alpha=" + ",".join(map(str, ALPHAS))]  # fmt: skip
 
         starts = []
-        for _ in range(4):  # the first decodes the images
+        for _ in range(1 + asked.starts):  # the first decodes the images
             starts.append(
                 run(folder, ["-c", FIRST_STEP, "method=standard", "paths.runs=none", *data], KD_CACHE="cache")
             )
@@ -130,13 +134,13 @@ def main() -> None:
     each = statistics.mean(run["seconds"] for run in plain)
     for row in rows:
         del row["out"]
-        row |= {"ratio": round(STUDENTS * each / row["seconds"], 2), "target": TARGET}
+        row |= {"ratio": round(len(settings) * each / row["seconds"], 2), "target": TARGET}
         row["seconds"] = round(row["seconds"], 1)
-        said = f"{STUDENTS} x {each:.0f} s / {row['seconds']:.0f} s = {row['ratio']:.2f}"
+        said = f"{len(settings)} x {each:.0f} s / {row['seconds']:.0f} s = {row['ratio']:.2f}"
         print(f"{row['path']:32} {said} (target {TARGET:g})")
     heavy = {"torchvision", "wandb", "pandas", "seaborn", "matplotlib", "scipy", "sklearn", "statsmodels", "optuna"}
     write_json(asked.out, {
-        "images": asked.images, "epochs": asked.epochs, "students": STUDENTS,
+        "images": asked.images, "epochs": asked.epochs, "students": len(settings),
         "plain_seconds": [round(run["seconds"], 1) for run in plain], "plain_memory_mb": plain[0]["memory_mb"],
         "rows": rows, "startup_seconds": round(startup, 2), "startup_target": STARTUP,
         "imported_for_nothing": sorted(heavy & set(imported)), "environment": environment(device),

@@ -73,11 +73,12 @@ def _start(settings: Tracker, folder: Path, mode: Mode | None, about: About) -> 
             mode = _with_key(mode)
         if mode == "disabled":
             return None
+        if mode == "online" and about.resume and any(run.offline for run in _session()._active_runs):
+            log.warning("W&B (online): another run of this process found no server; this one is kept offline, too")
+            mode = "offline"  # an id that is tried in vain could not be kept
         if mode == "online":
             before = segments(root / "wandb", about.id)
             try:
-                if about.resume and any(run.offline for run in _session()._active_runs):
-                    raise ConnectionError("another run of this process has just found no server")
                 run = _init(settings, root, "online", about)
                 with contextlib.suppress(Exception):
                     run._public_api()  # the first table asks for it, and would be lost if the server is gone by then

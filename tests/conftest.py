@@ -100,6 +100,8 @@ def kd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A W&B server of the test's own, with a key for it in the environment."""
+    if "wandb" in sys.modules:  # it may have read the environment of an earlier test
+        sys.modules["wandb"].teardown()
     made = Server()
     made.begin()
     monkeypatch.delenv("WANDB_MODE")

@@ -255,6 +255,7 @@ def test_who_waits_goes_on_where_a_killed_one_stopped(place: Place, lockless: Ca
     waiting = next(line for line in second.stdout if "waiting for" in line)
     assert waiting == f"student: waiting for the process that trains it (process {first.pid})\n"
     first.kill()
+    first.wait()
     assert "student: goes on after epoch" in next(line for line in second.stdout if "has no locks" not in line)
     second.terminate()
     assert second.wait(PATIENCE) == 143

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -263,11 +264,11 @@ def trials(place: Place) -> list[Any]:
 
 
 def test_two_processes_search_one_study_and_one_is_killed(place: Place) -> None:
-    words = [*SEARCH, "hydra.sweeper.n_trials=20"]
+    words = [*SEARCH, "hydra.sweeper.n_trials=12"]
     first = place.start(*words)
     place.wait(lambda: len(list(place.folder.glob("runs/logits-*/result.json"))) >= 2)
     second = place.start(*words)
-    place.wait(lambda: len(list(place.folder.glob("runs/logits-*/result.json"))) >= 8)
+    place.wait(lambda: len(list(place.folder.glob("runs/logits-*/result.json"))) >= 5)
     first.kill()
     assert second.wait(PATIENCE) == 0
     code, _, err = place.type(*words)  # what the killed one had begun
@@ -276,19 +277,19 @@ def test_two_processes_search_one_study_and_one_is_killed(place: Place) -> None:
     lost = [t for t in found if t.user_attrs.get("lost")]
     counted = [t for t in found if not t.user_attrs.get("lost") and not t.user_attrs.get("surplus")]
     assert [t.state.name for t in found].count("RUNNING") == 0
-    assert len(counted) == 20
+    assert len(counted) == 12
     assert {t.state.name for t in counted} <= {"COMPLETE", "PRUNED"}
     again = [t for t in counted if "again" in t.user_attrs]
     assert len(again) == len(lost), "none is lost"
     for new, old in zip(again, lost, strict=True):  # a kill may fall between two draws: what was drawn is kept
         assert new.params.items() >= old.params.items()
     drawn = [str(t.params) for t in counted]
-    assert len(set(drawn)) == 20, "two processes drew the same values"
+    assert len(set(drawn)) == 12, "two processes drew the same values"
     last = max(place.folder.glob("multirun/*/*"), key=lambda path: path.stat().st_mtime)
-    assert len(pd.read_csv(last / "runs.csv")) == 20, "the report is on the study, whoever ran its trials"
+    assert len(pd.read_csv(last / "runs.csv")) == 12, "the report is on the study, whoever ran its trials"
 
 
-def test_a_search_is_checked_and_never_looks_at_the_test_images(place: Place) -> None:
+def test_a_search_is_checked_and_never_looks_at_the_test_images(kd: Callable) -> None:
     for words, line in {
         ("hydra.sweeper.objective=test_accuracy",): "'test_accuracy' is not known; allowed: val_accuracy, ",
         ("hydra.sweeper.pruner=axe",): "hydra.sweeper.pruner: 'axe' is not known; allowed: median, hyperband, none",
@@ -297,10 +298,10 @@ def test_a_search_is_checked_and_never_looks_at_the_test_images(place: Place) ->
         ("data.val_size=0",): "data.val_size: a search needs validation images, got 0",
         ("hydra.sweeper.storage=nodriver://x",): "hydra.sweeper.storage: nodriver://x cannot be opened (",
     }.items():
-        code, out, err = place.type(*SEARCH, *words)
+        code, out, err = kd(*SEARCH, *words)
         assert (code, out, err.count("\n")) == (2, "", 1), err
         assert line in err
-    assert not list(place.folder.glob("*/*"))
+    assert not list(Path().glob("*/*"))
 
 
 def test_a_hopeless_trial_is_pruned(place: Place) -> None:

@@ -37,9 +37,9 @@ def cli(*words: str) -> str:
     return done.stdout if words[0] == "leet" else done.stdout + done.stderr
 
 
-def records(folder: Path) -> dict[str, list[dict[str, Any]]]:
+def records(folder: Path, form: str = "offline-run-*") -> dict[str, list[dict[str, Any]]]:
     """The content of the only offline W&B run in a run's or sweep's `folder`, by the type of record."""
-    (path,) = folder.glob("wandb/offline-run-*")
+    (path,) = folder.glob(f"wandb/{form}")
     out = cli("leet", "inspect", "--json", str(path.absolute()))
     by_type: dict[str, list[dict[str, Any]]] = {}
     for record in map(json.loads, out.splitlines()):
@@ -334,8 +334,7 @@ def test_a_server_that_goes_away_does_not_hold_the_run(
     (folder,) = Path("runs").glob("standard-*")
     result = finished(folder)
     assert result is not None
-    (segment,) = folder.glob("wandb/run-*")
-    read = records(segment)
+    read = records(folder, "run-*")
     assert summary_of(read)["test/accuracy"] == result["metrics"]["test_accuracy"], (
         "written before the service is killed"
     )

@@ -231,7 +231,8 @@ def test_any_home_will_do(home: str, bare: Path, kd: Callable, tmp_path: Path) -
     else:
         del environment["HOME"]
         code = NO_HOME + code
-    command = [sys.executable, "-c", code, "-m", *WORDS, "method=logits", "seed=0,1", "hydra.sweep.dir=sweep"]
+    sweep = ["-m", "seed=0,1", "hydra.sweep.dir=sweep"] if home in ("unreadable", "unset") else []
+    command = [sys.executable, "-c", code, *WORDS, "method=logits", *sweep]
     prefix = AS_USER if os.geteuid() == 0 and home in ("unreadable", "read-only") else []
     done = subprocess.run(
         [*prefix, *command], cwd=place, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -242,10 +243,10 @@ def test_any_home_will_do(home: str, bare: Path, kd: Callable, tmp_path: Path) -
     assert len(said.splitlines()) < 60, said
     assert "INFO " not in said, "W&B's service logs to the terminal where it has no file"
     offline = [path.parent for path in place.glob("**/wandb/offline-run-*/run-*.wandb")]
-    assert len(offline) == 4, "a teacher, two students and the summary"
+    assert len(offline) == (4 if sweep else 2), "a teacher, two students and the summary; or a teacher and a student"
     assert all((path / "files").is_dir() for path in offline)
     tables = [*place.glob("sweep/wandb/offline-run-*/files/media/table/*")]
-    assert len(tables) == 2, "runs and summary"
+    assert len(tables) == (2 if sweep else 0), "runs and summary"
 
 
 # ---- groups
