@@ -338,7 +338,7 @@ def test_a_server_that_goes_away_does_not_hold_the_run(
     assert summary_of(read)["test/accuracy"] == result["metrics"]["test_accuracy"], (
         "written before the service is killed"
     )
-    assert [row["item"]["epoch"] for row in read["history"] if "epoch" in row["item"]] == ["1"]
+    assert [row["item"]["epoch"] for row in read["history"] if "epoch" in row["item"]] == [1]
 
 
 def test_artifacts_are_off_by_default(kd: Callable, server: Server) -> None:
