@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kd.files import write_json
-from kd.table import write_plan
+from kd.core.io import write_json
+from kd.report.tables import write_plan
 
 SEEDS, EPOCHS = 5, 15
 SECONDS, MEGABYTES = 60.0, 1500.0  # targets for 10,000 runs
@@ -120,8 +120,8 @@ def main() -> None:
     print(f"{asked.runs:,} runs of {EPOCHS} epochs: {seconds:.1f} s, {memory:,.0f} MB ({targets})")
 
     from benchmarks.networks import CACHE
-    from kd import device
-    from kd.record import environment as where
+    from kd.training import device
+    from kd.training.environment import environment as where
 
     write_json(asked.out, {
         "runs": asked.runs, "epochs": EPOCHS, "seeds": SEEDS, "seconds": round(seconds, 1), "memory_mb": round(memory),

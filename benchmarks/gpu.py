@@ -31,10 +31,10 @@ import torch
 
 from benchmarks.measure import clock, matrix_rate
 from benchmarks.packed_images import pack, unpack
-from kd.device import Device, resolve
-from kd.files import read_json, write_json
-from kd.record import environment
-from kd.settings import UserError, first_line
+from kd.core.io import read_json, write_json
+from kd.core.settings import UserError, first_line
+from kd.training.device import Device, resolve
+from kd.training.environment import environment
 
 ROOT = Path(__file__).parents[1]
 TESTS = ("train", "views", "outputs", "misaligned", "resume", "kernels")

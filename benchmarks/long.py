@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from kd.files import write_json
+from kd.core.io import write_json
 
 WORDS = ["data=digits", "student.scale=1", "teacher.scale=1", "student.epochs=1", "teacher.epochs=1", "device=cpu",
          "threads=1", "tracker.mode=disabled", "method=logits", "hydra.launcher.slots=1"]  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kd.device import Device
+from kd.training.device import Device
 
 
 def clock(work: Callable[[], Any], device: Device) -> float:

@@ -25,20 +25,21 @@ import torch
 from benchmarks.measure import clock, ratio
 from benchmarks.networks import BATCH, CACHE, network
 from benchmarks.throughput import Pictures, pictures, take
-from kd import device as devices
-from kd import methods, registry
-from kd.compare import against_standard
-from kd.device import Device
-from kd.evaluate import count
-from kd.files import write_json, write_text
+from kd import methods
+from kd.core import registry
+from kd.core.io import write_json, write_text
+from kd.data.augment import Augment
 from kd.methods import Spec
 from kd.optim import SGD, Schedule
-from kd.outputs import Outputs, Place
-from kd.record import environment
-from kd.table import finished_runs, summarise
-from kd.teacher import Live, freeze
-from kd.train import State, train
-from kd.views import Augment
+from kd.report.stats import against_standard
+from kd.report.tables import finished_runs, summarise
+from kd.training import device as devices
+from kd.training.device import Device
+from kd.training.environment import environment
+from kd.training.loop import State, train
+from kd.training.metrics import count
+from kd.training.teacher import Live, freeze
+from kd.training.teacher_cache import Outputs, Place
 
 ROOT = Path(__file__).parents[1]
 MEASURED, PAGE, TABLE = (

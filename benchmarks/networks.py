@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kd import models
-from kd.views import Augment
+from kd.data.augment import Augment
 
 MEAN, STD, BATCH = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616], 128
 STUDENT_FLOPS, TEACHER_FLOPS = 43.5e6, 53.2e6  # an image: a training step, and a forward pass

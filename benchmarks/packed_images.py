@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd.files import aside
+from kd.core.io import aside
 
 LIMIT = 60 * 2**20  # bytes
 

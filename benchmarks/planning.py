@@ -27,8 +27,8 @@ def measure(jobs: int) -> dict[str, Any]:
 
     from hydra_plugins._kd_sweeper import GridSweeper, composed
     from kd import cli
-    from kd.sweep import plan
-    from kd.table import read_plan
+    from kd.report.tables import read_plan
+    from kd.sweep.scheduler import plan
 
     imported = time.perf_counter()
     with tempfile.TemporaryDirectory() as place, initialize_config_dir(str(cli.CONF), version_base="1.3"):

@@ -27,11 +27,11 @@ import torch
 
 from benchmarks.measure import clock
 from benchmarks.networks import CACHE, network
-from kd import device as devices
-from kd.compare import against_standard
-from kd.files import write_json, write_text
-from kd.record import environment
-from kd.table import Tables, gather, summarise
+from kd.core.io import write_json, write_text
+from kd.report.stats import against_standard
+from kd.report.tables import Tables, gather, summarise
+from kd.training import device as devices
+from kd.training.environment import environment
 
 HERE = Path(__file__).parents[1] / "docs" / "study"
 FEW = "seed=0,1,2"

@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 import seaborn as sns
 
-from kd import figures, published
-from kd.compare import Paired, paired
-from kd.figures import looks
-from kd.table import MISALIGNED, Tables, half_width
+from kd.report import figures, published
+from kd.report.figures import looks
+from kd.report.stats import Paired, paired
+from kd.report.tables import MISALIGNED, Tables, half_width
 
 WRONG = "logits" + MISALIGNED  # which is what the study's figure of logits is
 REPOSITORY = "github.com/danieldutu/cifar10_distillation"

@@ -23,8 +23,8 @@ from benchmarks.study_figures import (
 )
 from benchmarks.study_verdict import TITLES, verdict
 from benchmarks.study_words import Lines, chance, compared, duration, grid, percent, place, points, tested, told
-from kd.compare import paired
-from kd.files import write_text
+from kd.core.io import write_text
+from kd.report.stats import paired
 
 PAGE = HERE.parent / "study.md"
 LOOPS = {"standard": "standard", "label_smoothing": "standard", "feature": "feature"}  # which plain loop a method needs

@@ -6,8 +6,8 @@ import pandas as pd
 
 from benchmarks.study_figures import ITS_CODE, PUBLISHED, SWEPT, WRONG, Kept, accuracies, teacher_of
 from benchmarks.study_words import Lines, chance, compared, grid, percent, points, tested, told
-from kd.compare import LEVEL, Paired, paired
-from kd.table import Tables
+from kd.report.stats import LEVEL, Paired, paired
+from kd.report.tables import Tables
 
 TITLES = {  # of the sections that the lines of `verdict_swept` lead to
     "labels": "Few labels",

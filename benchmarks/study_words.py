@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.study_figures import gains
-from kd.compare import LEVEL, Paired, holm
-from kd.table import Tables, half_width
+from kd.report.stats import LEVEL, Paired, holm
+from kd.report.tables import Tables, half_width
 
 Lines = list[str]
 

@@ -25,10 +25,10 @@ from PIL import Image
 from benchmarks.measure import Memory, on_disk
 from benchmarks.networks import CACHE, MEAN, STD, network
 from benchmarks.throughput import pictures
-from kd import device as devices
-from kd import store
-from kd.files import write_json
-from kd.record import environment
+from kd.core.io import write_json
+from kd.models import weights
+from kd.training import device as devices
+from kd.training.environment import environment
 
 TARGET, STARTUP = 8.0, 6.0
 ALPHAS, TEMPERATURES = (0.1, 0.3, 0.5, 0.9), (1, 2, 4, 8)
@@ -37,15 +37,15 @@ WAYS = {
     "sweep of 16, packed by 8": ["hydra.launcher.pack=8"],
 }
 FIRST_STEP = """
-import os, sys, kd.run
+import os, sys, kd.training.run
 from kd import cli
-train = kd.run.train
+train = kd.training.run.train
 def until_first_step(*given):
     for row in train(*given):
         print("imported", *sorted({m.split(".")[0] for m in sys.modules}), flush=True)
         os._exit(0)
         yield row
-kd.run.train = until_first_step
+kd.training.run.train = until_first_step
 cli.main()
 """
 
@@ -64,8 +64,8 @@ def prepare(folder: Path, images: int) -> None:
     torch.manual_seed(0)
     teacher = network(32)
     model = {"name": "cnn", "scale": 32, "activation": "relu", "dropout": 0.2}
-    about = store.card(model, tuple("0123456789"), 32, torch.tensor(MEAN), torch.tensor(STD))
-    store.save(teacher, folder / "teacher.safetensors", about)
+    about = weights.card(model, tuple("0123456789"), 32, torch.tensor(MEAN), torch.tensor(STD))
+    weights.save(teacher, folder / "teacher.safetensors", about)
 
 
 def run(folder: Path, words: list[str], **more: str) -> dict[str, Any]:

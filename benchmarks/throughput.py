@@ -23,18 +23,18 @@ import torch
 from benchmarks import plain
 from benchmarks.measure import Memory, clock, matrix_rate, on_disk, ratio
 from benchmarks.networks import AUGMENT, BATCH, CACHE, MEAN, STD, STUDENT_FLOPS, TEACHER_FLOPS, network
-from kd import device as devices
 from kd import methods
+from kd.core.io import write_json
 from kd.data.loader import Split, batches
-from kd.device import Device
-from kd.files import write_json
 from kd.methods import Batch, Spec
 from kd.models import Out
 from kd.optim import SGD, Schedule
-from kd.outputs import Outputs, Place
-from kd.record import environment
-from kd.teacher import Live, freeze
-from kd.train import State, train
+from kd.training import device as devices
+from kd.training.device import Device
+from kd.training.environment import environment
+from kd.training.loop import State, train
+from kd.training.teacher import Live, freeze
+from kd.training.teacher_cache import Outputs, Place
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "standard": {},

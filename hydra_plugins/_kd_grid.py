@@ -29,7 +29,7 @@ class Choice:
 def parsed(loader: Any, params: Mapping[str, Any], arguments: Iterable[str]) -> dict[str, Override]:
     """Overrides by key: those of `hydra.sweeper.params`, then what is typed. The last one of a key holds, with + or
     without. **Raises:** UserError naming the key."""
-    from kd.overrides import parse
+    from kd.config.overrides import parse
 
     overrides: dict[str, Override] = {}
     for word in [*(f"{key}={value}" for key, value in params.items()), *arguments]:
@@ -40,7 +40,7 @@ def parsed(loader: Any, params: Mapping[str, Any], arguments: Iterable[str]) -> 
 
 def values(override: Override) -> list[str]:
     """Every `key=value` that an override stands for. **Raises:** UserError where there is none."""
-    from kd.settings import UserError, first_line
+    from kd.core.settings import UserError, first_line
 
     key = override.get_key_element()
     if override.is_delete() and override.value_type is None:
@@ -115,7 +115,7 @@ def adopt(config: DictConfig, found: Sequence[Choice]) -> None:
 
     **Raises:** UserError where they do not.
     """
-    from kd.settings import UserError
+    from kd.core.settings import UserError
 
     if not found:
         return

@@ -37,7 +37,7 @@ class LocalLauncher(Launcher):
         self.failures = 0
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        from kd.settings import UserError
+        from kd.core.settings import UserError
 
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         limits = {"slots": 1, "pack": 1, "max_failures": 0, "stop_after": 1}
@@ -49,7 +49,7 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """What kd.sweep has planned. Each JobReturn is COMPLETED: one job's failure is not the sweep's, and the files
         say what came of it."""
-        from kd.sweep import in_turn, packs, read_plan, slots
+        from kd.sweep.scheduler import in_turn, packs, read_plan, slots
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
@@ -65,9 +65,9 @@ class LocalLauncher(Launcher):
         return [JobReturn(overrides=words, status=JobStatus.COMPLETED) for words in job_overrides]
 
     def stream(self, source: Any, total: int, environments: Any, **hooks: Any) -> None:
-        """Do the jobs of a source of lists of (planned job, overrides); see kd.sweep.LocalScheduler and slots."""
-        from kd.progress import sweep_progress
-        from kd.sweep import LocalScheduler
+        """Do the jobs of a source of lists of (planned job, overrides); see LocalScheduler and slots."""
+        from kd.sweep.progress import sweep_progress
+        from kd.sweep.scheduler import LocalScheduler
 
         if self.stop_after is not None and self.failures >= self.stop_after:  # of an earlier batch
             return
@@ -101,8 +101,8 @@ class Work:
     shared: Any = None  # what jobs of one process have in common
 
     def __call__(self, jobs: dict[int, list[str]], tell: Any) -> Any:
-        from kd.pack import Shared
-        from kd.sweep import Outcome, attempt, attempt_pack
+        from kd.core.interleave import Shared
+        from kd.sweep.scheduler import Outcome, attempt, attempt_pack
 
         setup_globals()
         version.setbase(str(self.version_base))

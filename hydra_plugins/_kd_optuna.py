@@ -1,4 +1,4 @@
-"""A thin adapter of Optuna to Hydra: `hydra/sweeper=optuna`. What a study is stands in kd/study.py."""
+"""A thin adapter of Optuna to Hydra: `hydra/sweeper=optuna`. What a study is stands in kd/sweep/optuna_study.py."""
 
 from dataclasses import dataclass, field
 from logging import getLogger
@@ -37,7 +37,7 @@ class OptunaSweeper(Sweeper):
         self.settings = OptunaConf(**settings)
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        from kd.settings import UserError
+        from kd.core.settings import UserError
 
         self.hydra_context, self.config = hydra_context, config
         choices = _kd_grid.choices(hydra_context.config_loader, config)
@@ -50,11 +50,12 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        from kd import tracker
-        from kd.files import write_json
-        from kd.settings import UserError
-        from kd.study import Study, absolute, name_of
-        from kd.sweep import checked, concluding, slots
+        from kd.core.io import write_json
+        from kd.core.settings import UserError
+        from kd.runs.optuna_storage import absolute
+        from kd.sweep.optuna_study import Study, name_of
+        from kd.sweep.scheduler import checked, concluding, slots
+        from kd.training import tracking
 
         _kd_grid.announce_seeds(self.settings.params or {}, arguments)
         params = without_seed(self.settings.params, arguments)
@@ -75,7 +76,7 @@ class OptunaSweeper(Sweeper):
             jobs = study.jobs()
             write_json(directory.path / "study.json", where)
             directory.write(jobs)
-            tracker.name_group(directory.path, jobs)
+            tracking.name_group(directory.path, jobs)
             typed: dict[int, list[str]] = {}  # the overrides of each job, by its number
 
             def begin(trial: Any) -> None:
@@ -110,8 +111,8 @@ class OptunaSweeper(Sweeper):
 
     def describe(self, fixed: list[str], space: dict[str, Override]) -> None:
         """Print what is searched and how many trials remain, and do none."""
-        from kd.dry_run import describe_search
-        from kd.study import name_of, trials
+        from kd.sweep.dry_run import describe_search
+        from kd.sweep.optuna_study import name_of, trials
 
         name = self.settings.study or name_of(self._described(fixed, space))
         searched = [str(override.input_line) for override in space.values()]
@@ -124,9 +125,9 @@ class OptunaSweeper(Sweeper):
 
         **Raises:** UserError, before any work.
         """
-        from kd.config import check
-        from kd.settings import UserError
-        from kd.study import BEST, PRUNERS, SAMPLERS, description
+        from kd.config.schema import check
+        from kd.core.settings import UserError
+        from kd.sweep.optuna_study import BEST, PRUNERS, SAMPLERS, description
 
         for name, allowed in (("sampler", SAMPLERS), ("pruner", PRUNERS), ("objective", BEST)):
             if (value := getattr(self.settings, name)) not in allowed:
@@ -175,8 +176,8 @@ def _under(key: str, searched: list[str]) -> bool:
 
 def search_integers(space: dict[str, Override], plain: dict[str, Any]) -> None:
     """Hydra reads every interval as one of floats; make it one of integers where the key takes nothing else."""
-    from kd.config import takes_integers
-    from kd.settings import UserError
+    from kd.config.schema import takes_integers
+    from kd.core.settings import UserError
 
     for key, override in space.items():
         interval = override.value()

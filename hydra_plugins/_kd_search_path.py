@@ -29,7 +29,7 @@ class UserSource(FileConfigSource):
 
     def is_config(self, config_path: str) -> bool:
         """Groups only: the primary configuration is the application's, or chosen by --config-name."""
-        from kd.registry import CONF
+        from kd.core.registry import CONF
 
         top_level = "/" not in config_path.strip("/")
         if top_level and (CONF / self._normalize_file_name(config_path)).is_file():
@@ -37,7 +37,7 @@ class UserSource(FileConfigSource):
         return super().is_config(config_path)
 
     def load_config(self, config_path: str) -> ConfigResult:
-        from kd.settings import UserError, first_line
+        from kd.core.settings import UserError, first_line
 
         path = Path(self.path) / self._normalize_file_name(config_path)
         try:

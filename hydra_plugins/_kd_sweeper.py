@@ -34,7 +34,7 @@ class GridSweeper(Sweeper):
         self.max_batch_size = max_batch_size
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        from kd.settings import UserError
+        from kd.core.settings import UserError
 
         self.hydra_context, self.config = hydra_context, config
         self.choices = _kd_grid.choices(hydra_context.config_loader, config)
@@ -50,7 +50,7 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from kd.sweep import concluding, plan
+        from kd.sweep.scheduler import concluding, plan
 
         if is_dry(self):
             return self.describe()
@@ -63,8 +63,8 @@ class GridSweeper(Sweeper):
 
     def launch(self) -> list[Sequence[JobReturn]]:
         """Launch every planned job, batch by batch. **Raises:** JobFailedError for the first that failed."""
-        from kd.settings import UserError, first_line
-        from kd.sweep import JobFailedError
+        from kd.core.settings import UserError, first_line
+        from kd.sweep.scheduler import JobFailedError
 
         size = self.max_batch_size or len(self.jobs)
         done: list[Sequence[JobReturn]] = []
@@ -87,8 +87,8 @@ class GridSweeper(Sweeper):
 
     def describe(self) -> None:
         """Print the jobs, and do none."""
-        from kd.dry_run import describe
-        from kd.sweep import checked, slots
+        from kd.sweep.dry_run import describe
+        from kd.sweep.scheduler import checked, slots
 
         planned = list(checked(self.expand(self.settings())))
         local = hasattr(self.launcher, "stream")
@@ -163,8 +163,8 @@ def each_seed(sweeper: Any, words: list[str], first: int) -> list[tuple[list[str
 
 def seeds_of(words: list[str], config: Mapping[str, Any]) -> list[int] | None:
     """The key `seeds` of a setting. **Raises:** UserError when it is wrong, or a seed is given as well."""
-    from kd.config import check_seeds
-    from kd.settings import UserError
+    from kd.config.schema import check_seeds
+    from kd.core.settings import UserError
 
     try:
         seeds = check_seeds(config.get("seeds"))

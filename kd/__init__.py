@@ -2,16 +2,17 @@
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from kd.store import load
+from kd.core.version import __version__
 
-__all__ = ["load"]
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from kd.models.weights import load
+
+__all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "load":  # imported when it is used: torch takes seconds, --help should not
-        from kd.store import load
+        from kd.models.weights import load
 
         return load
     raise AttributeError(f"module 'kd' has no attribute {name!r}")

@@ -31,12 +31,12 @@ from hydra_plugins._kd_launcher import LocalConf, LocalLauncher
 from hydra_plugins._kd_optuna import OptunaConf, OptunaSweeper
 from hydra_plugins._kd_search_path import DIRECTORIES, UserDirectoriesFirst, UserSource
 from hydra_plugins._kd_sweeper import GridConf, GridSweeper
-from kd import streams
-from kd.overrides import RefusedError, arguments, defaults_in_a_circle, parse
-from kd.registry import CONF
-from kd.settings import UserError
-from kd.stop import Stop, TerminatedError
-from kd.wandb_env import refuse_seed
+from kd.config.overrides import RefusedError, arguments, defaults_in_a_circle, parse
+from kd.config.wandb_env import refuse_seed
+from kd.core import streams
+from kd.core.registry import CONF
+from kd.core.settings import UserError
+from kd.core.signals import Stop, TerminatedError
 
 
 def _register_plugins() -> None:
@@ -92,8 +92,8 @@ OmegaConf.register_new_resolver("kd.mode", mode, replace=True)
 
 def run_dir(*, _root_: DictConfig) -> str:
     """The resolver behind hydra.run.dir: only a valid configuration has an identity, and so a directory."""
-    from kd.config import check, folder_of
-    from kd.run import refuse_change
+    from kd.config.schema import check, folder_of
+    from kd.training.run import refuse_change
 
     refuse_change(config := check(plain(_root_)))
     return str(folder_of(config))
@@ -123,8 +123,8 @@ OmegaConf.register_new_resolver("kd.sweep_dir", sweep_dir, replace=True, use_cac
 
 def prepare(composed: DictConfig, sweep: str | None) -> Any:
     """The checked configuration of a job, this process made ready for it. `sweep`: the directory of its sweep."""
-    from kd import device
-    from kd.config import check
+    from kd.config.schema import check
+    from kd.training import device
 
     config = replace(check(plain(composed)), sweep=Path(sweep).absolute() if sweep else None)
     device.settle(config.root.threads)
@@ -134,9 +134,9 @@ def prepare(composed: DictConfig, sweep: str | None) -> Any:
 
 def task(composed: DictConfig, tell: Any = None, shared: Any = None) -> None:
     """One job of Hydra's, by whatever launcher; its files go to the run's own directory."""
-    from kd.config import folder_of
-    from kd.result import summary
-    from kd.run import log, run
+    from kd.config.schema import folder_of
+    from kd.training.finalize import summary
+    from kd.training.run import log, run
 
     streams.protect()  # a launcher's own process may not have come through `main`
     job = HydraConfig.get()

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from kd.settings import Settings
+from kd.core.settings import Settings
 
 Rate = Annotated[float, Field(gt=0, le=1e30)]  # float32 holds it
 Decay = Annotated[float, Field(ge=0, le=1e3)]

@@ -17,13 +17,14 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from wandb_server import Server
 
-from kd import cli, record
-from kd.config import Config, check
-from kd.device import Device
-from kd.files import write_json
-from kd.pool import Outcome
-from kd.sweep import LocalScheduler
-from kd.table import read_plan
+from kd import cli
+from kd.config.schema import Config, check
+from kd.core.io import write_json
+from kd.report.tables import read_plan
+from kd.runs import directory
+from kd.sweep.scheduler import LocalScheduler
+from kd.sweep.worker_pool import Outcome
+from kd.training.device import Device
 
 for variable in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[variable]
@@ -220,7 +221,7 @@ def launched(ends: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> list[dict
         while (unit := scheduler.source()) is not None:
             for job, _ in unit:
                 folder, outcome = Path(job["folder"]), Outcome("done")
-                if not record.finished(folder):
+                if not directory.finished(folder):
                     end = ends.pop(len(jobs), "done")
                     jobs.append(job)
                     folder.mkdir(parents=True, exist_ok=True)
@@ -230,13 +231,13 @@ def launched(ends: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> list[dict
                         write_json(folder / "result.json", result_of(len(jobs) / 100, job["config"]))
                     else:
                         outcome = Outcome("failed" if end == "failed" else "killed", "of a test")
-                        record.mark(folder, *outcome)
+                        directory.mark(folder, *outcome)
                 scheduler.over(job, outcome)
                 if outcome.state == "killed" and end == "stop":
                     raise KeyboardInterrupt
 
     monkeypatch.setattr(LocalScheduler, "run", run)
-    monkeypatch.setattr("kd.figures.draw", lambda *_, **__: ([], []))
+    monkeypatch.setattr("kd.report.figures.draw", lambda *_, **__: ([], []))
     return jobs
 
 
@@ -244,9 +245,9 @@ def launched(ends: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> list[dict
 def planned(kd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
     """planned("-m", ...): the jobs of a sweep of toys, all run in this process, none of which trains."""
     ran: list[str] = []
-    monkeypatch.setattr("kd.run.run", lambda config, **_: ran.append(config.identity()))
-    monkeypatch.setattr("kd.result.summary", lambda *_: [])
-    monkeypatch.setattr("kd.sweep._conclude", lambda *_, **__: "")
+    monkeypatch.setattr("kd.training.run.run", lambda config, **_: ran.append(config.identity()))
+    monkeypatch.setattr("kd.training.finalize.summary", lambda *_: [])
+    monkeypatch.setattr("kd.sweep.scheduler._conclude", lambda *_, **__: "")
 
     def run(*words: str) -> list[dict[str, Any]]:
         said = kd("data=digits", "student.scale=1", "teacher.scale=1", "device=cpu", "threads=1", *words)

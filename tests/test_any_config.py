@@ -17,11 +17,13 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-import kd.run
-from kd import cli, registry, wandb_run
-from kd.config import check
+import kd.training.run
+from kd import cli
+from kd.config.schema import check
+from kd.core import registry
+from kd.core.settings import flatten
 from kd.data.loader import Split
-from kd.settings import flatten
+from kd.training import wandb_run
 
 BASE = [
     "data=digits", "student.scale=1", "teacher.scale=1", "student.epochs=1", "teacher.epochs=1", "device=cpu",
@@ -192,7 +194,7 @@ def test_any_configuration_is_right_or_refused(words: list[str]) -> None:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A training, of student or teacher, is one real step. **Returns:** a list that grows by one for each."""
     count: list[str] = []
-    train = kd.run.train
+    train = kd.training.run.train
 
     def first(*args: Any, **keys: Any) -> Iterator[Any]:
         for row in train(*args, **keys):
@@ -204,7 +206,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def refuse(*_: object, **__: object) -> None:
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr(kd.run, "train", first)
+    monkeypatch.setattr(kd.training.run, "train", first)
     monkeypatch.setattr(Split, "batches", lambda self, batch_size: 1)
     monkeypatch.setattr(wandb_run, "_start", lambda *_: None)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)

@@ -18,7 +18,7 @@ from benchmarks import aggregate, plain, readme, throughput
 from benchmarks import methods as library
 from benchmarks.networks import MEAN, STD, network
 from benchmarks.throughput import PATHS, memory, pictures
-from kd import registry
+from kd.core import registry
 
 ROOT = Path(__file__).parents[1]
 
@@ -170,7 +170,7 @@ def test_the_documented_method_is_added_by_three_files(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "adding-a-method.md").read_text()
     (tmp_path / "adding.diff").write_text(text.partition("```diff\n")[2].partition("```\n")[0])
     place = tmp_path / "kd"
-    shutil.copytree(ROOT, place, ignore=shutil.ignore_patterns(".*", "runs", "multirun", "__pycache__", "*.egg-info"))
+    shutil.copytree(ROOT, place, ignore=shutil.ignore_patterns(".*", "multirun", "__pycache__", "*.egg-info"))
     subprocess.run(["git", "apply", "-v", "../adding.diff"], cwd=place, check=True, capture_output=True)
     environment = {**os.environ, "PYTHONPATH": str(place)}
     wanted = ["tests/test_methods.py", "tests/test_library.py"]

@@ -12,9 +12,9 @@ import pytest
 from conftest import is_one_line, write
 
 from hydra_plugins._kd_optuna import search_integers
-from kd.config import takes_integers
-from kd.overrides import arguments, parse
-from kd.settings import UserError
+from kd.config.overrides import arguments, parse
+from kd.config.schema import takes_integers
+from kd.core.settings import UserError
 
 TOY = ["data=digits", "student.epochs=1", "teacher.epochs=1", "student.scale=1", "teacher.scale=1", "device=cpu"]
 TOY += ["threads=1", "tracker.mode=disabled"]
@@ -94,8 +94,8 @@ def test_an_experiment_that_needs_a_multirun(text: str, key: str, kd: Callable) 
 
 def test_a_single_run_of_an_experiment_that_is_a_sweep(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
-    monkeypatch.setattr("kd.run.run", lambda config, **_: ran.append(config.root.seed))
-    monkeypatch.setattr("kd.result.summary", lambda *_: [])
+    monkeypatch.setattr("kd.training.run.run", lambda config, **_: ran.append(config.root.seed))
+    monkeypatch.setattr("kd.training.finalize.summary", lambda *_: [])
     assert kd(*TOY, "+experiment=compare", "hydra.mode=RUN", "seed=4").code == 0
     assert ran == [4]
 

@@ -9,12 +9,13 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
-from kd import cli, data, models, store
-from kd.config import check
+from kd import cli, data, models
+from kd.config.schema import check
+from kd.core.registry import choices
+from kd.core.settings import UserError
 from kd.methods import Spec
+from kd.models import weights
 from kd.optim import Schedule
-from kd.registry import choices
-from kd.settings import UserError
 
 METHODS = choices("methods")
 DIGITS = ["data=digits", "student.epochs=1", "teacher.epochs=1", "student.scale=1", "teacher.scale=2", "device=cpu"]
@@ -203,12 +204,12 @@ def test_a_bad_image_folder(kd: Callable, folder: Path, harm: Callable, expected
 
 def card(classes: int = 10, size: int = 32) -> dict:
     model = {"name": "cnn", "scale": 2, "activation": "relu", "dropout": 0.5}
-    return store.card(model, tuple(map(str, range(classes))), size, torch.zeros(3), torch.ones(3))
+    return weights.card(model, tuple(map(str, range(classes))), size, torch.zeros(3), torch.ones(3))
 
 
 def saved(path: Path, classes: int = 10, size: int = 32, scale: int = 2) -> Path:
     config = models.find("cnn", "model").Config(name="cnn", scale=scale, activation="relu", dropout=0.5)
-    store.save(models.build(config, classes, size), path, card(classes, size))
+    weights.save(models.build(config, classes, size), path, card(classes, size))
     return path
 
 

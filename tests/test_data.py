@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from kd import data, registry, views
+from kd import data
+from kd.core import registry
+from kd.core.settings import UserError
+from kd.data import augment as views
 from kd.data import base, cache, imagefolder
 from kd.data.base import Arrays
 from kd.data.loader import batches, plain
-from kd.settings import UserError
 
 CPU = torch.device("cpu")
 KEYS = {"split_seed": 0, "augment": {"crop": 4, "padding": "zeros", "flip": True}, "mean": None, "std": None}

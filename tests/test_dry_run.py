@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import SWEPT, is_one_line
 
-from kd import record
-from kd.config import folder_of
+from kd.config.schema import folder_of
+from kd.runs import directory
 
 DRY = "dry_run=true"
 
@@ -158,7 +158,7 @@ def test_a_search_is_described(kd: Callable, folder: Path) -> None:
         done = kd(*SEARCH, DRY, f"hydra.sweeper.storage={storage}", f"hydra.sweeper.study={name}")
         assert (done.code, state(folder)) == (0, before)
         assert f"trials   {line}\n" in done.out
-    assert record.status(folder) == ("planned", "")
+    assert directory.status(folder) == ("planned", "")
     assert os.listdir(folder / "cwd") == []
     Path("new.db").touch()
     done = kd(*SEARCH, DRY, "hydra.sweeper.storage=sqlite:///new.db")

@@ -13,8 +13,8 @@ from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from test_report import config, made, tables
 
-from kd import figures
-from kd.table import Tables
+from kd.report import figures
+from kd.report.tables import Tables
 
 NINE = ["standard", "logits", "feature", "hint", "rkd", "crd", "dkd", "nkd", "at"]
 
@@ -560,7 +560,7 @@ def test_four_hundred_settings_have_a_map(tmp_path: Path) -> None:
 
 def test_every_search_of_a_report_is_drawn(tmp_path: Path) -> None:
     optuna = pytest.importorskip("optuna")
-    from kd.study import opened
+    from kd.runs.optuna_storage import opened
 
     found = sweep(tmp_path, [config("standard", 0)], [0.7])
     place = str(tmp_path / "search.journal")
@@ -579,7 +579,7 @@ def test_every_search_of_a_report_is_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("direction", "bad"), [("maximize", 0.1), ("minimize", 1e6)])
 def test_a_failed_trial_does_not_choose_the_axis_of_a_search(direction: str, bad: float, tmp_path: Path) -> None:
     optuna = pytest.importorskip("optuna")
-    from kd.study import opened
+    from kd.runs.optuna_storage import opened
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     place = str(tmp_path / "search.journal")

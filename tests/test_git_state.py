@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import kd
-from kd import device, record
+from kd.runs import directory
+from kd.training import device, environment
 
 GIT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
@@ -40,21 +41,22 @@ def repository(where: Path, ignored: str = "") -> str:
 def copied(into: Path) -> Path:
     """Copy kd's own files into a directory, as an installation does. Return the package's folder."""
     into.mkdir(parents=True, exist_ok=True)
-    for name in ("__init__.py", "record.py", "files.py", "locks.py", "reader.py", "settings.py"):
-        (into / "kd").mkdir(exist_ok=True)
-        shutil.copy(Path(kd.__file__).parent / name, into / "kd" / name)
+    files = ["__init__", "core/__init__", "core/io", "core/locks", "core/settings", "core/version"]
+    for name in [*files, "runs/__init__", "runs/directory", "runs/schema"]:
+        (into / "kd" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(kd.__file__).parent / f"{name}.py", into / "kd" / f"{name}.py")
     return into / "kd"
 
 
 def state(package: Path, **environment: str) -> Any:
     """Return what the copy in `package` takes for its commit, asked in a process of its own."""
-    code = "import json, kd.record as r; print(json.dumps([r.__file__, r.git_state()]))"
+    code = "import json, kd.runs.directory as r; print(json.dumps([r.__file__, r.git_state()]))"
     path = {**GIT, "PYTHONPATH": str(package.parent), **environment}
     said = subprocess.run(
         [sys.executable, "-c", code], cwd=package.parent, env=path, check=True, capture_output=True, text=True
     )
     file, found = json.loads(said.stdout)
-    assert Path(file).resolve() == (package / "record.py").resolve(), "another kd was imported"
+    assert Path(file).resolve() == (package / "runs" / "directory.py").resolve(), "another kd was imported"
     return found
 
 
@@ -112,7 +114,7 @@ def linked(tmp_path: Path) -> tuple[Path, str]:
     return tmp_path / "mine", commit
 
 
-@pytest.mark.parametrize("changed", ["kd/record.py", "conf/config.yaml"])
+@pytest.mark.parametrize("changed", ["kd/runs/directory.py", "conf/config.yaml"])
 @pytest.mark.parametrize("make", [own, worktree, submodule, linked])
 def test_a_source_tree_of_kd_has_its_own_commit(tmp_path: Path, make: Callable, changed: str) -> None:
     where, commit = make(tmp_path)
@@ -139,6 +141,6 @@ def test_without_a_repository_or_git_there_is_no_commit(tmp_path: Path, monkeypa
 
 
 def test_the_environment_names_the_version_of_kd(tmp_path: Path) -> None:
-    found = record.environment(device.resolve("cpu", "fp32", tmp_path))
+    found = environment.environment(device.resolve("cpu", "fp32", tmp_path))
     assert found["kd"] == kd.__version__
-    assert found["git"] == record.git_state()
+    assert found["git"] == directory.git_state()

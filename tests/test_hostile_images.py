@@ -18,8 +18,8 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from kd import cli, data
+from kd.core.settings import UserError
 from kd.data import imagefolder
-from kd.settings import UserError
 
 SIZE = 8
 KEYS = {"val_size": None, "split_seed": 0, "augment": {"crop": 0, "padding": "zeros", "flip": False},

@@ -16,9 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import kd as package
-from kd import cli, config, data, models, store, teacher
-from kd.device import resolve
-from kd.settings import UserError
+from kd import cli, data, models
+from kd.config import schema
+from kd.core.settings import UserError
+from kd.models import weights
+from kd.training import teacher
+from kd.training.device import resolve
 
 SIZE = 8
 
@@ -29,14 +32,14 @@ def net(scale: int = 1, classes: int = 2, size: int = SIZE) -> models.Net:
     return models.build(models.find("cnn", "model").Config(**said), classes, size)
 
 
-CARD = store.card(
+CARD = weights.card(
     {"name": "cnn", "scale": 1, "activation": "relu", "dropout": 0.5}, ("a", "b"), SIZE, torch.zeros(3), torch.ones(3)
 )
 
 
 def saved(path: Path, **changes: Any) -> Path:
     """The weights of a small network, with a card in which something may be wrong."""
-    store.save(net(), path, {**CARD, **changes})
+    weights.save(net(), path, {**CARD, **changes})
     return path
 
 
@@ -91,8 +94,8 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[Path], Any], str]] = {  # how they are ma
     "too large": (lambda p: save_file(net(2).state_dict(), p), "is [2, 3, 3, 3] there and [1, 3, 3, 3] in the model"),
     "one tensor more": (lambda p: save_file({**net().state_dict(), "x": torch.ones(1)}, p), "x is [1] there and abs"),
     "no tensor": (lambda p: save_file({}, p), "is absent there and"),
-    "other classes": (lambda p: store.save(net(1, 3), p, {**CARD, "classes": ["a", "b", "c"]}), "knows 3 classes"),
-    "other size": (lambda p: store.save(net(1, 2, 16), p, {**CARD, "size": 16}), "takes images of 16 pixels"),
+    "other classes": (lambda p: weights.save(net(1, 3), p, {**CARD, "classes": ["a", "b", "c"]}), "knows 3 classes"),
+    "other size": (lambda p: weights.save(net(1, 2, 16), p, {**CARD, "size": 16}), "takes images of 16 pixels"),
 }
 BAD_CARDS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "not JSON": (lambda p: carded(p, "{"), "cannot be used (it is not JSON)"),
@@ -132,7 +135,7 @@ def test_bad_weights_of_a_teacher_are_one_line(case: str, tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     make(path)
     with pytest.raises(UserError) as error:
-        store.check(path, net(), ("a", "b"), SIZE)
+        weights.check(path, net(), ("a", "b"), SIZE)
     line = str(error.value)
     assert line.startswith("teacher.checkpoint: ")
     assert expected.format(path=path) in line
@@ -145,7 +148,7 @@ def test_bad_weights_end_the_command(case: str, tmp_path: Path, kd: Callable) ->
     make, expected = {**BAD_WEIGHTS, **BAD_CARDS}[case]
     make(tmp_path / "w")
     if case == "a bit flipped":
-        store.save(net(1, 10, 32), tmp_path / "w", {**CARD, "classes": list("0123456789"), "size": 32})
+        weights.save(net(1, 10, 32), tmp_path / "w", {**CARD, "classes": list("0123456789"), "size": 32})
         flipped(tmp_path / "w")
     said = kd("data=digits", "method=logits", "teacher.scale=1", f"teacher.checkpoint={tmp_path / 'w'}")
     assert is_one_line(said, "teacher.checkpoint: ")
@@ -190,15 +193,15 @@ def test_other_sound_weights_are_taken(tmp_path: Path) -> None:
         way()
         other = net()
         torch.nn.init.zeros_(other.head[1].weight)
-        store.check(path, other, ("a", "b"), SIZE)
-        store.fill(other, path)
+        weights.check(path, other, ("a", "b"), SIZE)
+        weights.fill(other, path)
         assert all(torch.allclose(t, wanted[name], atol=1e-3) for name, t in other.state_dict().items())
     for length in (0x4B50, 0x2480):  # such a file begins as a zip archive, or as a pickle does
         save_file(wanted, path, {"x": ""})
         missing = length - struct.unpack("<Q", path.read_bytes()[:8])[0]
         save_file(wanted, path, {"x": "x" * missing})
         assert struct.unpack("<Q", path.read_bytes()[:8])[0] == length
-        store.check(path, net(), ("a", "b"), SIZE)
+        weights.check(path, net(), ("a", "b"), SIZE)
 
 
 def test_weights_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,9 +213,9 @@ def test_weights_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
     with monkeypatch.context() as closed:
         closed.setattr("builtins.open", refuse)
         with pytest.raises(UserError, match=r"^teacher\.checkpoint: cannot read .*/w \(Permission denied\)$"):
-            store.check(path, net(), ("a", "b"), SIZE)
+            weights.check(path, net(), ("a", "b"), SIZE)
         with pytest.raises(UserError, match=r"^teacher: cannot read its weights in .*/w \(Permission denied\)$"):
-            config.file_digest(path)
+            schema.file_digest(path)
     monkeypatch.setattr(os, "access", lambda *_: False)
     denied = PermissionError(13, "Permission denied", str(path))
     assert cli._explain(denied) == (2, f"cannot read {path} (Permission denied)")
@@ -222,7 +225,7 @@ def test_weights_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_teachers_own_run_that_was_damaged(composed: Callable, tmp_path: Path) -> None:
     made = composed("method=logits", "teacher.scale=1", "data.val_size=0")
     images = data.load(made.data, made.described, tmp_path / "cache", torch.device("cpu"))
-    store.save(net(1, 10, 32), tmp_path / "w", {**CARD, "classes": list("0123456789"), "size": 32})
+    weights.save(net(1, 10, 32), tmp_path / "w", {**CARD, "classes": list("0123456789"), "size": 32})
     device, trained = resolve("cpu", "fp32", tmp_path), {"metrics": {}}
     assert teacher.load(made, images, device, tmp_path / "w", trained).net
     flipped(tmp_path / "w")
@@ -238,7 +241,7 @@ def test_no_damage_is_silent(tmp_path: Path) -> None:
 
     def filled() -> models.Net:
         other = net()
-        store.fill(other, path)
+        weights.fill(other, path)
         return other
 
     for number in range(200):

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd import device, kernels
-from kd.run import run
-from kd.settings import UserError
+from kd.core.settings import UserError
+from kd.models import kernels
+from kd.training import device
+from kd.training.run import run
 
 CHANNELS_LAST = torch.channels_last
 

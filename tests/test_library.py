@@ -11,17 +11,22 @@ import torch
 from torch import Tensor
 
 import kd as package
-from kd import data, evaluate, methods, models, registry, store, table, views
-from kd import run as run_module
-from kd.config import Config
+from kd import data, methods, models
+from kd.config.schema import Config
+from kd.core import registry
+from kd.core.interleave import Shared, together
+from kd.core.settings import UserError
+from kd.data import augment as views
 from kd.data.loader import batches
-from kd.device import resolve
+from kd.models import weights
 from kd.models.ensemble import Ensemble
-from kd.outputs import Outputs, Place, key
-from kd.pack import Shared, together
-from kd.run import folder_of, run
-from kd.settings import UserError
-from kd.teacher import Live
+from kd.report import tables
+from kd.training import metrics
+from kd.training import run as run_module
+from kd.training.device import resolve
+from kd.training.run import folder_of, run
+from kd.training.teacher import Live
+from kd.training.teacher_cache import Outputs, Place, key
 
 ALL = registry.choices("methods")
 QUICK = {"crd": ["method.negatives=64", "method.width=8"]}
@@ -56,17 +61,17 @@ def test_a_run_trains_saves_and_ships_what_it_should(name: str, small: Callable)
     own = fresh.method.state_dict()
     assert (folder / "method.safetensors").exists() == bool(own)
     if own:
-        trained = store.safe_open(folder / "method.safetensors", "pt")
+        trained = weights.safe_open(folder / "method.safetensors", "pt")
         assert set(trained.keys()) == set(own)
         for key, _ in fresh.method.named_parameters():
             assert not torch.equal(trained.get_tensor(key), own[key]), f"{key} was not trained"
-    assert result["size"]["method_params"] == evaluate.count(fresh.method.parameters())
+    assert result["size"]["method_params"] == metrics.count(fresh.method.parameters())
 
     shipped = package.load(folder)
-    logits = evaluate.infer(shipped, images.test, device)
-    for what, value in evaluate.metrics(logits, images.test.targets).items():
+    logits = metrics.infer(shipped, images.test, device)
+    for what, value in metrics.metrics(logits, images.test.targets).items():
         assert value == pytest.approx(result["metrics"][f"test_{what}"], abs=1e-3), what
-    assert evaluate.count(shipped.parameters()) == result["size"]["params"]
+    assert metrics.count(shipped.parameters()) == result["size"]["params"]
     if name != "simkd":
         assert set(shipped.net.state_dict()) == set(fresh.student.state_dict()), "the student, and nothing else"
 
@@ -79,12 +84,12 @@ def test_simkd_ships_the_teachers_last_layers(small: Callable, tmp_path: Path) -
     for stage in ("hidden", "head"):
         own = taught.stages[stage].state_dict()
         assert all(torch.equal(v, own[k]) for k, v in shipped.stages[f"teacher_{stage}"].state_dict().items())
-    trained = store.safe_open(folder_of(config) / "method.safetensors", "pt")
+    trained = weights.safe_open(folder_of(config) / "method.safetensors", "pt")
     for name, tensor in shipped.stages["projector"].state_dict().items():
         assert torch.equal(tensor, trained.get_tensor(f"projector.{name}")), name
-    card = json.loads(store.safe_open(folder_of(config) / "student.safetensors", "pt").metadata()["kd"])
+    card = json.loads(weights.safe_open(folder_of(config) / "student.safetensors", "pt").metadata()["kd"])
     card["graft"]["teacher_tap"] = "nose"
-    store.save(shipped, tmp_path / "bad.safetensors", card)
+    weights.save(shipped, tmp_path / "bad.safetensors", card)
     with pytest.raises(UserError, match=r"the card in .*bad.safetensors: graft: there is no tap 'nose'"):
         package.load(tmp_path / "bad.safetensors")
 
@@ -260,8 +265,8 @@ def test_a_student_of_several_teachers(small: Callable, place: Path) -> None:
     assert result["teacher"]["params"] == 2 * json.loads((folders[0] / "result.json").read_text())["size"]["params"]
     images, device = seen(config)
     nets = [package.load(folder).net for folder in folders]
-    both = evaluate.infer(Ensemble(nets, "probabilities"), images.test, device)
-    accuracy = evaluate.metrics(both, images.test.targets)["accuracy"]
+    both = metrics.infer(Ensemble(nets, "probabilities"), images.test, device)
+    accuracy = metrics.metrics(both, images.test.targets)["accuracy"]
     assert result["teacher"]["metrics"]["test_accuracy"] == pytest.approx(accuracy, abs=1e-3)
     words = ["method=logits", "teacher.seed=7"]
     others = [small(*words), small(*words, "teacher.members=2"), small(*words, "teacher.members=2", "teacher.seed=8")]
@@ -299,5 +304,5 @@ def test_a_table_tells_settings_apart_by_the_teacher_only_where_it_teaches(small
     runs = [small(f"method={name}", "student.epochs=1") for name in ("logits", "born_again", "standard")]
     for config in runs:
         run(config)
-    found = table.gather([folder_of(config) for config in runs])
+    found = tables.gather([folder_of(config) for config in runs])
     assert sorted(found.runs["setting"]) == ["born_again", "logits", "standard"]

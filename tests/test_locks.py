@@ -15,8 +15,10 @@ from conftest import LONG, PATIENCE, Place
 from conftest import SWEPT as SMALL
 from hydra import compose, initialize_config_dir
 
-from kd import cli, locks, record
-from kd.config import check, folder_of
+from kd import cli
+from kd.config.schema import check, folder_of
+from kd.core import locks
+from kd.runs import directory
 
 ONE = [*SMALL, "method=standard"]
 NUMBERS = ["ENOLCK", "EOPNOTSUPP", "EBADF", "ENOSYS", "EPERM", "EINVAL", "EIO"]
@@ -242,7 +244,7 @@ def test_two_processes_want_one_run(answer: str | None, place: Place, lockless: 
     assert all(out.count("has no locks") == bool(answer) for out, _ in said)
     assert not any(err for _, err in said)
     (folder,) = place.runs()
-    assert (folder.name, record.status(folder).state) == (name, "done")
+    assert (folder.name, directory.status(folder).state) == (name, "done")
     assert hidden(place.folder) == []
 
 
@@ -274,7 +276,7 @@ def test_ctrl_c_ends_a_wait_and_leaves_the_owner_alone(place: Place, lockless: C
     assert (second.returncode, err) == (130, "kd: interrupted\n")
     assert first.poll() is None
     (folder,) = place.runs()
-    assert record.status(folder).state == "running"
+    assert directory.status(folder).state == "running"
     assert f".{folder.name}.lock.lease" in hidden(place.folder)
 
 

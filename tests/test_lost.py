@@ -16,9 +16,10 @@ import pytest
 from conftest import PATIENCE, Place
 from safetensors.torch import load_file
 
-from kd import files, record
-from kd.run import folder_of, run
-from kd.settings import UserError
+from kd.core import io
+from kd.core.settings import UserError
+from kd.runs import directory
+from kd.training.run import folder_of, run
 
 WORDS = ["data=digits", "student.scale=1", "teacher.scale=1", "student.epochs=2", "teacher.epochs=1", "device=cpu"]
 WORDS += ["method=logits"]
@@ -87,7 +88,7 @@ def full(folder: Path, monkeypatch: pytest.MonkeyPatch, *spared: str) -> None:
             raise OSError(errno.ENOSPC, "No space left on device", str(target))
         replace(source, target)
 
-    monkeypatch.setattr("kd.files.os.replace", refuse)
+    monkeypatch.setattr("kd.core.io.os.replace", refuse)
 
 
 def test_a_result_for_which_there_is_no_room_is_kept_elsewhere(
@@ -101,8 +102,8 @@ def test_a_result_for_which_there_is_no_room_is_kept_elsewhere(
     with pytest.raises(UserError, match=r"No space left on device\); the finished run is in .*: make room") as told:
         run(config)
     monkeypatch.undo()
-    assert record.finished(folder_of(config)) is None
-    assert record.status(folder_of(config)).reason == str(told.value)
+    assert directory.finished(folder_of(config)) is None
+    assert directory.status(folder_of(config)).reason == str(told.value)
     (kept,) = (tmp_path / "other").iterdir()
     names = {path.name for path in kept.iterdir()}
     assert names >= {"result.json", "history.csv", "config.yaml", "student.safetensors", "method.safetensors"}
@@ -180,24 +181,24 @@ def test_a_teacher_whose_trainer_dies_is_trained_on_by_another_at_once(place: Pl
     others = [place.start(*words, f"seed={seed}") for seed in (1, 2)]
     place.wait(lambda: len(list(place.folder.glob("runs/logits-*/status.json"))) == 3)
     time.sleep(1)
-    assert record.finished(teacher) is None, "too quick to be killed"
+    assert directory.finished(teacher) is None, "too quick to be killed"
     first.send_signal(signal.SIGKILL)
     said = [process.communicate(timeout=PATIENCE) for process in others]
     assert [process.returncode for process in others] == [0, 0], said
     assert sum("teacher: goes on after epoch" in out for out, _ in said) == 1
     assert sum("teacher: found in" in out for out, _ in said) == 1
-    result = record.finished(teacher)
+    result = directory.finished(teacher)
     assert result is not None
     assert result["time"]["resumed"] == 1
     assert (teacher / "history.csv").read_text().count("\n") == 41
-    assert record.status(next(place.folder.glob("runs/logits-cnn-1-s0-*"))).state == "killed"
+    assert directory.status(next(place.folder.glob("runs/logits-cnn-1-s0-*"))).state == "killed"
 
 
 def test_a_file_is_synchronised_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     sync, replace = os.fsync, os.replace
-    monkeypatch.setattr("kd.files.os.fsync", lambda fd: order.append("sync") or sync(fd))
-    monkeypatch.setattr("kd.files.os.replace", lambda a, b: order.append("rename") or replace(a, b))
-    files.write_json(tmp_path / "a.json", {"a": 1})
+    monkeypatch.setattr("kd.core.io.os.fsync", lambda fd: order.append("sync") or sync(fd))
+    monkeypatch.setattr("kd.core.io.os.replace", lambda a, b: order.append("rename") or replace(a, b))
+    io.write_json(tmp_path / "a.json", {"a": 1})
     assert order == ["sync", "rename"]
-    assert files.read_json(tmp_path / "a.json") == {"a": 1}
+    assert io.read_json(tmp_path / "a.json") == {"a": 1}

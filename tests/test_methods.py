@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd import methods, registry
+from kd import methods
 from kd.cli import CONF
+from kd.core import registry
 from kd.methods import Batch, Spec
 from kd.methods.paired import pairs
 from kd.methods.rkd import _angles

@@ -11,7 +11,8 @@ import pytest
 import wandb
 from wandb_server import Server
 
-from kd import record, tracker
+from kd.runs import directory
+from kd.training import tracking
 
 EPOCHS = 4
 WORDS = ["data=digits", "student.scale=1", f"student.epochs={EPOCHS}", "method=standard", "device=cpu", "threads=1",
@@ -36,7 +37,7 @@ def test_a_run_that_cannot_note_its_id_goes_on(kd: Callable, monkeypatch: pytest
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(tracker, "write_json", full)
+    monkeypatch.setattr(tracking, "write_json", full)
     said = kd(*WORDS, "student.epochs=1")
     assert said.code == 0
     assert "No space left on device" in said.out
@@ -47,10 +48,10 @@ def test_a_run_that_cannot_note_its_id_goes_on(kd: Callable, monkeypatch: pytest
 def test_an_interrupted_run_is_one_run_with_every_epoch_once(
     mode: str, server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    epoch = record.Record.epoch
+    epoch = directory.Record.epoch
 
     def stopped(after: int) -> Callable:
-        def write(self: record.Record, row: dict[str, Any]) -> None:
+        def write(self: directory.Record, row: dict[str, Any]) -> None:
             epoch(self, row)
             if row["epoch"] == after:
                 raise KeyboardInterrupt
@@ -67,7 +68,7 @@ def test_an_interrupted_run_is_one_run_with_every_epoch_once(
     monkeypatch.setattr(wandb.Settings, "timespec", "20260101_000000")
     for after in (2, 3):
         with monkeypatch.context() as patch:
-            patch.setattr(record.Record, "epoch", stopped(after))
+            patch.setattr(directory.Record, "epoch", stopped(after))
             assert kd(*WORDS, f"tracker.mode={mode}").code == 130
         if mode == "offline":
             sync()

@@ -10,12 +10,12 @@ from test_report import config as reported
 from test_report import made, tables
 from test_train import images, trained_teacher
 
-from kd import report
+from kd.core.interleave import Shared, together
 from kd.data.loader import batches, swapped
-from kd.outputs import Outputs, Place
-from kd.pack import Shared, together
-from kd.run import folder_of, run, steps
-from kd.teacher import Live
+from kd.report import build
+from kd.training.run import folder_of, run, steps
+from kd.training.teacher import Live
+from kd.training.teacher_cache import Outputs, Place
 
 
 def test_every_image_is_another_of_the_same_epoch(composed: Callable, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_it_is_marked_in_every_table(tmp_path: Path) -> None:
     assert list(found.summary["method"]) == ["logits", "standard", "logits MISALIGNED"]
     assert found.summary["chosen"].all()
     assert "teacher.outputs" not in found.swept
-    said = report.write([tmp_path], tmp_path).text
+    said = build.write([tmp_path], tmp_path).text
     assert "logits MISALIGNED" in said
     assert "note: MISALIGNED rows were taught, on purpose," in said
     page = (tmp_path / "index.html").read_text()

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from kd import models, registry
-from kd.config import model_name
-from kd.evaluate import size
-from kd.kernels import NormAct, library, quicken
+from kd import models
+from kd.config.schema import model_name
+from kd.core import registry
 from kd.models import Net
+from kd.models.kernels import NormAct, library, quicken
+from kd.training.metrics import size
 
 Shapes = dict[str, tuple[int, ...]]
 CONF = Path(__file__).parents[1] / "conf" / "model"

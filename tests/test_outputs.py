@@ -15,17 +15,17 @@ import torch
 from conftest import BF16, DEVICE, FP32, ON_CPU
 from test_train import images, network, trained_teacher
 
-from kd import outputs as outputs_module
-from kd import run as run_module
-from kd.config import Config
+from kd.config.schema import Config
+from kd.core.rng import seeded
 from kd.data import Data, loader
-from kd.device import Device
 from kd.methods import Spec
 from kd.models import Net
-from kd.outputs import Outputs, Place, Table
-from kd.seeds import seeded
-from kd.teacher import Live
-from kd.train import State, Teach, train
+from kd.training import run as run_module
+from kd.training import teacher_cache as outputs_module
+from kd.training.device import Device
+from kd.training.loop import State, Teach, train
+from kd.training.teacher import Live
+from kd.training.teacher_cache import Outputs, Place, Table
 
 ROOM = 1.0  # gigabytes
 
@@ -135,7 +135,7 @@ def test_a_row_that_was_torn_damaged_or_misplaced_is_not_known(tmp_path: Path) -
 FILL = """
 import sys, torch
 from pathlib import Path
-from kd.outputs import Table
+from kd.training.teacher_cache import Table
 table = Table(Path(sys.argv[1]), 200_000, 10)
 print("ready", flush=True)
 while True:

@@ -15,13 +15,13 @@ from conftest import PATIENCE, Place
 from conftest import SWEPT as SMALL
 from safetensors.torch import load_file
 
-from kd import record
-from kd import run as run_module
+from kd.core.interleave import Shared, together
 from kd.data import loader
-from kd.pack import Shared, together
-from kd.run import folder_of, steps
-from kd.sweep import packs
-from kd.teacher import Live
+from kd.runs import directory
+from kd.sweep.scheduler import packs
+from kd.training import run as run_module
+from kd.training.run import folder_of, steps
+from kd.training.teacher import Live
 
 DROPPING = [*SMALL, "student.dropout=0.5", "student.epochs=3"]
 SWEEP = ["-m", *DROPPING, "method=logits", "method.T=1,4", "optimizer.lr=0.02,0.1", "seed=0,1"]
@@ -37,12 +37,12 @@ def test_packed_runs_end_with_the_bits_and_files_that_they_have_alone(place: Pla
     split = Place(tmp_path / "split")
     assert split.type(*SWEEP, "hydra.launcher.pack=4", "hydra.launcher.slots=2")[0] == 0
     for path in apart.folder.glob("runs/logits-*"):
-        alone = record.finished(path)
+        alone = directory.finished(path)
         assert alone
         assert alone["time"]["packed"] == 1
         for other in (place, split):
             packed = other.folder / "runs" / path.name
-            result = record.finished(packed)
+            result = directory.finished(packed)
             assert result
             assert result["time"]["packed"] == (8 if other is place else 4)
             assert result["metrics"] == alone["metrics"]
@@ -85,12 +85,12 @@ def test_one_that_diverges_does_not_touch_the_others(place: Place) -> None:
     code, out, _ = place.type(*words, "optimizer.lr=0.05,1e30,0.01", "hydra.launcher.pack=3")
     assert code == 1
     assert "3 jobs: 2 done, 1 diverged" in out
-    kept = {p.name: record.finished(p) for p in place.folder.glob("runs/standard-*")}
+    kept = {p.name: directory.finished(p) for p in place.folder.glob("runs/standard-*")}
     code, out, _ = place.type(*words, "optimizer.lr=0.05,0.01", "rerun=true")
     assert code == 0
     for name, result in kept.items():
         if result:
-            assert record.finished(place.folder / "runs" / name)["metrics"] == result["metrics"]
+            assert directory.finished(place.folder / "runs" / name)["metrics"] == result["metrics"]
 
 
 def test_an_interrupt_reaches_every_member(place: Place) -> None:
@@ -100,7 +100,7 @@ def test_an_interrupt_reaches_every_member(place: Place) -> None:
     os.kill(process.pid, signal.SIGINT)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert {record.status(path).state for path in place.runs()} == {"killed"}
+    assert {directory.status(path).state for path in place.runs()} == {"killed"}
     assert not place.workers()
 
 

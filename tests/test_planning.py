@@ -19,9 +19,13 @@ from hypothesis import strategies as st
 
 from hydra_plugins import _kd_grid, _kd_sweeper
 from hydra_plugins._kd_compose import Composer
-from kd import cli, config, console, models, store, sweep
-from kd.sweep_directory import SweepDirectory
-from kd.table import read_plan
+from kd import cli, models
+from kd.config import schema
+from kd.core import console
+from kd.models import weights
+from kd.report.tables import read_plan
+from kd.sweep import scheduler
+from kd.sweep.directory import SweepDirectory
 
 FILES = {
     "config": """
@@ -165,7 +169,7 @@ def planned(folder: Path, words: list[str]) -> tuple[list[dict[str, Any]], Any]:
         directory = SweepDirectory(folder / "sweep")
         directory.claim()
         configs = (_kd_sweeper.composed(sweeper, job) for job in jobs)
-        jobs = sweep.plan(directory, configs, total=len(jobs))
+        jobs = scheduler.plan(directory, configs, total=len(jobs))
         directory.release()
         return jobs, sweeper
 
@@ -179,10 +183,10 @@ def test_a_grid_is_checked_once_for_what_differs(tmp_path: Path, monkeypatch: py
             counted[name] += 1
             return real(*given)
 
-        monkeypatch.setattr(config, name, counting)
+        monkeypatch.setattr(schema, name, counting)
 
-    count("_empty", config._empty)
-    count("_check_method", config._check_method)
+    count("_empty", schema._empty)
+    count("_check_method", schema._check_method)
     jobs, sweeper = planned(tmp_path, GRID)
     assert len(jobs) == len(read_plan(tmp_path / "sweep")) == 60
     assert sweeper.composer.compositions == 3
@@ -199,7 +203,7 @@ def test_the_weights_of_a_teacher_are_read_once(
     teacher = composed("teacher.scale=2").teacher
     classes = tuple(map(str, range(10)))
     path, half = tmp_path / "teacher.safetensors", torch.full((3,), 0.5)
-    store.save(models.build(teacher, 10, 32), path, store.card(teacher.model_dump(), classes, 32, half, half))
+    weights.save(models.build(teacher, 10, 32), path, weights.card(teacher.model_dump(), classes, 32, half, half))
     read = []
 
     def digest(file: Any, name: str, real: Callable = hashlib.file_digest) -> Any:
@@ -210,9 +214,9 @@ def test_the_weights_of_a_teacher_are_read_once(
     words = ["data=digits", "teacher.scale=2", f"teacher.checkpoint={path}", "method=logits", "seed=range(10)"]
     jobs, _ = planned(tmp_path, words)
     assert (len({job["id"] for job in jobs}), len(read)) == (10, 1)
-    before = config.file_digest(path)
+    before = schema.file_digest(path)
     path.write_bytes(path.read_bytes() + b" ")
-    assert config.file_digest(path) != before, "another content is read again"
+    assert schema.file_digest(path) != before, "another content is read again"
 
 
 def test_progress_is_a_few_lines_where_there_is_no_terminal(caplog: pytest.LogCaptureFixture) -> None:
@@ -230,9 +234,9 @@ def test_jobs_whose_teachers_are_there_are_compared_with_no_others(monkeypatch: 
         read.append(folder.name)
         return True
 
-    monkeypatch.setattr(sweep.record, "finished", finished)
+    monkeypatch.setattr(scheduler.record, "finished", finished)
     units = [[{"number": n, "teachers": [f"/none/{n % 3}"]}] for n in range(300)]
-    assert [unit[0]["number"] for unit in sweep.in_turn(units)] == list(range(300))
+    assert [unit[0]["number"] for unit in scheduler.in_turn(units)] == list(range(300))
     assert sorted(read) == ["0", "1", "2"]
 
 

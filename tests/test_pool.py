@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kd import pool
-from kd.pool import Outcome, Tell
+from kd.sweep import worker_pool
+from kd.sweep.worker_pool import Outcome, Tell
 
 
 def act(number: int, tell: Tell) -> Outcome:
@@ -62,7 +62,9 @@ def each(numbers: list[int]) -> Callable:
 
 def run(numbers: list[int], slots: int = 1, stop: int | None = None, max_failures: int = 0) -> Seen:
     seen = Seen(stop)
-    pool.run(each(numbers), act, [{"SLOT": f"slot {i}"} for i in range(slots)], seen.ended, seen.heard, max_failures)
+    worker_pool.run(
+        each(numbers), act, [{"SLOT": f"slot {i}"} for i in range(slots)], seen.ended, seen.heard, max_failures
+    )
     return seen
 
 
@@ -109,7 +111,7 @@ def test_an_interrupt_ends_the_workers_starts_no_job_and_goes_on() -> None:
     threading.Timer(4.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        pool.run(each([13, 1, 2]), act, [{}], seen.ended, seen.heard)
+        worker_pool.run(each([13, 1, 2]), act, [{}], seen.ended, seen.heard)
     assert time.monotonic() - begun < 50  # it would sleep for 60
     assert seen.outcomes == {13: Outcome("killed", "interrupted")}
     assert gone(seen.pids)
@@ -119,5 +121,5 @@ def test_a_job_that_ends_while_its_worker_is_ended_is_done() -> None:
     seen = Seen()
     threading.Timer(4.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        pool.run(each([15, 1]), act, [{}], seen.ended, seen.heard)
+        worker_pool.run(each([15, 1]), act, [{}], seen.ended, seen.heard)
     assert seen.outcomes == {15: Outcome("done", "in time")}

@@ -11,9 +11,10 @@ import pytest
 from scipy import stats
 from test_report import config, made, tables
 
-from kd import cli, published, report
-from kd.config import model_name
-from kd.settings import UserError
+from kd import cli
+from kd.config.schema import model_name
+from kd.core.settings import UserError
+from kd.report import build, published
 
 PAIRS = {
     "wrn_40_2_wrn_16_2", "wrn_40_2_wrn_40_1", "resnet56_resnet20", "resnet110_resnet20", "resnet110_resnet32",
@@ -204,7 +205,7 @@ def test_a_bad_file_of_figures_is_one_line(
 def failed(capsys: pytest.CaptureFixture, *words: str) -> str:
     """What a report that is refused says: one line, with exit code 2."""
     with pytest.raises(SystemExit) as stop:
-        report.main(words)
+        build.main(words)
     said = capsys.readouterr()
     assert (stop.value.code, said.out, said.err.count("\n")) == (2, "", 1)
     return said.err
@@ -301,7 +302,7 @@ def test_an_image_folder_is_nobodys_data_until_that_is_said(tmp_path: Path, caps
 def test_the_command_writes_tables_and_a_section(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     own(tmp_path)
     place = swept(tmp_path / "sweep", "imagefolder")
-    report.main([str(place), "--compare", str(tmp_path / "figures.csv"), "--as", "cifar10"])
+    build.main([str(place), "--compare", str(tmp_path / "figures.csv"), "--as", "cifar10"])
     said = capsys.readouterr().out
     assert (
         "Beside published figures (that the image folder holds cifar10 was said with --as, and is not checked):" in said
@@ -325,11 +326,11 @@ def test_the_command_writes_tables_and_a_section(tmp_path: Path, capsys: pytest.
 
 def test_without_a_figure_the_report_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     place = swept(tmp_path / "sweep", "digits")
-    report.main([str(place), "--compare", "published"])
+    build.main([str(place), "--compare", "published"])
     assert "note: no published figure for cnn-4 on digits, cnn-8 on digits\n" in capsys.readouterr().out
     assert 'class="warn">no published figure for cnn-4 on digits' in (place / "index.html").read_text()
     assert len(pd.read_csv(place / "published.csv")) == 0
-    report.main([str(place)])
+    build.main([str(place)])
     assert "published" not in capsys.readouterr().out, "it was not asked for"
     shutil.copy(published.PACKAGED, place / "published.csv")
     said = failed(capsys, str(place), "--compare", str(place / "published.csv"))

@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from kd import figures, report, table
+from kd.report import build, figures
+from kd.report import tables as table
 
 CASES, DRAWN = 96, 2  # random cases, and how many of them are drawn, too
 
@@ -178,7 +179,7 @@ def test_one_damaged_file_changes_no_other_row(
     planned = number % 3 != 0 or path not in files  # or else read as runs that no sweep planned
 
     out = tmp_path / "out"
-    found = report.write([place if planned else tmp_path / "runs"], out, figures=number < DRAWN)
+    found = build.write([place if planned else tmp_path / "runs"], out, figures=number < DRAWN)
 
     runs, summary, mine = found.tables.runs, found.tables.summary, path.parent.name
     if path in files:
@@ -292,7 +293,7 @@ def test_a_run_whose_configuration_is_lost_is_a_row(content: str | bytes | None,
     for name in ("r0", "failed"):
         path = tmp_path / "runs" / name / "config.yaml"
         path.unlink() if content is None else filled(content)(path)
-    found = report.write([tmp_path / "runs"], tmp_path / "out", figures=False)
+    found = build.write([tmp_path / "runs"], tmp_path / "out", figures=False)
     runs = found.tables.runs.set_index("folder")
     assert runs.loc[str(tmp_path / "runs" / "r0"), "status"] == "done"
     lost = runs.loc[str(tmp_path / "runs" / "failed")]
@@ -319,7 +320,7 @@ def test_a_job_that_is_damaged_in_the_plan_is_read_from_its_own_files(place: Pat
 def test_a_figure_that_cannot_be_drawn_is_left_out(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kd.figures.drawing.accuracy", lambda tables: 1 / 0)
+    monkeypatch.setattr("kd.report.figures.drawing.accuracy", lambda tables: 1 / 0)
     drawn, left = figures.draw(table.gather([place]), tmp_path / "figures")
     assert "Response to T" in [one.title for one in drawn]
     assert "it cannot be drawn: " in {one.title: one.reason for one in left}["Test accuracy"]
@@ -340,7 +341,7 @@ def test_a_report_of_nothing_but_damage(place: Path, tmp_path: Path, capsys: pyt
             path.write_bytes(b"\xff")
     (tmp_path / "runs" / "failed").rename(os.fsdecode(os.fsencode(tmp_path) + b"/runs/odd\xff"))
     for path in (place / table.PLAN, place / "study.json"):
-        report.main([str(tmp_path / "runs"), str(place), "--out", str(tmp_path / "out")])
+        build.main([str(tmp_path / "runs"), str(place), "--out", str(tmp_path / "out")])
         said = capsys.readouterr().out
         assert said.startswith("no job finished")
         page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
@@ -348,5 +349,5 @@ def test_a_report_of_nothing_but_damage(place: Path, tmp_path: Path, capsys: pyt
         path.write_bytes(b"\xff")
     assert "jobs.json is damaged: expected value at line 1" in page
     assert "odd\\udcff" in page
-    report.main([str(place)])
+    build.main([str(place)])
     assert "History of the search (study.json is damaged" in (place / "index.html").read_text(encoding="utf-8")

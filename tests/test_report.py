@@ -15,7 +15,9 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from kd import compare, figures, report, table
+from kd.report import build, figures
+from kd.report import stats as compare
+from kd.report import tables as table
 
 CONFIG = {
     "method": {"name": "standard"}, "seed": 0, "batch_size": 64, "device": "cpu", "rerun": False,
@@ -113,7 +115,7 @@ def test_seeds_are_folded_as_scipy_folds_them(tmp_path: Path) -> None:
 
 def test_every_column_is_explained(tmp_path: Path) -> None:
     made(tmp_path, [config(m, s) for m in ("standard", "logits") for s in (0, 1)], [0.7, 0.71, 0.72, 0.74])
-    report.write([tmp_path], tmp_path, figures=False)
+    build.write([tmp_path], tmp_path, figures=False)
     for name in ("runs", "summary", "history"):
         columns = pd.read_csv(tmp_path / f"{name}.csv").columns
         unknown = {c for c in columns if c not in table.COLUMNS and not c.startswith("val_")}
@@ -176,7 +178,7 @@ def test_hyperparameters_are_chosen_on_validation_and_only_those_are_claimed(tmp
     assert summary.loc["logits T=8", "verdict"] == "not chosen on validation"
     assert summary.loc["logits T=1", "p_holm"] == summary.loc["logits T=1", "p"], "one claim, nothing to correct"
     assert math.isnan(summary.loc["logits T=8", "p_holm"])
-    assert report.conclude(tables(tmp_path)).startswith("Of 3 settings validation prefers logits T=1: 80.13 %")
+    assert build.conclude(tables(tmp_path)).startswith("Of 3 settings validation prefers logits T=1: 80.13 %")
 
 
 def test_each_student_is_compared_with_its_own_baseline(tmp_path: Path) -> None:
@@ -205,7 +207,7 @@ def test_words_for_what_cannot_be_told(tmp_path: Path) -> None:
     assert "not distinguishable from standard" in summary.loc["feature", "verdict"]
     assert summary["shares_budget"].to_dict() == {"standard": True, "logits": True, "feature": False}
     assert (summary.loc["logits", "n"], summary.loc["logits", "planned"]) == (1, 2)
-    said = report.write([tmp_path], tmp_path, figures=False).text
+    said = build.write([tmp_path], tmp_path, figures=False).text
     assert "1 of 2" in said
     assert "note: 1 of 6 runs are not done (1 failed)" in said
     assert "note: the rows have different numbers of seeds" in said
@@ -223,7 +225,7 @@ def test_the_figures_follow_the_sweeps_shape(tmp_path: Path) -> None:
     ]  # fmt: skip
     g = np.random.default_rng(0)
     made(tmp_path, configs, list(0.7 + 0.1 * g.random(len(configs))))
-    found = report.write([tmp_path], tmp_path)
+    found = build.write([tmp_path], tmp_path)
     assert set(found.figures) == {
         "accuracy", "curves", "response-method.T", "response-method.alpha", "response-student.scale",
         "heat-method.T-method.alpha", "heat-method.T-student.scale", "heat-method.alpha-student.scale", "size",
@@ -264,7 +266,7 @@ def test_the_page_stands_alone_and_escapes_what_was_typed(tmp_path: Path) -> Non
     made(
         tmp_path, [config("standard", 0), config("logits", 0, data__name=nasty), config("logits", 1)], [0.7, 0.8, None]
     )
-    page = report.write([tmp_path], tmp_path).page.read_text()
+    page = build.write([tmp_path], tmp_path).page.read_text()
     assert nasty not in page
     assert "&lt;script&gt;" in page
     assert "it &lt;b&gt;broke&lt;/b&gt;" in page
@@ -286,12 +288,12 @@ def test_a_report_can_be_made_of_anything(tmp_path: Path) -> None:
     (folders[3] / "status.json").write_text(json.dumps({"state": "running", "pid": 1, "host": "elsewhere"}))
     (folders[4] / "history.csv").write_bytes(b"epoch,accuracy\n1,0.5\n2,\x00\xff")
     __import__("shutil").rmtree(folders[5])
-    runs = report.write([tmp_path], tmp_path).tables.runs
+    runs = build.write([tmp_path], tmp_path).tables.runs
     assert runs["status"].tolist() == ["done", "planned", "killed", "running", "done", "planned"]
     assert "is gone" in runs["reason"][2]
     stale = time.time() - 600
     __import__("os").utime(folders[3] / "status.json", (stale, stale))
-    assert report.write([tmp_path], tmp_path).tables.runs["status"][3] == "killed", "no heartbeat for ten minutes"
+    assert build.write([tmp_path], tmp_path).tables.runs["status"][3] == "killed", "no heartbeat for ten minutes"
 
 
 def test_several_sweeps_and_repeated_runs_are_counted_once(tmp_path: Path) -> None:
@@ -348,7 +350,7 @@ def test_one_setting_of_several_equal_ones_is_chosen(tmp_path: Path) -> None:
 def test_a_terminal_is_shown_the_chosen_and_not_everything(tmp_path: Path) -> None:
     configs = [config("logits", 0, method__T=float(t)) for t in range(1, 61)] + [config("standard", 0)]
     made(tmp_path, configs, [0.5 + t / 1000 for t in range(61)])
-    said = report.write([tmp_path], tmp_path, figures=False).text
+    said = build.write([tmp_path], tmp_path, figures=False).text
     assert "logits T=60" in said
     assert f"... 31 more settings in {tmp_path / 'summary.csv'}" in said
     assert said.count("logits T=") == 29
@@ -358,7 +360,7 @@ def test_a_terminal_is_shown_the_chosen_and_not_everything(tmp_path: Path) -> No
 
 def test_no_method_no_claim(tmp_path: Path) -> None:
     made(tmp_path, [config("standard", s, student__scale=k) for k in (4, 8) for s in (0, 1)], [0.7, 0.71, 0.8, 0.82])
-    assert "better" not in report.conclude(tables(tmp_path))
+    assert "better" not in build.conclude(tables(tmp_path))
 
 
 def test_a_finished_baseline_that_was_not_part_of_the_sweep_is_found(tmp_path: Path) -> None:

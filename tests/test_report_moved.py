@@ -16,7 +16,7 @@ import pytest
 import yaml
 from test_report import config, made, name_of
 
-from kd import figures, report, table
+from kd.report import build, figures, tables
 
 SETTINGS = [config(method, seed) for method in ("standard", "logits") for seed in (0, 1)]
 ACCURACIES = [0.70, 0.71, 0.75, 0.77]
@@ -57,8 +57,8 @@ def planned(project: Path, configs: list[dict] = SETTINGS, accuracies: list = AC
     shutil.rmtree(project / "made")
     sweep = project / "multirun" / "day" / "time"
     sweep.mkdir(parents=True)
-    table.write_plan(sweep, jobs)
-    report.write([sweep], sweep)
+    tables.write_plan(sweep, jobs)
+    build.write([sweep], sweep)
     return project
 
 
@@ -71,7 +71,7 @@ def reported(capsys: pytest.CaptureFixture, *words: Any) -> tuple[int, str, str]
     capsys.readouterr()
     code: Any = 0
     try:
-        report.main([str(word) for word in words])
+        build.main([str(word) for word in words])
     except SystemExit as stop:
         code = stop.code
     printed = capsys.readouterr()
@@ -269,7 +269,7 @@ def test_a_moved_baseline_is_compared_with(tmp_path: Path, capsys: pytest.Captur
     project = planned(tmp_path / "project", SETTINGS[2:], ACCURACIES[2:])
     before = planned(tmp_path / "before", SETTINGS[:2], ACCURACIES[:2])
     jobs = json.loads((sweep_of(project) / "jobs.json").read_text())
-    for job, run in zip(jobs, table.read_plan(sweep_of(before)), strict=True):
+    for job, run in zip(jobs, tables.read_plan(sweep_of(before)), strict=True):
         target = project / "runs" / Path(run["folder"]).name
         Path(run["folder"]).rename(target)
         job["baseline"] = os.path.relpath(target, sweep_of(project))
@@ -351,22 +351,22 @@ def damaged(project: Path) -> list[Any]:
 
 
 def another_plan(project: Path) -> list[Any]:
-    table.write_plan(sweep_of(project), table.read_plan(sweep_of(project))[:2])
+    tables.write_plan(sweep_of(project), tables.read_plan(sweep_of(project))[:2])
     return [sweep_of(project)]
 
 
 def runs_without_a_plan(project: Path) -> list[Any]:
-    report.write([project / "runs"], project / "runs")
+    build.write([project / "runs"], project / "runs")
     return some_deleted(project)[:0] or [project / "runs"]
 
 
 def in_the_same_out(project: Path) -> list[Any]:
-    report.write([sweep_of(project)], project / "out")
+    build.write([sweep_of(project)], project / "out")
     return [*some_deleted(project), "--out", project / "out"]
 
 
 def runs_in_the_same_out(project: Path) -> list[Any]:
-    report.write([project / "runs"], project / "out")
+    build.write([project / "runs"], project / "out")
     some_deleted(project)
     return [project / "runs", "--out", project / "out"]
 
@@ -479,7 +479,7 @@ def test_a_job_that_has_not_begun_is_not_taken_from_elsewhere(project: Path, cap
 def test_a_sweeps_own_report_takes_its_runs_from_where_it_put_them(project: Path) -> None:
     """A finished run of that name elsewhere is no run of this sweep's, when it ends."""
     (project / "runs").rename(sweep_of(project) / "runs")
-    assert table.gather([sweep_of(project)]).runs["status"].tolist() == ["planned"] * 4
+    assert tables.gather([sweep_of(project)]).runs["status"].tolist() == ["planned"] * 4
 
 
 def test_another_run_where_one_was_planned_is_not_counted(project: Path, capsys: pytest.CaptureFixture) -> None:

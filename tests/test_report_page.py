@@ -17,8 +17,12 @@ from test_report import config, made, tables
 from wandb_server import Server
 
 import kd
-from kd import figures, naming, published, record, report, sweep, table
-from kd.sweep_directory import SweepDirectory
+from kd.report import build, figures, published
+from kd.report import tables as table
+from kd.runs import directory as record
+from kd.runs import labels
+from kd.sweep import scheduler
+from kd.sweep.directory import SweepDirectory
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +32,7 @@ def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def written(place: Path) -> tuple[str, str, pd.DataFrame]:
     """A report on a sweep: as text, as a page, and its summary."""
-    found = report.write([place], place)
+    found = build.write([place], place)
     assert found.page is not None
     return found.text, found.page.read_text(), pd.read_csv(place / "summary.csv").set_index("setting")
 
@@ -40,7 +44,7 @@ def test_methods_that_tie_on_validation_are_not_preferred(tmp_path: Path) -> Non
     made(tmp_path, [config("logits", 0), config("standard", 0), config("feature", 0)], [0.7, 0.8, 0.9], [0.6, 0.6, 0.5])
     text, page, _ = written(tmp_path)
     verdict = "Of 3 settings logits and standard tie on validation (60.00 %). logits, which was planned first, reaches "
-    assert report.conclude(tables(tmp_path)).startswith(f"{verdict}70.00 % on test (1 seed)")
+    assert build.conclude(tables(tmp_path)).startswith(f"{verdict}70.00 % on test (1 seed)")
     assert verdict in text
     assert verdict in unescape(page)
     assert "prefers" not in text + page
@@ -72,11 +76,11 @@ def test_settings_of_one_method_that_tie_are_told(tmp_path: Path) -> None:
 def test_many_that_tie_are_counted_and_one_that_leads_is_preferred(tmp_path: Path) -> None:
     configs = [config("logits", 0, method__T=float(t)) for t in range(1, 9)]
     made(tmp_path / "tie", configs, [0.5] * 8, [0.5] * 8)
-    assert report.conclude(tables(tmp_path / "tie")).startswith(
+    assert build.conclude(tables(tmp_path / "tie")).startswith(
         "Of 8 settings logits T=1, logits T=2, logits T=3 and 5 more tie on validation"
     )
     made(tmp_path / "lead", configs, [0.5] * 8, [0.5] * 6 + [0.500001, 0.5])
-    assert report.conclude(tables(tmp_path / "lead")).startswith("Of 8 settings validation prefers logits T=7: ")
+    assert build.conclude(tables(tmp_path / "lead")).startswith("Of 8 settings validation prefers logits T=7: ")
 
 
 # ---- the order of settings
@@ -96,8 +100,8 @@ def test_the_best_setting_by_validation_comes_first_everywhere(tmp_path: Path) -
     assert pd.read_parquet(tmp_path / "summary.parquet")["setting"].tolist() == expected
     markdown = (tmp_path / "summary.md").read_text().splitlines()[2:]
     assert [line.split("|")[1].strip() for line in markdown][: count + 2] == expected
-    lines = text.splitlines()[1 : report.MOST + 1]
-    assert [re.split(r"\s{2,}", line)[0] for line in lines] == expected[: report.MOST]
+    lines = text.splitlines()[1 : build.MOST + 1]
+    assert [re.split(r"\s{2,}", line)[0] for line in lines] == expected[: build.MOST]
     shown = re.findall(r'<tr class="(?:chosen|other)"><td class="first">([^<]*)</td>', page)
     assert shown[: count + 2] == expected
 
@@ -163,7 +167,7 @@ def what_was_run(page: Path) -> dict[str, str]:
 
 def test_the_page_says_what_was_run(tmp_path: Path) -> None:
     ran(tmp_path)
-    page = report.write([tmp_path], tmp_path).page
+    page = build.write([tmp_path], tmp_path).page
     assert page is not None
     assert what_was_run(page) == {
         "command": f"python -m kd -m method=standard,logits 'data.root=/a b' '{NASTY}'",
@@ -187,7 +191,7 @@ def test_the_page_says_what_was_run(tmp_path: Path) -> None:
 def test_several_sweeps_say_what_each_ran(tmp_path: Path) -> None:
     ran(tmp_path / "one")
     ran(tmp_path / "two", ("feature",), STARTED | {"command": ["kd", "-m", "method=feature"]})
-    page = report.write([tmp_path / "one", tmp_path / "two"], tmp_path / "out").page
+    page = build.write([tmp_path / "one", tmp_path / "two"], tmp_path / "out").page
     assert page is not None
     facts = what_was_run(page)
     assert facts["command of two"] == "kd -m method=feature"
@@ -227,7 +231,7 @@ def test_a_sweep_without_validation_images_takes_no_choice_from_another(tmp_path
         result = json.loads(path.read_text())
         del result["metrics"]["val_accuracy"]
         path.write_text(json.dumps(result))
-    report.write([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    build.write([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     summary = pd.read_csv(tmp_path / "out" / "summary.csv")
     mine, other = (summary[summary["data"] == name] for name in (config("logits", 0)["data"]["name"], "other"))
     assert mine.loc[mine["chosen"], ["method", "test_accuracy"]].values.tolist() == [
@@ -255,7 +259,7 @@ def test_a_run_that_lies_in_two_folders_is_drawn_once(tmp_path: Path) -> None:
 
 def test_runs_without_a_sweep_tell_their_command(tmp_path: Path) -> None:
     ran(tmp_path, started=None)
-    page = report.write([tmp_path / "runs"], tmp_path / "out").page
+    page = build.write([tmp_path / "runs"], tmp_path / "out").page
     assert page is not None
     facts = what_was_run(page)
     assert facts["command"] == f"python -m kd -m method=logits '{NASTY}'"
@@ -267,7 +271,7 @@ def test_runs_without_a_sweep_tell_their_command(tmp_path: Path) -> None:
 def test_what_is_planned_is_told_before_a_run_is_done(tmp_path: Path) -> None:
     for folder in ran(tmp_path):
         (folder / "result.json").unlink()
-    page = report.write([tmp_path], tmp_path).page
+    page = build.write([tmp_path], tmp_path).page
     assert page is not None
     facts = what_was_run(page)
     assert facts["data"] == "digits, from /x"
@@ -282,7 +286,7 @@ def test_what_is_planned_is_told_before_a_run_is_done(tmp_path: Path) -> None:
 def test_a_damaged_sweep_json_ends_no_report(odd: Any, tmp_path: Path) -> None:
     ran(tmp_path, started=odd)
     (tmp_path / "sweep.json").write_text(json.dumps(odd))
-    page = report.write([tmp_path], tmp_path).page
+    page = build.write([tmp_path], tmp_path).page
     assert page is not None
     facts = what_was_run(page)
     good = isinstance(odd, dict) and odd.get("started") == "noon"
@@ -308,7 +312,7 @@ def test_a_sweep_writes_down_how_it_was_started(
     monkeypatch.chdir(tmp_path)
     directory = SweepDirectory(tmp_path / "sweep")
     directory.claim()
-    jobs = sweep.plan(directory, [(["method=standard"], config)])
+    jobs = scheduler.plan(directory, [(["method=standard"], config)])
     said = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert said["command"] == ["python", "-m", "kd", "-m", "method=standard", "tracker.notes=a b\\udcff"]
     assert said["directory"] == str(tmp_path)
@@ -324,7 +328,7 @@ def test_a_sweep_writes_down_how_it_was_started(
     assert {name: environment[name].split("+")[0] for name in packages} == packages
     before = (tmp_path / "sweep" / "sweep.json").read_bytes()
     monkeypatch.setattr(sys, "argv", ["kd", "worker"])
-    sweep.plan(directory, [(["method=standard"], {**config, "seed": 1})], jobs)
+    scheduler.plan(directory, [(["method=standard"], {**config, "seed": 1})], jobs)
     directory.release()
     assert (tmp_path / "sweep" / "sweep.json").read_bytes() == before, "a search plans its jobs one by one"
 
@@ -349,7 +353,7 @@ def test_each_run_links_what_it_has_and_nothing_else(tmp_path: Path) -> None:
     (folders[1] / "wandb.json").write_text('{"id": "abc", "offline": "wandb/offline-run-20261124_100000-abc"}')
     (folders[2] / "wandb.json").write_text('{"id": "abd", "url": "https://wandb.ai/me/kd/runs/abd?a=1&b=<2>"}')
     (folders[3] / "wandb.json").write_text('{"id": "abe", "url": "javascript:alert(1)"}')
-    page = report.write([tmp_path], tmp_path).page
+    page = build.write([tmp_path], tmp_path).page
     assert page is not None
     assert linked(page) == {
         "r0": ["runs/r0"], "r1": ["runs/r1"], "r2": ["runs/r2"], "r3": ["runs/r3"],
@@ -364,7 +368,7 @@ def test_an_odd_wandb_json_has_no_link(odd: str, tmp_path: Path) -> None:
     for folder in ran(tmp_path):
         (folder / "wandb" / "offline-run-1-abc").mkdir(parents=True)
         (folder / "wandb.json").write_bytes(odd.encode("latin-1"))
-    page = report.write([tmp_path], tmp_path).page
+    page = build.write([tmp_path], tmp_path).page
     assert page is not None
     assert "W&B" not in linked(page)
 
@@ -373,7 +377,7 @@ def test_an_offline_run_that_is_named_is_linked(tmp_path: Path) -> None:
     folder = ran(tmp_path)[0]
     (tmp_path / "W" / "offline-run-2").mkdir(parents=True)
     (folder / "wandb.json").write_text('{"id": "abc", "offline": "../../W/offline-run-2"}')
-    page = report.write([tmp_path], tmp_path).page
+    page = build.write([tmp_path], tmp_path).page
     assert page is not None
     assert linked(page)["W&B"] == ["W/offline-run-2"]
 
@@ -389,7 +393,7 @@ def test_a_sweep_links_its_runs_on_the_server(server: Server, kd: Callable, tmp_
 def test_links_lead_through_odd_names(tmp_path: Path) -> None:
     place = tmp_path / 'a #1? 100% "b"&c' / "javascript:x"
     ran(place)
-    page = report.write([place / "runs"], tmp_path / "out").page
+    page = build.write([place / "runs"], tmp_path / "out").page
     assert page is not None
     links = [link for group in linked(page).values() for link in group]
     assert len(links) == 12
@@ -437,9 +441,9 @@ NAMES: list[tuple[list[dict[str, Any]], list[str]]] = [
 
 @pytest.mark.parametrize(("configs", "expected"), NAMES, ids=range(len(NAMES)))
 def test_names_are_short_and_as_many_as_settings(configs: list, expected: list[str]) -> None:
-    names = naming.describe([{"config": c, "taught": c["method"]["name"] != "standard"} for c in configs])
+    names = labels.describe([{"config": c, "taught": c["method"]["name"] != "standard"} for c in configs])
     assert len(set(names.short)) == len(set(names.full)) == len(configs)
-    assert max(map(len, names.short)) <= naming.WIDTH
+    assert max(map(len, names.short)) <= labels.WIDTH
     assert all(name.isprintable() for name in names.short)
     assert names.short == expected
 
@@ -447,7 +451,7 @@ def test_names_are_short_and_as_many_as_settings(configs: list, expected: list[s
 def test_equal_settings_share_a_name_however_long() -> None:
     configs = [config("logits", seed, data__name="x" * 500, method__T=T) for T in (1.0, 2.0) for seed in (0, 1)]
     configs.append(config("logits", 0, data__name="y" * 500))
-    names = naming.describe([{"config": c, "taught": True} for c in configs])
+    names = labels.describe([{"config": c, "taught": True} for c in configs])
     assert names.short[0] == names.short[1] != names.short[2] == names.short[3]
     assert len(set(names.short)) == len(set(names.full)) == 3
 
@@ -455,7 +459,7 @@ def test_equal_settings_share_a_name_however_long() -> None:
 @pytest.mark.parametrize("parts", [None, "x", [], [3], [{"name": 3}], [[]]])
 def test_odd_parts_are_named_as_they_are(parts: Any) -> None:
     configs = [of_sum(LOGITS), of_sum(LOGITS) | {"method": {"name": "sum", "parts": parts}}]
-    names = naming.describe([{"config": c, "taught": True} for c in configs])
+    names = labels.describe([{"config": c, "taught": True} for c in configs])
     assert names.short[0] == "sum: logits"
     assert len(set(names.short)) == 2
 
@@ -477,7 +481,7 @@ def test_a_long_setting_is_whole_in_runs_csv_and_on_the_page(tmp_path: Path) -> 
     )
     assert "<i>" not in page
     verdict = unescape(page.split("<h1>")[1].split("</h1>")[0])
-    assert len(max(verdict.split(), key=len)) <= naming.WIDTH
+    assert len(max(verdict.split(), key=len)) <= labels.WIDTH
 
 
 def test_nothing_is_said_of_names_where_none_is_cut(tmp_path: Path) -> None:
@@ -490,7 +494,7 @@ def test_nothing_is_said_of_names_where_none_is_cut(tmp_path: Path) -> None:
 
 
 def test_columns_of_two_tables_are_explained_apart(capsys: pytest.CaptureFixture) -> None:
-    report.main(["--columns"])
+    build.main(["--columns"])
     first, second = capsys.readouterr().out.split("published.csv")
     for text, columns in ((first, table.COLUMNS), (second, published.COLUMNS)):
         said = dict(re.findall(r"^(\w+) +(.+)$", text, re.MULTILINE))

@@ -16,13 +16,13 @@ import pytest
 import torch
 from conftest import LONG, PATIENCE, Place
 
-from kd import record
-from kd import run as run_module
-from kd.checkpoint import Checkpoints
-from kd.config import Config
-from kd.pack import Shared, alone
-from kd.run import folder_of, run, steps
-from kd.settings import UserError
+from kd.config.schema import Config
+from kd.core.interleave import Shared, alone
+from kd.core.settings import UserError
+from kd.runs import directory
+from kd.training import run as run_module
+from kd.training.checkpoint import Checkpoints
+from kd.training.run import folder_of, run, steps
 
 EPOCHS, STEPS = 3, 19  # of the small run: 1,237 images, batches of 64
 SMALL = ["batch_size=64", f"student.epochs={EPOCHS}", "student.dropout=0.5"]
@@ -67,7 +67,7 @@ def test_a_run_that_goes_on_ends_with_the_same_bits(case: str, composed: Callabl
     ends = [(7, "interrupted"), (5, "killed"), (STEPS, "interrupted"), (STEPS + 3, "killed")]
     for count, end in ends:  # of the steps that are left
         advance(config, count, end)
-        assert not record.finished(folder_of(config))
+        assert not directory.finished(folder_of(config))
     result = run(config)
     assert result["time"]["resumed"] == 3, "that which was killed left no checkpoint of its own"
     assert outcome(config) == outcome(whole)
@@ -91,7 +91,7 @@ def test_checkpoints_are_written_as_often_as_asked(composed: Callable, monkeypat
         names: list[str] = []
         monkeypatch.setattr(Checkpoints, "save", lambda self, epoch, step, _: names.append(f"{epoch}.{step}") or True)
         clock = iter(range(10**9))
-        monkeypatch.setattr("kd.checkpoint.time.monotonic", lambda: seconds * next(clock))
+        monkeypatch.setattr("kd.training.checkpoint.time.monotonic", lambda: seconds * next(clock))
         shutil.rmtree(folder_of(config), ignore_errors=True)
         run(config)
         monkeypatch.undo()
@@ -186,7 +186,7 @@ def test_a_checkpoint_of_another_precision_or_shape_is_refused(composed: Callabl
 def test_a_second_ctrl_c_leaves_at_once() -> None:
     code = """
 import os, signal
-from kd.stop import Stop
+from kd.core.signals import Stop
 stop = Stop()
 with stop.installed(), stop.watching():
     os.kill(os.getpid(), signal.SIGINT)
@@ -214,7 +214,7 @@ def test_a_signal_leaves_a_checkpoint_of_that_moment(how: str, sent: signal.Sign
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[sent]
     assert "Traceback" not in err
     for folder in place.runs():
-        assert record.status(folder).state == "killed"
+        assert directory.status(folder).state == "killed"
         found = Checkpoints(folder).load()
         assert found is not None
         rows = pd.read_csv(folder / "history.csv")
@@ -235,7 +235,7 @@ def test_a_preempted_job_of_a_cluster_is_queued_again_and_goes_on(place: Place) 
     os.kill(json.loads((folder / "status.json").read_text())["pid"], signal.SIGUSR2)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
-    result = record.finished(folder)
+    result = directory.finished(folder)
     assert result is not None
     assert result["time"]["resumed"] == 1
     assert pd.read_csv(folder / "history.csv")["epoch"].tolist() == list(range(1, 61))

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import kd as package
-from kd import evaluate, wandb_run
-from kd.files import read_json
-from kd.record import Record, finished, set_aside
-from kd.settings import UserError
+from kd.core.io import read_json
+from kd.core.settings import UserError
+from kd.runs.directory import Record, finished, set_aside
+from kd.training import metrics, wandb_run
 
 SMALL = ["data=digits", "student.epochs=2", "teacher.epochs=1", "student.scale=2", "teacher.scale=2", "device=cpu"]
 SMALL += ["threads=1"]
@@ -237,9 +237,9 @@ def test_metrics_against_plain_loops() -> None:
         "agreement": np.mean(said == pt.argmax(1)),
         "teacher_kl": np.mean((pt * np.log(pt / p)).sum(1)),
     }
-    found = evaluate.metrics(*(torch.from_numpy(a) for a in (z, y, zt)))
+    found = metrics.metrics(*(torch.from_numpy(a) for a in (z, y, zt)))
     assert found == pytest.approx(expected, rel=1e-9)
-    counts = evaluate.confusion(torch.from_numpy(z), torch.from_numpy(y), 4)
+    counts = metrics.confusion(torch.from_numpy(z), torch.from_numpy(y), 4)
     assert counts == [[int(np.sum((y == i) & (said == j))) for j in range(4)] for i in range(4)]
 
 

@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 from conftest import SMALL, is_one_line, result_of
 
-from kd import record
-from kd.files import write_json
-from kd.pool import Outcome
-from kd.run import run
-from kd.settings import UserError
-from kd.study import Study, description
-from kd.sweep import LocalScheduler
-from kd.table import read_plan
+from kd.core.io import write_json
+from kd.core.settings import UserError
+from kd.report.tables import read_plan
+from kd.runs import directory
+from kd.sweep.optuna_study import Study, description
+from kd.sweep.scheduler import LocalScheduler
+from kd.sweep.worker_pool import Outcome
+from kd.training.run import run
 
 GRID = ["method=logits", "hydra.sweep.dir=out"]
 SEARCH = ["hydra/sweeper=optuna", "method=logits", "method.T=interval(1.0,8.0)", "hydra.sweep.dir=out"]
@@ -26,7 +26,7 @@ SEARCH = ["hydra/sweeper=optuna", "method=logits", "method.T=interval(1.0,8.0)",
 
 @pytest.fixture(autouse=True)
 def _without_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kd.figures.draw", lambda *_, **__: ([], []))
+    monkeypatch.setattr("kd.report.figures.draw", lambda *_, **__: ([], []))
 
 
 def plan() -> list[dict[str, Any]]:
@@ -172,7 +172,7 @@ def test_a_failed_seed_fails_its_trial(kd: Callable, launched: list, ends: dict)
     assert (said.code, said.err.splitlines()[-1]) == (1, "kd: 1 of 6 jobs are not done: 2")
     assert [job["config"]["seed"] for job in launched] == [0, 1, 0, 1, 2]
     assert [trial.state.name for trial in trials()] == ["FAIL", "COMPLETE"]
-    states = [record.status(Path(job["folder"])) for job in plan()]
+    states = [directory.status(Path(job["folder"])) for job in plan()]
     assert [state.state for state in states] == ["done", "failed", "pruned", "done", "done", "done"]
     assert states[2].reason == "not started: another seed of its trial failed"
 
@@ -227,7 +227,7 @@ def test_the_pruner_reads_the_first_seed_only(tmp_path: Path, jobs: Callable) ->
     study.over(second, Outcome("pruned"))
     (told,) = study.study.trials
     assert (told.state.name, told.intermediate_values) == ("PRUNED", {1: 0.9, 2: 0.2})
-    assert record.status(tmp_path / "run2") == ("pruned", "not started: another seed of its trial was pruned")
+    assert directory.status(tmp_path / "run2") == ("pruned", "not started: another seed of its trial was pruned")
 
 
 def test_one_seed_that_was_pruned_too_late_counts(tmp_path: Path, jobs: Callable) -> None:

@@ -15,9 +15,9 @@ import pytest
 from scipy import stats
 
 from benchmarks import study, study_figures, study_page
-from kd.compare import against_standard
-from kd.files import write_json
-from kd.table import MISALIGNED, summarise
+from kd.core.io import write_json
+from kd.report.stats import against_standard
+from kd.report.tables import MISALIGNED, summarise
 
 ROOT = Path(__file__).parents[1]
 SIZES = {4: 70_000, 8: 270_000, 16: 1_070_000, 32: 4_271_338}

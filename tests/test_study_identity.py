@@ -10,9 +10,10 @@ import optuna
 import pytest
 from conftest import SMALL, is_one_line
 
-from kd import study
-from kd.settings import UserError
-from kd.study import SEARCH, Study, description
+from kd.core.settings import UserError
+from kd.runs.optuna_storage import absolute, opened
+from kd.sweep import optuna_study
+from kd.sweep.optuna_study import SEARCH, Study, description
 
 BASE = [*SMALL, "hydra/sweeper=optuna", "method=logits", "hydra.sweeper.n_trials=2"]
 NAMED = ["hydra.sweeper.study=mine"]
@@ -20,7 +21,7 @@ FLOAT, LOG, CHOICE = "method.T=interval(1.0,8.0)", "method.T=tag(log,interval(1.
 
 
 def storage(name: str = "sqlite:///runs/search.db") -> Any:
-    return study.opened(study.absolute(name))
+    return opened(absolute(name))
 
 
 def stored(name: str = "mine", where: str = "sqlite:///runs/search.db") -> optuna.Study:
@@ -143,8 +144,8 @@ def test_a_journal_knows_it_too(kd: Callable, launched: list) -> None:
 def test_a_study_of_another_tool_is_refused(
     made: dict, reason: str, kd: Callable, launched: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "UNSIGNED", 0.0)
-    monkeypatch.setattr(study, "SETTLED", 0.0)
+    monkeypatch.setattr(optuna_study, "UNSIGNED", 0.0)
+    monkeypatch.setattr(optuna_study, "SETTLED", 0.0)
     Path("runs").mkdir()
     other = optuna.create_study(storage=storage(), study_name="mine", **made)
     if reason.startswith("does"):
@@ -159,8 +160,8 @@ def test_a_study_of_another_tool_is_refused(
 def test_an_empty_study_whose_maker_died_is_taken_over(
     kd: Callable, launched: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "UNSIGNED", 0.0)
-    monkeypatch.setattr(study, "SETTLED", 0.0)
+    monkeypatch.setattr(optuna_study, "UNSIGNED", 0.0)
+    monkeypatch.setattr(optuna_study, "SETTLED", 0.0)
     Path("runs").mkdir()
     optuna.create_study(storage=storage(), study_name="mine", direction="maximize")
     assert kd("-m", *BASE, *NAMED, FLOAT).code == 0

@@ -17,9 +17,9 @@ import pytest
 from conftest import LONG, PATIENCE, Place
 from conftest import SWEPT as SMALL
 
-from kd import record
-from kd.sweep import in_turn
-from kd.table import read_plan
+from kd.report.tables import read_plan
+from kd.runs import directory
+from kd.sweep.scheduler import in_turn
 
 
 def measured(folder: Path) -> pd.DataFrame:
@@ -45,7 +45,7 @@ def test_killed_in_the_middle_and_started_again_ends_in_the_same_tables(place: P
     assert out.count("found in runs/standard-cnn-2-s0") == 1
     assert {path: path.stat().st_mtime_ns for path in done} == done, "a finished run was run again"
     pd.testing.assert_frame_equal(measured(place.folder), measured(whole.folder))
-    assert {s.state for s in map(record.status, place.runs())} == {"done"}
+    assert {s.state for s in map(directory.status, place.runs())} == {"done"}
 
 
 def test_one_diverges_one_crashes_and_two_finish(place: Place) -> None:
@@ -56,7 +56,7 @@ def test_one_diverges_one_crashes_and_two_finish(place: Place) -> None:
         return next((p for p in place.runs() if "0.01" in (p / "config.yaml").read_text() and running(p)), None)
 
     def running(path: Path) -> bool:
-        return record.status(path).state == "running" and (path / "history.csv").exists()
+        return directory.status(path).state == "running" and (path / "history.csv").exists()
 
     place.wait(third)
     os.kill(json.loads((third() / "status.json").read_text())["pid"], signal.SIGKILL)
@@ -142,13 +142,13 @@ def test_the_parent_is_stopped(sent: signal.Signals, code: int, state: str, plac
     assert process.returncode == code
     place.wait(lambda: not place.workers(), 60)
     (interrupted,) = place.runs()
-    assert record.status(interrupted).state == state
+    assert directory.status(interrupted).state == state
     assert "Traceback" not in err
     if sent != signal.SIGKILL:
         (sweep,) = place.folder.glob("multirun/*/*")
         assert pd.read_csv(sweep / "runs.csv")["status"].tolist() == ["killed", "planned"]
     again = place.start("-m", *LONG, "seed=0,1")
-    place.wait(lambda: record.status(interrupted).state == "running")
+    place.wait(lambda: directory.status(interrupted).state == "running")
     again.kill()
 
 
@@ -158,7 +158,7 @@ def test_a_single_run_is_stopped_by_sigterm(place: Place) -> None:
     process.terminate()
     _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (143, "kd: terminated\n")
-    assert record.status(place.runs()[0]) == ("killed", "terminated by SIGTERM")
+    assert directory.status(place.runs()[0]) == ("killed", "terminated by SIGTERM")
 
 
 def test_a_sweep_with_a_mistake_leaves_nothing(place: Place) -> None:
@@ -230,7 +230,7 @@ def test_the_dashboard_gets_the_sweep_as_a_group_and_a_summary_of_it(place: Plac
 def test_slots_share_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from kd.sweep import slots
+    from kd.sweep.scheduler import slots
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     assert slots(None, 9, "cpu") == [{"OMP_NUM_THREADS": "1"}] * 8, "a core a worker"

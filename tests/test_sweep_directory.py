@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from conftest import LONG, SMALL, Place, is_one_line
 
-from kd.study import Study
-from kd.sweep_directory import SweepDirectory
-from kd.table import read_plan
+from kd.report.tables import read_plan
+from kd.sweep.directory import SweepDirectory
+from kd.sweep.optuna_study import Study
 
 GRID = ["-m", *SMALL, "method=standard", "hydra.sweep.dir=out"]
 SEARCH = ["-m", *SMALL, "method=logits", "hydra/sweeper=optuna", "hydra.sweep.dir=out", "hydra.sweeper.n_trials=2"]

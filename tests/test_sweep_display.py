@@ -19,11 +19,12 @@ from conftest import PATIENCE, Place
 from conftest import SWEPT as SMALL
 from rich.console import Console
 
-from kd import progress, record
-from kd.console import Epoch
-from kd.pool import Outcome, Tell
-from kd.progress import LiveProgress, SweepProgress
-from kd.sweep import LocalScheduler
+from kd.core.console import Epoch
+from kd.runs import directory
+from kd.sweep import progress
+from kd.sweep.progress import LiveProgress, SweepProgress
+from kd.sweep.scheduler import LocalScheduler
+from kd.sweep.worker_pool import Outcome, Tell
 
 ONE = [*SMALL, "method=standard"]
 FIXED = ["data=digits", "student.epochs=15"]
@@ -192,7 +193,7 @@ def test_a_sweep_through_a_pipe_has_a_line_for_the_start_and_the_end_of_a_job(ex
     assert (code, err) == (0, "")
     assert "epoch" not in out
     before, _, _ = out.partition("\n\n")
-    results = {path.parent: record.finished(path.parent) for path in place.folder.glob("runs/*/result.json")}
+    results = {path.parent: directory.finished(path.parent) for path in place.folder.glob("runs/*/result.json")}
     ends = re.findall(r"^job (\d) of 3 done: val (\S+) %  test (\S+) %  \d+:\d\d$", before, re.M)
     assert {(int(n) - 1, val, test) for n, val, test in ends} == {
         (r["seed"], f"{100 * r['metrics']['val_accuracy']:.2f}", f"{100 * r['metrics']['test_accuracy']:.2f}")
@@ -268,7 +269,7 @@ def test_after_so_many_failures_no_other_is_started(tmp_path: Path, caplog: pyte
     )  # fmt: skip
     scheduler.run()
     assert ended == [0, 1, 2, 3, 4]
-    assert record.status(tmp_path / "5").state == "planned"
+    assert directory.status(tmp_path / "5").state == "planned"
     assert scheduler.failures == 2
     assert [r.getMessage() for r in caplog.records].count(
         "2 jobs failed: no other is started (hydra.launcher.stop_after=2)"
@@ -288,7 +289,7 @@ def test_a_sweep_that_stopped_after_a_failure_is_taken_up_again(place: Place) ->
     (sweep,) = place.folder.glob("multirun/*/*")
     assert pd.read_csv(sweep / "runs.csv")["status"].tolist() == ["killed", "planned"]
     assert place.type(*words, "hydra.launcher.stop_after=1")[0] == 0
-    assert [record.status(path).state for path in place.runs()] == ["done", "done"]
+    assert [directory.status(path).state for path in place.runs()] == ["done", "done"]
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "[1]"])

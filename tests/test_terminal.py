@@ -12,8 +12,8 @@ import pytest
 from conftest import LONG, PATIENCE, Place
 from conftest import SWEPT as SMALL
 
-from kd import record
-from kd.checkpoint import Checkpoints
+from kd.runs import directory
+from kd.training.checkpoint import Checkpoints
 
 ONE = [*SMALL, "method=standard", "student.epochs=1"]
 NOISE = ("Traceback", "Exception ignored", "Logging error", "BrokenPipe")
@@ -36,7 +36,7 @@ def quiet(err: str) -> bool:
     ],
 )
 def test_what_an_encoding_lacks_is_spelled_out(encoding: str, text: str) -> None:
-    from kd import streams
+    from kd.core import streams
 
     raw = io.BytesIO()
     with io.TextIOWrapper(raw, encoding=encoding, errors=streams.ERRORS) as stream:
@@ -102,7 +102,7 @@ def test_a_sweep_whose_reader_leaves_goes_on_to_its_report(place: Place) -> None
     assert process.stderr is not None
     err = process.stderr.read()
     assert (process.wait(PATIENCE), err) == (141, "")
-    assert [record.status(path).state for path in place.runs()] == ["done", "done"]
+    assert [directory.status(path).state for path in place.runs()] == ["done", "done"]
     assert list(place.folder.glob("multirun/*/*/index.html"))
 
 
@@ -177,12 +177,12 @@ def test_a_closed_terminal_leaves_a_checkpoint_of_that_moment(form: str, place: 
     assert (process.returncode, err) == (129, "kd: terminated\n")
     place.wait(lambda: not place.workers(), 60)
     (folder,) = place.runs()
-    assert record.status(folder).state == "killed"
+    assert directory.status(folder).state == "killed"
     found = Checkpoints(folder).load()
     assert found is not None
     assert found["epoch"] == len(pd.read_csv(folder / "history.csv"))
     if form == "alone":
-        assert record.status(folder).reason == "terminated by SIGHUP"
+        assert directory.status(folder).reason == "terminated by SIGHUP"
     else:
         (sweep,) = place.folder.glob("multirun/*/*")
         assert pd.read_csv(sweep / "runs.csv")["status"].tolist() == ["killed", "planned"]
@@ -205,7 +205,7 @@ def test_nohup_holds(place: Place) -> None:
 def test_a_terminating_signal_is_answered_once(place: Place) -> None:
     code = """
 import os, signal
-from kd.stop import Stop
+from kd.core.signals import Stop
 try:
     with Stop().installed():
         try:

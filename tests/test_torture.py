@@ -18,7 +18,8 @@ import pytest
 from conftest import Place
 from safetensors.torch import load_file
 
-from kd import files, record
+from kd.core import io
+from kd.runs import directory
 
 KILLS = int(os.environ.get("KD_KILLS", "5"))
 JOBS, EPOCHS = 3 * max(2, KILLS // 8), 30 if KILLS < 20 else 60
@@ -86,7 +87,7 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(place: Place, tmp_
     assert len(killed) > KILLS / 2, "it was over too soon"
 
     assert len(done) == JOBS + 1
-    assert {record.status(path).state for path in place.runs()} == {"done"}
+    assert {directory.status(path).state for path in place.runs()} == {"done"}
     for path in whole.folder.glob("runs/*/*.safetensors"):
         assert path.read_bytes() == (place.folder / path.relative_to(whole.folder)).read_bytes()
     for name in ("summary", "history"):
@@ -113,7 +114,7 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(place: Place, tmp_
 
 def test_a_half_written_file_is_not_seen_and_is_removed(tmp_path: Path) -> None:
     def half(number: int) -> None:
-        with files.aside(tmp_path / "a.json") as part:
+        with io.aside(tmp_path / "a.json") as part:
             part.write_text(str(number))
             if number == 2:
                 raise KeyboardInterrupt
@@ -123,5 +124,5 @@ def test_a_half_written_file_is_not_seen_and_is_removed(tmp_path: Path) -> None:
         half(2)
     assert (tmp_path / "a.json").read_text() == "1"
     (tmp_path / ".a.json.77.part").write_text("of a process that was killed")
-    files.tidy(tmp_path)
+    io.tidy(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

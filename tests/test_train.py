@@ -12,15 +12,16 @@ import torch
 from conftest import DEVICE, FP32
 from torch import Tensor
 
-from kd import data, methods, models, views
-from kd import run as run_module
-from kd.config import Config
+from kd import data, methods, models
+from kd.config.schema import Config
+from kd.core.rng import seeded, stream
 from kd.data import Data, loader
+from kd.data import augment as views
 from kd.methods import Batch, Method, Spec, Terms
 from kd.models import Net, Out
-from kd.seeds import seeded, stream
-from kd.teacher import Guard, Live, freeze
-from kd.train import DivergedError, State, train
+from kd.training import run as run_module
+from kd.training.loop import DivergedError, State, train
+from kd.training.teacher import Guard, Live, freeze
 
 
 def images(config: Config, tmp_path: Path) -> Data:

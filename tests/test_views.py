@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kd import views
-from kd.views import Augment
+from kd.data import augment as views
+from kd.data.augment import Augment
 
 INDEX = torch.arange(500)
 FULL = Augment(crop=4, padding="zeros", flip=True)

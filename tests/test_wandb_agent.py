@@ -10,7 +10,7 @@ import yaml
 from conftest import SMALL, is_one_line
 from wandb_server import Server
 
-from kd import record
+from kd.runs import directory
 
 WORDS = [*SMALL, "threads=1", "tracker.timeout=300"]
 
@@ -83,9 +83,9 @@ def test_a_repeated_configuration_reports_its_result_again(server: Server, kd: C
 def test_a_trial_that_goes_on_with_an_interrupted_run_has_all_its_epochs(
     server: Server, kd: Callable, agent: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    epoch = record.Record.epoch
+    epoch = directory.Record.epoch
 
-    def stopped(self: record.Record, row: dict[str, Any]) -> None:
+    def stopped(self: directory.Record, row: dict[str, Any]) -> None:
         epoch(self, row)
         if row["epoch"] == 2:
             raise KeyboardInterrupt
@@ -93,7 +93,7 @@ def test_a_trial_that_goes_on_with_an_interrupted_run_has_all_its_epochs(
     words = [*WORDS, "method=standard", "student.epochs=3"]
     agent("trial-1")
     with monkeypatch.context() as patch:
-        patch.setattr(record.Record, "epoch", stopped)
+        patch.setattr(directory.Record, "epoch", stopped)
         assert kd(*words).code == 130
     assert server.runs["trial-1"].state == "failed"
     agent("trial-2")

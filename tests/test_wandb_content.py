@@ -20,10 +20,11 @@ from PIL import Image
 from wandb_server import Server
 
 import kd as package
-from kd import artifacts, dashboard, data, tracker
-from kd.record import finished
-from kd.stop import TerminatedError
-from kd.train import DivergedError, PrunedError
+from kd import data
+from kd.core.signals import TerminatedError
+from kd.runs.directory import finished
+from kd.training import artifacts, dashboard, tracking
+from kd.training.loop import DivergedError, PrunedError
 
 WORDS = ["data=digits", "teacher.scale=2", "teacher.epochs=1", "student.scale=1", "student.epochs=3", "device=cpu",
          "threads=1"]  # fmt: skip
@@ -253,7 +254,7 @@ def test_an_alert_is_sent_for_what_failed_alone(
     folder.mkdir()
 
     def end() -> None:
-        with tracker.open(config, folder, "student"):
+        with tracking.open(config, folder, "student"):
             if error is not None:
                 raise error
 

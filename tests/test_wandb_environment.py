@@ -12,7 +12,8 @@ import wandb
 from conftest import PATIENCE, SMALL, is_one_line
 from wandb_server import Server
 
-from kd import wandb_env, wandb_run
+from kd.config import wandb_env
+from kd.training import wandb_run
 
 WORDS = [*SMALL, "threads=1", "tracker.timeout=300"]
 
@@ -104,7 +105,7 @@ def test_modes(
 
 @pytest.fixture
 def tracker_settings() -> Callable[..., Any]:
-    from kd.config import Tracker
+    from kd.config.schema import Tracker
 
     given = {"mode": "auto", "project": None, "entity": None, "group": None, "tags": None, "notes": None}
     return lambda **more: Tracker(**{**given, "samples": 0, "artifacts": False, "timeout": 300, **more})

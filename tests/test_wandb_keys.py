@@ -10,10 +10,11 @@ import pytest
 import wandb
 from conftest import is_one_line
 
-from kd import tracker, wandb_rules
-from kd.config import Config
-from kd.settings import UserError
-from kd.wandb_rules import RULES, checked, shortened, valid
+from kd.config import wandb_names
+from kd.config.schema import Config
+from kd.config.wandb_names import RULES, checked, shortened, valid
+from kd.core.settings import UserError
+from kd.training import tracking
 
 REFUSED = {
     "tracker.project=''": "tracker.project: should have 1 to 128 characters for W&B, got ''",
@@ -99,9 +100,9 @@ def test_a_run_of_a_long_name_is_started_with_valid_names(
 ) -> None:
     config = composed("method=standard", "tracker.mode=offline", "tracker.tags=[mine,standard]")
     monkeypatch.setattr(Config, "label", lambda _: f"{'long-' * 40}s0-0123456789ab")
-    settings = config.root.tracker.model_copy(update={"group": tracker.group(tmp_path / ("s" * 200) / ("t" * 200))})
+    settings = config.root.tracker.model_copy(update={"group": tracking.group(tmp_path / ("s" * 200) / ("t" * 200))})
     config = replace(config, root=config.root.model_copy(update={"tracker": settings}))
-    with tracker.open(config, tmp_path, "student"):
+    with tracking.open(config, tmp_path, "student"):
         pass
     (given,) = started
     assert given["name"].endswith("-s0-0123456789ab")
@@ -111,6 +112,6 @@ def test_a_run_of_a_long_name_is_started_with_valid_names(
 
 
 def test_the_rules_need_no_wandb() -> None:
-    code = "import sys, kd.wandb_rules; sys.exit('wandb' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, kd.config.wandb_names; sys.exit('wandb' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert wandb_rules.RULES["tag"].longest == 64
+    assert wandb_names.RULES["tag"].longest == 64

@@ -10,7 +10,8 @@ import pytest
 from conftest import SMALL
 from wandb_server import Server
 
-from kd import record, wandb_run
+from kd.runs import directory
+from kd.training import wandb_run
 
 WORDS = [*SMALL, "threads=1", "method=standard", "student.epochs=3"]
 STATUS = {"401": 401, "403": 403, "404": 404, "409": 409, "500": 500}
@@ -27,10 +28,10 @@ def sync(*options: str) -> None:
 def check(server: Server) -> None:
     """The server has all of the one run."""
     (path,) = Path("runs").glob("*/result.json")
-    result = record.finished(path.parent)
+    result = directory.finished(path.parent)
     assert result is not None
     ((id_, run),) = server.runs.items()
-    assert record.read_json(path.parent / "wandb.json")["id"] == id_
+    assert directory.read_json(path.parent / "wandb.json")["id"] == id_
     assert run.epochs() == [1, 2, 3]
     assert "test/confusion_table" in {name for row in run.rows() for name in row}
     assert run.summary["val/accuracy"] == result["metrics"]["val_accuracy"]
@@ -84,15 +85,15 @@ def test_an_error_in_the_middle_of_a_start_is_not_the_end(server: Server, kd: Ca
 def test_an_interrupted_run_keeps_its_id_when_the_server_is_gone(
     server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    epoch = record.Record.epoch
+    epoch = directory.Record.epoch
 
-    def stopped(self: record.Record, row: dict[str, Any]) -> None:
+    def stopped(self: directory.Record, row: dict[str, Any]) -> None:
         epoch(self, row)
         if row["epoch"] == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(record.Record, "epoch", stopped)
+        patch.setattr(directory.Record, "epoch", stopped)
         assert kd(*WORDS, "tracker.timeout=300").code == 130
     server.go_away()
     assert kd(*WORDS, "tracker.timeout=2").code == 0
@@ -105,14 +106,14 @@ def test_an_interrupted_run_keeps_its_id_when_the_server_is_gone(
 def test_a_server_that_goes_away_takes_nothing_along(
     how: str, server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    epoch = record.Record.epoch
+    epoch = directory.Record.epoch
 
-    def breaking(self: record.Record, row: dict[str, Any]) -> None:
+    def breaking(self: directory.Record, row: dict[str, Any]) -> None:
         epoch(self, row)
         if row["epoch"] == 2:
             break_(server, how)
 
-    monkeypatch.setattr(record.Record, "epoch", breaking)
+    monkeypatch.setattr(directory.Record, "epoch", breaking)
     monkeypatch.setattr(wandb_run, "FINISH", 0.05)
     said = kd(*WORDS, "tracker.timeout=300")
     assert said.code == 0
@@ -156,7 +157,7 @@ def test_a_known_run_keeps_its_id_beside_one_that_found_no_server(server: Server
 
 
 def record_settings() -> Any:
-    from kd.config import Tracker
+    from kd.config.schema import Tracker
 
     names = dict.fromkeys(("project", "entity", "group", "tags", "notes"))
     return Tracker(mode="online", **names, samples=0, artifacts=False, timeout=300)

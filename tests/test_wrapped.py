@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torchvision import models as zoo
 
 import kd as package
-from kd import models, store
+from kd import models
+from kd.core.settings import UserError
+from kd.models import weights as store
 from kd.models.wrapped import Wrapped
-from kd.settings import UserError
 
 SPLIT = ["model@student=torchvision", "data=digits", "method=logits"]
 

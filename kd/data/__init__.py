@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from kd import registry
+from kd.core import registry
 from kd.data.base import Data, Description, assemble, fewer_labels
 from kd.data.cache import cached
 

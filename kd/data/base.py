@@ -7,10 +7,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kd import views
+from kd.core.settings import Seed, Settings
+from kd.data import augment as views
+from kd.data.augment import Augment
 from kd.data.loader import Split
-from kd.settings import Seed, Settings
-from kd.views import Augment
 
 
 class DataSettings(Settings):

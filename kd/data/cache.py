@@ -7,9 +7,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from kd import locks
+from kd.core import locks
+from kd.core.io import aside, tidy
+from kd.core.tensors import checksum, save
 from kd.data.base import Arrays
-from kd.files import aside, checksum, save, tidy
 
 log = logging.getLogger(__name__)
 

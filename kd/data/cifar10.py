@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
+from kd.core.settings import PathText, Text, UserError
 from kd.data.base import Arrays, DataSettings, Description
-from kd.settings import PathText, Text, UserError
 
 
 class Config(DataSettings):

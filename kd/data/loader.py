@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kd import views
-from kd.methods.base import Batch
-from kd.pack import Shared
-from kd.views import Augment
+from kd.core.interleave import Shared
+from kd.data import augment as views
+from kd.data.augment import Augment
+from kd.data.batch import Batch
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from kd import registry
-from kd.methods.base import Batch, Method, Spec, Terms
+from kd.core import registry
+from kd.data.batch import Batch
+from kd.methods.base import Method, Spec, Terms
 
 
 def find(name: Any) -> type[Method]:

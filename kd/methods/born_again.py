@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from kd.methods.base import Batch, Method, Terms, Weights, hard, soft_kl
+from kd.data.batch import Batch
+from kd.methods.base import Method, Terms, Weights, hard, soft_kl
 from kd.models.base import Out
 
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kd.methods.base import Batch, Spec, Terms, hard
+from kd.data.batch import Batch
+from kd.methods.base import Spec, Terms, hard
 from kd.methods.paired import Paired, PairedConfig
 from kd.models.base import Out
 

@@ -7,7 +7,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from kd.methods.base import Batch, Method, Soft, Spec, Temperature, Terms, compared, hard, ramp, soft_kl
+from kd.data.batch import Batch
+from kd.methods.base import Method, Soft, Spec, Temperature, Terms, compared, hard, ramp, soft_kl
 from kd.models.base import Out
 
 

@@ -7,20 +7,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kd.methods.base import (
-    Batch,
-    Method,
-    Soft,
-    Spec,
-    Temperature,
-    Terms,
-    compared,
-    hard,
-    need_others,
-    others,
-    ramp,
-    soft_kl,
-)
+from kd.data.batch import Batch
+from kd.methods.base import Method, Soft, Spec, Temperature, Terms, compared, hard, need_others, others, ramp, soft_kl
 from kd.models.base import Out
 
 

@@ -4,7 +4,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from kd.methods.base import Batch, FeatureWeights, Spec, Terms, hard, mean_square, soft_kl
+from kd.data.batch import Batch
+from kd.methods.base import FeatureWeights, Spec, Terms, hard, mean_square, soft_kl
 from kd.methods.paired import Paired, Pairs, alike
 from kd.models.base import Out
 

@@ -2,9 +2,10 @@
 
 from typing import Literal
 
-from kd.methods.base import Batch, Method, Temperature, Terms, soft_kl
+from kd.core.settings import Settings
+from kd.data.batch import Batch
+from kd.methods.base import Method, Temperature, Terms, soft_kl
 from kd.models.base import Out
-from kd.settings import Settings
 
 
 class FunctionMatchingConfig(Settings):

@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from kd.methods.base import Batch, Method, Terms, Weights, compared, hard, soft_kl
+from kd.data.batch import Batch
+from kd.methods.base import Method, Terms, Weights, compared, hard, soft_kl
 from kd.models.base import Out
 
 

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kd.methods.base import Batch, Method, Soft, Temperature, Terms, compared, hard, soft_kl
+from kd.data.batch import Batch
+from kd.methods.base import Method, Soft, Temperature, Terms, compared, hard, soft_kl
 from kd.models.base import Out
 
 

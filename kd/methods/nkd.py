@@ -5,7 +5,8 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from pydantic import Field
 
-from kd.methods.base import Batch, Method, Soft, Spec, Temperature, Terms, compared, hard, need_others, others
+from kd.data.batch import Batch
+from kd.methods.base import Method, Soft, Spec, Temperature, Terms, compared, hard, need_others, others
 from kd.models.base import Out
 
 

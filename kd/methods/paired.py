@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from pydantic import AfterValidator
 from torch import Tensor
 
-from kd.methods.base import Added, Batch, Method, Spec, Terms, hard
+from kd.data.batch import Batch
+from kd.methods.base import Added, Method, Spec, Terms, hard
 from kd.models.base import PRE, Out
 
 WORDS = "last", "stages", "vector"

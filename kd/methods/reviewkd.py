@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kd.methods.base import Batch, Spec, Terms, hard, mean_square, ramp
+from kd.data.batch import Batch
+from kd.methods.base import Spec, Terms, hard, mean_square, ramp
 from kd.methods.paired import Paired, PairedConfig, before, pairs, shape_of
 from kd.models.base import Out
 

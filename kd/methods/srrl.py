@@ -6,7 +6,8 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import nn
 
-from kd.methods.base import Added, Batch, Method, Spec, Terms, hard, mean_square
+from kd.data.batch import Batch
+from kd.methods.base import Added, Method, Spec, Terms, hard, mean_square
 from kd.methods.paired import pairs
 from kd.models.base import Out
 

@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from kd.methods.base import Added, Batch, Method, Temperature, Terms, hard, soft_kl, standardise
+from kd.data.batch import Batch
+from kd.methods.base import Added, Method, Temperature, Terms, hard, soft_kl, standardise
 from kd.models.base import Out
 
 

@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from torch import nn
 
-from kd import registry
-from kd.methods.base import Batch, Method, Spec, Terms
+from kd.core import registry
+from kd.core.settings import Settings, UserError
+from kd.data.batch import Batch
+from kd.methods.base import Method, Spec, Terms
 from kd.models.base import Out
-from kd.settings import Settings, UserError
 
 
 def _kind(part: dict[str, Any]) -> type[Method]:

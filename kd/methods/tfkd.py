@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from kd.methods.base import Batch, Method, Temperature, Terms, hard
+from kd.core.settings import Settings
+from kd.data.batch import Batch
+from kd.methods.base import Method, Temperature, Terms, hard
 from kd.models.base import Out
-from kd.settings import Settings
 
 
 class TfKDConfig(Settings):

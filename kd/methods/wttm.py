@@ -5,7 +5,8 @@ from typing import Literal
 import torch.nn.functional as F
 from pydantic import Field
 
-from kd.methods.base import Batch, Method, Soft, Terms, compared, hard
+from kd.data.batch import Batch
+from kd.methods.base import Method, Soft, Terms, compared, hard
 from kd.models.base import Out
 
 

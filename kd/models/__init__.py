@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kd import registry
+from kd.core import registry
 from kd.models.base import Net, Out
 
 

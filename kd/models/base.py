@@ -6,8 +6,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kd.kernels import NormAct
-from kd.settings import Settings
+from kd.core.settings import Settings
+from kd.models.kernels import NormAct
 
 ACTIVATIONS = nn.ReLU, nn.ReLU6, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish
 PRE = ".pre"

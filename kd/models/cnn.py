@@ -9,8 +9,8 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
+from kd.core.settings import Settings
 from kd.models.base import Net
-from kd.settings import Settings
 
 
 class CNNConfig(Settings):

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from kd.core.settings import Settings
 from kd.models.base import Net
-from kd.settings import Settings
 
 
 class Graft(Settings):

@@ -6,8 +6,8 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
+from kd.core.settings import Settings
 from kd.models.base import Net, Residual, average, conv, he_normal
-from kd.settings import Settings
 
 STAGES = {  # groups of blocks: channels at width 1, blocks, stride of the first; all but the first group expand
     "stage1": [(16, 1, 1), (24, 2, 1)],

@@ -5,8 +5,8 @@ from typing import Literal
 
 from torch import nn
 
+from kd.core.settings import Settings
 from kd.models.base import Net, average, basic, conv, he_normal
-from kd.settings import Settings
 
 
 class ResNetConfig(Settings):

@@ -5,8 +5,8 @@ from typing import Literal
 
 from torch import nn
 
+from kd.core.settings import Settings
 from kd.models.base import Net, Residual, average, basic, conv, he_normal, projection
-from kd.settings import Settings
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 

@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from kd.core.settings import Settings
 from kd.models.base import Net, Residual, average, conv
-from kd.settings import Settings
 
 GROUPS, STEM = 3, 24
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 from pydantic import field_validator
 from torch import nn
 
+from kd.core.settings import UserError
 from kd.models.wrapped import Published, Wrapped, fetched, known
-from kd.settings import UserError
 
 
 class TimmConfig(Published):

@@ -6,8 +6,8 @@ from pydantic import field_validator
 from torch import nn
 from torchvision import models as zoo
 
+from kd.core.settings import UserError
 from kd.models.wrapped import Published, Wrapped, fetched, known
-from kd.settings import UserError
 
 MORE = {"googlenet", "inception_v3"}  # their forward pass gives auxiliary logits as well
 

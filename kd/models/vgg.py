@@ -5,8 +5,8 @@ from typing import Literal
 
 from torch import nn
 
+from kd.core.settings import Settings
 from kd.models.base import Net, average, he_normal
-from kd.settings import Settings
 
 CONVOLUTIONS = {  # of each block
     8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4),

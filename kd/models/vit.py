@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from kd.core.settings import Settings
 from kd.models.base import Net, Residual
-from kd.settings import Settings
 
 SIZES = {192: "tiny", 384: "small", 768: "base"}
 

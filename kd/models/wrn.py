@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
+from kd.core.settings import Settings
 from kd.models.base import Net, Residual, average, he_normal
-from kd.settings import Settings
 
 
 class WRNConfig(Settings):

@@ -1,0 +1,1 @@
+"""The typed configuration: what is allowed, and what determines a result."""

@@ -1,0 +1,3 @@
+"""The version of kd, which pyproject.toml reads here."""
+
+__version__ = "0.1.0"

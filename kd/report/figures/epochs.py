@@ -1,0 +1,180 @@
+"""Learning curves: loss and accuracy by epoch."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from kd.report.figures.limits import CARET_DOWN, beyond, lowest_sound, padded, percent
+from kd.report.figures.selection import Unfit, candidates, done_runs, select, setting_looks
+from kd.report.figures.style import canvas, handle, labels, legend, listed, sentences
+from kd.report.tables import Tables
+
+MOST = 6  # settings whose curves can be told apart
+MARKED = 10  # markers on a curve, about
+LARGE_LOSS = 10.0  # nats; chance among 22,000 classes
+
+
+class Panel(NamedTuple):
+    title: str
+    train: str  # columns of the history
+    val: str
+    scale: int
+
+
+LOSS = Panel("cross-entropy, nats", "hard", "val_nll", 1)
+ACCURACY = Panel("accuracy, %", "accuracy", "val_accuracy", 100)
+
+
+class Curve(NamedTuple):
+    """A mean over seeds by epoch, and the ends of its 95 % interval (nan for one seed)."""
+
+    setting: str
+    dash: str
+    mean: "pd.Series[float]"
+    low: "pd.Series[float]"
+    high: "pd.Series[float]"
+
+
+def curves(tables: Tables) -> tuple[Any, str]:
+    """Draw training (dashed) and validation (solid) loss and accuracy by epoch, for each method's chosen setting."""
+    done = done_runs(tables)
+    selection = select(candidates(tables.summary), MOST)
+    settings = list(selection.rows["setting"])
+    every = tables.history[tables.history["setting"].isin(settings)]
+    history = _of_runs(every, done)
+    panels = [panel for panel in (LOSS, ACCURACY) if _measured(history, panel.train) or _measured(history, panel.val)]
+    if not panels:
+        raise Unfit("the runs hold no history")
+    if history["epoch"].max() < 2:
+        raise Unfit("the runs have one epoch")
+    figure, axes = canvas(4.6 * len(panels), 3.8, len(panels))
+    looks = setting_looks(tables)
+    unknown = [name for name in settings if name not in set(history["setting"])]
+    notes = [f"Without a history: {listed(unknown)}."] if unknown else []
+    for axis, panel in zip(axes[0], panels, strict=True):
+        lines = list(_curves(history, settings, panel))
+        for curve in lines:
+            _draw(axis, curve, looks[curve.setting])
+        notes.append(_limit_loss(axis, lines) if panel is LOSS else _limit_accuracy(axis, lines, looks))
+        axis.set(xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    names, in_full = labels(settings)
+    entries = {names[name]: handle(**(looks[name] | {"ls": "-"})) for name in settings if name not in unknown}
+    entries |= {"validation": handle(color="0.3", ls="-"), "training views": handle(color="0.3", ls="--")}
+    legend(figure, entries)
+    unfinished = len(_of_runs(tables.runs, every)) - len(_of_runs(done, every))
+    return figure, sentences(
+        "Means over seeds with 95 % bands. Training accuracy and loss are of augmented views, in train mode; "
+        "cross-entropy is with the labels, whatever else a method's loss holds.",
+        selection.note,
+        _without(unfinished),
+        *notes,
+        in_full,
+    )
+
+
+def _without(unfinished: int) -> str:
+    if not unfinished:
+        return ""
+    return f"Without {unfinished} run{'s' if unfinished > 1 else ''} of these settings that did not finish."
+
+
+def _of_runs(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Those of the rows that belong to one of these runs."""
+    keys = ["id"] if "id" in rows and "id" in runs else ["setting", "seed"]
+    return rows.merge(runs[keys].drop_duplicates(), on=keys)
+
+
+def _measured(history: pd.DataFrame, column: str) -> bool:
+    return column in history and bool(history[column].notna().any())
+
+
+def _curves(history: pd.DataFrame, settings: Sequence[str], panel: Panel) -> Iterator[Curve]:
+    from scipy import stats
+
+    for setting in settings:
+        rows = history[history["setting"] == setting]
+        for column, dash in ((panel.train, "--"), (panel.val, "-")):
+            if not _measured(rows, column):
+                continue
+            by_epoch = (panel.scale * rows[column].astype(float)).groupby(rows["epoch"].astype(int))
+            table = by_epoch.agg(["mean", "std", "count"])
+            table = table[table["count"] > 0]
+            half = stats.t.ppf(0.975, table["count"] - 1) * table["std"] / table["count"] ** 0.5
+            mean = table["mean"]
+            most = 100.0 if panel is ACCURACY else math.inf
+            yield Curve(setting, dash, mean, (mean - half).clip(lower=0), (mean + half).clip(upper=most))
+
+
+def _draw(axis: Any, curve: Curve, look: dict[str, Any]) -> None:
+    validation = curve.dash == "-"
+    mean = curve.mean
+    axis.plot(
+        mean.index,
+        mean,
+        color=look["color"],
+        ls=curve.dash,
+        lw=1.5,
+        marker=look["marker"] if validation or len(mean) == 1 else None,
+        ms=5,
+        markevery=max(1, len(mean) // MARKED),
+    )
+    axis.fill_between(mean.index, curve.low, curve.high, color=look["color"], alpha=0.18, lw=0)
+
+
+def _limit_accuracy(axis: Any, lines: Sequence[Curve], looks: Mapping[str, dict[str, Any]]) -> str:
+    """Set limits that the settings choose which end at a sound value. **Returns:** the caption's sentence."""
+    axis.set_ylabel(ACCURACY.title)
+    ends = {curve.setting: float(curve.mean.iloc[-1]) for curve in lines}  # of validation where there is one
+    least = lowest_sound(list(ends.values()))
+    sound = [value for curve in lines if ends[curve.setting] >= least for value in curve.mean]
+    span = padded(min(sound), max(sound))
+    axis.set_ylim(span)
+    outside = [name for name, end in ends.items() if not span.holds(end)]
+    for name in outside:
+        last = max(curve.mean.index[-1] for curve in lines if curve.setting == name)
+        edge = span.nearest(ends[name])
+        axis.plot(last, edge, marker=CARET_DOWN, ms=8, ls="", color=looks[name]["color"], clip_on=False)
+    return beyond({name: [percent(ends[name])] for name in outside})
+
+
+def _limit_loss(axis: Any, lines: Sequence[Curve]) -> str:
+    """Set a log axis, if there is anything to show on one. **Returns:** the caption's sentence.
+
+    One diverged run, or a loss of zero, does not choose its limits.
+    """
+    positive = [curve.mean[curve.mean > 0] for curve in lines]
+    positive = [mean for mean in positive if len(mean)]
+    axis.set_ylabel(LOSS.title)
+    if not positive:
+        axis.set_ylim(-0.02, 1)
+        return "All losses are 0."
+    typical = median(float(mean.median()) for mean in positive)
+    high = min(max(float(mean.max()) for mean in positive), max(LARGE_LOSS, 30 * typical))
+    low = max(min(float(mean.min()) for mean in positive), typical / 1000)
+    if high < 2 * low:
+        room = max(0.05 * (high - low), 0.01 * high)
+        axis.set_ylim(max(0.0, low - room), high + room)
+    else:
+        _set_log(axis, low / 1.1, high * 1.1)
+    outside: dict[str, list[str]] = {}
+    for curve in lines:
+        end = float(curve.mean.iloc[-1])
+        if not low <= end <= high:
+            which = "validation" if curve.dash == "-" else "training"
+            outside.setdefault(curve.setting, []).append(f"{which} loss {end:.3g}")
+    return beyond(outside)
+
+
+def _set_log(axis: Any, low: float, high: float) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    decades = math.log10(high / low)
+    steps = (1.0, 2.0, 3.0, 5.0, 7.0) if decades < 1.3 else (1.0, 3.0) if decades < 3 else (1.0,)
+    axis.set(yscale="log", ylim=(low, high), ylabel=f"{LOSS.title} (log)")
+    axis.yaxis.set_major_locator(LogLocator(subs=steps))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_locator(NullLocator())

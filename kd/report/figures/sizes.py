@@ -1,0 +1,123 @@
+"""Accuracy against the size of the students: the Pareto front is that of validation."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from kd.report.figures.limits import CARET_DOWN, CARET_UP, Limits, Outside, beyond, draw_bars, draw_points, limits, note
+from kd.report.figures.selection import NO_VALIDATION, Unfit, candidates, done_runs, half_widths, method_looks, panels
+from kd.report.figures.style import canvas, handle, labels, legend, sentences
+from kd.report.tables import Tables
+
+COSTS = {"params": "parameters", "macs": "multiply-accumulates per image"}
+
+
+def size(tables: Tables) -> tuple[Any, str]:
+    """Draw accuracy against parameters and MACs, the teachers beside the students, the Pareto front joined."""
+    done = done_runs(tables)
+    table = candidates(tables.summary)
+    if table["params"].nunique() < 2:
+        raise Unfit("all students have one size")
+    shown = panels(table)
+    teachers = table.dropna(subset=["teacher_params", "teacher_test_accuracy"]).round({"teacher_test_accuracy": 6})
+    teachers = teachers.drop_duplicates(["teacher", "teacher_test_accuracy"])
+    halves = {column: half_widths(done, column) for column, _ in shown}
+    means = [mean for column, _ in shown for mean in 100 * table[column].astype(float)]
+    widths = [halves[column].get(setting, math.nan) for column, _ in shown for setting in table["setting"]]
+    span = limits(means, widths, 100 * teachers["teacher_test_accuracy"].astype(float))
+    figure, axes = canvas(3.3 * len(shown) * len(COSTS) + 0.6, 3.6, len(shown) * len(COSTS), sharey=True)
+    methods = list(dict.fromkeys(table["method"]))
+    looks = method_looks(tables)
+    by = shown[0][0]
+    for number, axis in enumerate(axes[0]):
+        column, title = shown[number // len(COSTS)]
+        cost = list(COSTS)[number % len(COSTS)]
+        for method in methods:
+            rows = table[(table["method"] == method) & (table[cost] > 0)]
+            _draw_points(axis, rows, cost, column, halves[column], looks[method], span)
+        if column == "test_accuracy":
+            _draw_teachers(axis, teachers, cost, span)
+        for rows in _by_data(tables, table):
+            edge = front(rows, cost, by)
+            axis.plot(edge[cost], 100 * edge[column], color="0.5", lw=1, ls="--", zorder=1)
+        axis.set(xscale="log", xlabel=COSTS[cost], ylabel=title, ylim=span)
+        axis.yaxis.set_tick_params(labelleft=True)
+    names, in_full = labels(methods)
+    entries = {names[method]: handle(**(looks[method] | {"ls": ""})) for method in methods}
+    if len(teachers):
+        entries["teacher"] = handle(color="0.15", marker="*", ms=10, ls="")
+    entries["Pareto front"] = handle(color="0.5", ls="--", lw=1)
+    legend(figure, entries)
+    chosen = "Chosen settings" if table["chosen"].all() else "Settings"
+    return figure, sentences(
+        f"{chosen} with 95 % intervals.",
+        "Dashed: the students that no other beats on validation at their size; on test the same ones."
+        if len(shown) > 1
+        else f"{NO_VALIDATION} Dashed: the students that no other beats at their size.",
+        beyond(_outside(table, teachers, shown, span)),
+        in_full,
+    )
+
+
+def _by_data(tables: Tables, table: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of each data set: accuracies of different images have no common front."""
+    keys = [key for key in (*tables.swept, "data") if (key == "data" or key.startswith("data.")) and key in table]
+    return [rows for _, rows in table.groupby(keys, dropna=False)] if keys else [table]
+
+
+def _draw_points(
+    axis: Any,
+    rows: pd.DataFrame,
+    cost: str,
+    column: str,
+    halves: dict[str, float],
+    look: dict[str, Any],
+    span: Limits,
+) -> None:
+    rows = rows[rows[column].notna()]
+    means = 100 * rows[column].astype(float)
+    inside = means.map(span.holds).astype(bool)
+    costs, edges = rows[cost], means.map(span.nearest)
+    draw_points(axis, costs[inside], means[inside], marker=look["marker"], color=look["color"], ms=7)
+    draw_points(axis, costs[~inside], edges[~inside], marker=CARET_DOWN, color=look["color"], ms=9)
+    widths = [halves.get(setting, math.nan) for setting in rows["setting"][inside]]
+    draw_bars(axis, costs[inside], means[inside], widths, look["color"])
+
+
+def _draw_teachers(axis: Any, teachers: pd.DataFrame, cost: str, span: Limits) -> None:
+    for _, row in teachers.iterrows():
+        value = 100 * row["teacher_test_accuracy"]
+        marker = "*" if span.holds(value) else CARET_DOWN if value < span.low else CARET_UP
+        x = row[f"teacher_{cost}"]
+        axis.plot(x, span.nearest(value), marker=marker, color="0.15", ms=10, ls="", zorder=3, clip_on=False)
+
+
+def _outside(table: pd.DataFrame, teachers: pd.DataFrame, shown: Sequence[tuple[str, str]], span: Limits) -> Outside:
+    outside: Outside = {}
+    for column, _ in shown:
+        for setting, mean in zip(table["setting"], 100 * table[column].astype(float), strict=True):
+            if math.isfinite(mean) and not span.holds(mean):
+                note(outside, setting, column, mean)
+    for name, value in zip(teachers["teacher"], 100 * teachers["teacher_test_accuracy"], strict=True):
+        if not span.holds(value):
+            note(outside, f"teacher {name}", "test_accuracy", value)
+    return outside
+
+
+def front(table: pd.DataFrame, cost: str, column: str) -> pd.DataFrame:
+    """The rows that none beats in both cost (less is better) and the column, by rising cost."""
+    known = table[table[column].notna() & (table[cost] > 0)]
+    best = pareto(list(zip(known[cost], known[column], strict=True)))
+    points = pd.Series(list(zip(known[cost], known[column], strict=True)), index=known.index, dtype=object)
+    return known[points.isin(best)].drop_duplicates([cost, column]).sort_values(cost)
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that none beats in both cost (less is better) and value, by rising cost."""
+    edge: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not edge or value > edge[-1][1]:
+            edge.append((cost, value))
+    return edge

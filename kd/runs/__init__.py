@@ -1,0 +1,1 @@
+"""Runs as files: what lies in their directories, and where they are. Nothing here imports torch."""
