@@ -31,8 +31,8 @@ import torch
 
 from benchmarks.measure import clock, matrix_rate
 from benchmarks.packed_images import pack, unpack
+from kd.core.errors import UserError, first_line
 from kd.core.io import read_json, write_json
-from kd.core.settings import UserError, first_line
 from kd.training.device import Device, resolve
 from kd.training.environment import environment
 

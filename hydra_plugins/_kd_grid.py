@@ -40,7 +40,7 @@ def parsed(loader: Any, params: Mapping[str, Any], arguments: Iterable[str]) -> 
 
 def values(override: Override) -> list[str]:
     """Every `key=value` that an override stands for. **Raises:** UserError where there is none."""
-    from kd.core.settings import UserError, first_line
+    from kd.core.errors import UserError, first_line
 
     key = override.get_key_element()
     if override.is_delete() and override.value_type is None:
@@ -115,7 +115,7 @@ def adopt(config: DictConfig, found: Sequence[Choice]) -> None:
 
     **Raises:** UserError where they do not.
     """
-    from kd.core.settings import UserError
+    from kd.core.errors import UserError
 
     if not found:
         return

@@ -37,7 +37,7 @@ class LocalLauncher(Launcher):
         self.failures = 0
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        from kd.core.settings import UserError
+        from kd.core.errors import UserError
 
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         limits = {"slots": 1, "pack": 1, "max_failures": 0, "stop_after": 1}

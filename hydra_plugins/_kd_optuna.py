@@ -37,7 +37,7 @@ class OptunaSweeper(Sweeper):
         self.settings = OptunaConf(**settings)
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        from kd.core.settings import UserError
+        from kd.core.errors import UserError
 
         self.hydra_context, self.config = hydra_context, config
         choices = _kd_grid.choices(hydra_context.config_loader, config)
@@ -50,8 +50,8 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
+        from kd.core.errors import UserError
         from kd.core.io import write_json
-        from kd.core.settings import UserError
         from kd.runs.optuna_storage import absolute
         from kd.sweep.optuna_study import Study, name_of
         from kd.sweep.scheduler import checked, concluding, slots
@@ -126,7 +126,7 @@ class OptunaSweeper(Sweeper):
         **Raises:** UserError, before any work.
         """
         from kd.config.schema import check
-        from kd.core.settings import UserError
+        from kd.core.errors import UserError
         from kd.sweep.optuna_study import BEST, PRUNERS, SAMPLERS, description
 
         for name, allowed in (("sampler", SAMPLERS), ("pruner", PRUNERS), ("objective", BEST)):
@@ -177,7 +177,7 @@ def _under(key: str, searched: list[str]) -> bool:
 def search_integers(space: dict[str, Override], plain: dict[str, Any]) -> None:
     """Hydra reads every interval as one of floats; make it one of integers where the key takes nothing else."""
     from kd.config.schema import takes_integers
-    from kd.core.settings import UserError
+    from kd.core.errors import UserError
 
     for key, override in space.items():
         interval = override.value()

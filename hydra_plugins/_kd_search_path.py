@@ -37,7 +37,7 @@ class UserSource(FileConfigSource):
         return super().is_config(config_path)
 
     def load_config(self, config_path: str) -> ConfigResult:
-        from kd.core.settings import UserError, first_line
+        from kd.core.errors import UserError, first_line
 
         path = Path(self.path) / self._normalize_file_name(config_path)
         try:

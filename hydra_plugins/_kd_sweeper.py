@@ -34,7 +34,7 @@ class GridSweeper(Sweeper):
         self.max_batch_size = max_batch_size
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        from kd.core.settings import UserError
+        from kd.core.errors import UserError
 
         self.hydra_context, self.config = hydra_context, config
         self.choices = _kd_grid.choices(hydra_context.config_loader, config)
@@ -63,8 +63,7 @@ class GridSweeper(Sweeper):
 
     def launch(self) -> list[Sequence[JobReturn]]:
         """Launch every planned job, batch by batch. **Raises:** JobFailedError for the first that failed."""
-        from kd.core.settings import UserError, first_line
-        from kd.sweep.scheduler import JobFailedError
+        from kd.core.errors import JobFailedError, UserError, first_line
 
         size = self.max_batch_size or len(self.jobs)
         done: list[Sequence[JobReturn]] = []
@@ -164,7 +163,7 @@ def each_seed(sweeper: Any, words: list[str], first: int) -> list[tuple[list[str
 def seeds_of(words: list[str], config: Mapping[str, Any]) -> list[int] | None:
     """The key `seeds` of a setting. **Raises:** UserError when it is wrong, or a seed is given as well."""
     from kd.config.schema import check_seeds
-    from kd.core.settings import UserError
+    from kd.core.errors import UserError
 
     try:
         seeds = check_seeds(config.get("seeds"))

@@ -34,8 +34,8 @@ from hydra_plugins._kd_sweeper import GridConf, GridSweeper
 from kd.config.overrides import RefusedError, arguments, defaults_in_a_circle, parse
 from kd.config.wandb_env import refuse_seed
 from kd.core import streams
+from kd.core.errors import DivergedError, SweepFailedError, UserError, unknown_key
 from kd.core.registry import CONF
-from kd.core.settings import UserError
 from kd.core.signals import Stop, TerminatedError
 
 
@@ -257,7 +257,7 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
     for one in chain:
-        if type(one).__name__ in ("SweepFailedError", "DivergedError"):
+        if isinstance(one, SweepFailedError | DivergedError):
             return 1, str(one)
         if isinstance(one, UserError):
             return 2, str(one)
@@ -278,7 +278,7 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
                 return 2, "--cfg prints one configuration, without -m; dry_run=true lists the jobs of a sweep"
             return 2, str(one)
         if isinstance(one, HydraException | OmegaConfBaseException) and str(one):
-            return 2, _reword(str(one), str(one.__cause__ or ""))
+            return 2, _reword(one, str(one.__cause__ or ""))
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename) if error.__traceback__ else Path()
     if any(raised_in.is_relative_to(Path(str(module.__file__)).parent) for module in (hydra, omegaconf, logging)):
         what = str(error.__cause__ or error) or type(error).__name__
@@ -290,8 +290,9 @@ _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXI
                errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # fmt: skip
 
 
-def _reword(text: str, cause: str) -> str:
+def _reword(error: BaseException, cause: str) -> str:
     """Hydra's own errors, as one line, without its advice to force an unknown key in with `+`."""
+    text = str(error)
     if found := re.search(r"Error merging override (\S+?)=", text):
         return f"{found[1]}: {cause.splitlines()[0] if cause else 'is not allowed'}"
     if found := re.search(r"LexerNoViableAltException: (\S+?)=", text):  # such as ~
@@ -300,8 +301,12 @@ def _reword(text: str, cause: str) -> str:
         return "interval(a,b) is for hydra/sweeper=optuna; a grid takes values, as method.T=1,2,4"
     if found := re.search(r"Could not override '([^']+)'", text):
         near = re.search(r"Did you mean to override (?:one of )?(.*)\?", text)
-        hint = f"did you mean {near[1]}?" if near else "`--cfg job` shows those there are"
-        return f"{found[1]}: there is no such key here; {hint}"
+        node = getattr(error.__cause__, "parent_node", None)
+        if near:  # a group that is to be overridden
+            return f"{found[1]}: unknown key; did you mean {near[1]}?"
+        if not isinstance(node, DictConfig):
+            return f"{found[1]}: unknown key; `--cfg job` shows the valid ones"
+        return unknown_key(found[1], [str(key) for key in node if key != "hydra"])
     if found := re.search(r"Multiple values for (\S+)\. To override", text):
         return f"{found[1]}: there is one already; choose another with {found[1]}=..., without the +"
     if "Missing mandatory value" in text and (found := re.search(r"full_key: (\S+)", text)):

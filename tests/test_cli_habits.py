@@ -14,7 +14,7 @@ from conftest import is_one_line, write
 from hydra_plugins._kd_optuna import search_integers
 from kd.config.overrides import arguments, parse
 from kd.config.schema import takes_integers
-from kd.core.settings import UserError
+from kd.core.errors import UserError
 
 TOY = ["data=digits", "student.epochs=1", "teacher.epochs=1", "student.scale=1", "teacher.scale=1", "device=cpu"]
 TOY += ["threads=1", "tracker.mode=disabled"]

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 
 from kd import cli, data, models
 from kd.config.schema import check
+from kd.core.errors import UserError
 from kd.core.registry import choices
-from kd.core.settings import UserError
 from kd.methods import Spec
 from kd.models import weights
 from kd.optim import Schedule
@@ -21,17 +21,26 @@ METHODS = choices("methods")
 DIGITS = ["data=digits", "student.epochs=1", "teacher.epochs=1", "student.scale=1", "teacher.scale=2", "device=cpu"]
 
 BAD = {  # what is typed: what the one line must say
-    "unknown key": ("method.temprature=3", "method.temprature: there is no such key"),
+    "unknown key": (
+        "method.temprature=3",
+        "method.temprature: unknown key; did you mean method.T? Valid: name, alpha, T",
+    ),
     "unknown key, forced in": (
         "+method.temprature=3",
-        "method.temprature: there is no such key Allowed: alpha, T, name",
+        "method.temprature: unknown key; did you mean method.T? Valid: alpha, T, name, standardize",
     ),
     "near miss, forced in": (
         "+optimizer.momentun=0.9",
-        "optimizer.momentun: there is no such key; did you mean momentum?",
+        "optimizer.momentun: unknown key; did you mean optimizer.momentum? Valid: ",
     ),
-    "near miss at the top": ("+sed=1", "sed: there is no such key; did you mean seed?"),
-    "near miss in the student": ("+student.epoch=1", "student.epoch: there is no such key; did you mean epochs?"),
+    "in another case": ("method.t=3", "method.t: unknown key; did you mean method.T? Valid: name, alpha, T"),
+    "a group's name": ("metod=dkd", "metod: unknown key; did you mean method? Valid: "),
+    "nothing near": ("method.zzz=3", "method.zzz: unknown key; valid: name, alpha, T"),
+    "near miss at the top": ("+sed=1", "sed: unknown key; did you mean seed? Valid: "),
+    "near miss in the student": (
+        "+student.epoch=1",
+        "student.epoch: unknown key; did you mean student.epochs? Valid: ",
+    ),
     "unknown choice": (
         "method=logit",
         "Could not find 'method/logit' Available options in 'method': " + " ".join(METHODS),

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from kd import data
 from kd.core import registry
-from kd.core.settings import UserError
+from kd.core.errors import UserError
 from kd.data import augment as views
 from kd.data import base, cache, imagefolder
 from kd.data.base import Arrays

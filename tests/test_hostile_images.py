@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from kd import cli, data
-from kd.core.settings import UserError
+from kd.core.errors import UserError
 from kd.data import imagefolder
 
 SIZE = 8

@@ -18,7 +18,7 @@ from torch import Tensor
 import kd as package
 from kd import cli, data, models
 from kd.config import schema
-from kd.core.settings import UserError
+from kd.core.errors import UserError
 from kd.models import weights
 from kd.training import teacher
 from kd.training.device import resolve

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.core.settings import UserError
+from kd.core.errors import UserError
 from kd.models import kernels
 from kd.training import device
 from kd.training.run import run

@@ -14,8 +14,8 @@ import kd as package
 from kd import data, methods, models
 from kd.config.schema import Config
 from kd.core import registry
+from kd.core.errors import UserError
 from kd.core.interleave import Shared, together
-from kd.core.settings import UserError
 from kd.data import augment as views
 from kd.data.loader import batches
 from kd.models import weights

@@ -17,7 +17,7 @@ from conftest import PATIENCE, Place
 from safetensors.torch import load_file
 
 from kd.core import io
-from kd.core.settings import UserError
+from kd.core.errors import UserError
 from kd.runs import directory
 from kd.training.run import folder_of, run
 

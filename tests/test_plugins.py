@@ -125,7 +125,7 @@ def test_the_official_keys_are_no_keys_of_kds_optuna(official: Path) -> None:
     command = [sys.executable, "-m", "kd", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=2", "--cfg", "hydra"]
     done = subprocess.run(command, cwd=official, env=environment(official), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("kd: hydra.sweeper.n_jobs: there is no such key here")
+    assert done.stderr.startswith("kd: hydra.sweeper.n_jobs: unknown key; ")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from test_report import config, made, tables
 
 from kd import cli
 from kd.config.schema import model_name
-from kd.core.settings import UserError
+from kd.core.errors import UserError
 from kd.report import build, published
 
 PAIRS = {

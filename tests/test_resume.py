@@ -17,8 +17,8 @@ import torch
 from conftest import LONG, PATIENCE, Place
 
 from kd.config.schema import Config
+from kd.core.errors import UserError
 from kd.core.interleave import Shared, alone
-from kd.core.settings import UserError
 from kd.runs import directory
 from kd.training import run as run_module
 from kd.training.checkpoint import Checkpoints

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import kd as package
+from kd.core.errors import UserError
 from kd.core.io import read_json
-from kd.core.settings import UserError
 from kd.runs.directory import Record, finished, set_aside
 from kd.training import metrics, wandb_run
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from conftest import SMALL, is_one_line, result_of
 
+from kd.core.errors import UserError
 from kd.core.io import write_json
-from kd.core.settings import UserError
 from kd.report.tables import read_plan
 from kd.runs import directory
 from kd.sweep.optuna_study import Study, description

@@ -10,7 +10,7 @@ import optuna
 import pytest
 from conftest import SMALL, is_one_line
 
-from kd.core.settings import UserError
+from kd.core.errors import UserError
 from kd.runs.optuna_storage import absolute, opened
 from kd.sweep import optuna_study
 from kd.sweep.optuna_study import SEARCH, Study, description

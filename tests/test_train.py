@@ -14,13 +14,14 @@ from torch import Tensor
 
 from kd import data, methods, models
 from kd.config.schema import Config
+from kd.core.errors import DivergedError
 from kd.core.rng import seeded, stream
 from kd.data import Data, loader
 from kd.data import augment as views
 from kd.methods import Batch, Method, Spec, Terms
 from kd.models import Net, Out
 from kd.training import run as run_module
-from kd.training.loop import DivergedError, State, train
+from kd.training.loop import State, train
 from kd.training.teacher import Guard, Live, freeze
 
 

@@ -21,10 +21,10 @@ from wandb_server import Server
 
 import kd as package
 from kd import data
+from kd.core.errors import DivergedError, PrunedError
 from kd.core.signals import TerminatedError
 from kd.runs.directory import finished
 from kd.training import artifacts, dashboard, tracking
-from kd.training.loop import DivergedError, PrunedError
 
 WORDS = ["data=digits", "teacher.scale=2", "teacher.epochs=1", "student.scale=1", "student.epochs=3", "device=cpu",
          "threads=1"]  # fmt: skip

@@ -13,7 +13,7 @@ from conftest import is_one_line
 from kd.config import wandb_names
 from kd.config.schema import Config
 from kd.config.wandb_names import RULES, checked, shortened, valid
-from kd.core.settings import UserError
+from kd.core.errors import UserError
 from kd.training import tracking
 
 REFUSED = {

@@ -14,7 +14,7 @@ from torchvision import models as zoo
 
 import kd as package
 from kd import models
-from kd.core.settings import UserError
+from kd.core.errors import UserError
 from kd.models import weights as store
 from kd.models.wrapped import Wrapped
 

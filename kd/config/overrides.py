@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from kd.core.settings import UserError, first_line
+from kd.core.errors import UserError, first_line
 
 
 class RefusedError(BaseException):

@@ -4,7 +4,6 @@
 Hydra. Everything that can be refused without decoding an image is refused here, before any work.
 """
 
-import difflib
 import hashlib
 import json
 import re
@@ -20,7 +19,8 @@ from pydantic import Field, ValidationError, field_validator
 from kd import data, methods, models
 from kd.config import wandb_env
 from kd.config.wandb_names import Entity, Group, Project, Tag
-from kd.core.settings import PathText, Seed, Settings, Text, UserError, flatten
+from kd.core.errors import UserError, unknown_key
+from kd.core.settings import PathText, Seed, Settings, Text, flatten
 from kd.data import Description
 from kd.models import weights as store
 from kd.models.ensemble import Ensemble, Mean
@@ -461,10 +461,7 @@ def _line(settings: type[Settings], error: ValidationError, where: str, also: li
     if kind == "missing":
         return f"{path}: this key is missing"
     if kind == "extra_forbidden":
-        allowed = [*inner.model_fields, *also]
-        near = difflib.get_close_matches(location[-1], allowed, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{path}: there is no such key{hint} Allowed: {', '.join(allowed)}"
+        return unknown_key(path, [*inner.model_fields, *also])
     if kind == "value_error":
         return f"{path}: {first['msg'].removeprefix('Value error, ')}"
     if kind == "union_tag_invalid":

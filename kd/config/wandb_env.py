@@ -10,7 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from kd.config.wandb_names import checked
-from kd.core.settings import Settings, UserError
+from kd.core.errors import UserError
+from kd.core.settings import Settings
 
 Mode = Literal["online", "offline", "disabled"]
 T = TypeVar("T", bound=Settings)

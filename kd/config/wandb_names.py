@@ -8,7 +8,8 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator
 
-from kd.core.settings import Text, UserError
+from kd.core.errors import UserError
+from kd.core.settings import Text
 
 
 class Rule(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from kd.core.settings import UserError
+from kd.core.errors import UserError
 
 # no choices: what the files of a kind may import, and what is made of several
 SHARED = {

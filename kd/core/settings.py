@@ -1,4 +1,4 @@
-"""The base of every typed piece of the configuration, and the one error a user's mistake ends in."""
+"""The base of every typed piece of the configuration."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,15 +16,6 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = str(value) if isinstance(value, list) else value
     return flat
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, on one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-class UserError(Exception):
-    """A mistake that the user can mend. Its text is one line naming the key and what is allowed; exit code 2."""
 
 
 class Settings(BaseModel):

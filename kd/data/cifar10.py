@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from kd.core.settings import PathText, Text, UserError
+from kd.core.errors import UserError
+from kd.core.settings import PathText, Text
 from kd.data.base import Arrays, DataSettings, Description
 
 

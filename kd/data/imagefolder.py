@@ -16,7 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
-from kd.core.settings import PathText, UserError
+from kd.core.errors import UserError
+from kd.core.settings import PathText
 from kd.data.base import Arrays, DataSettings, Description
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

@@ -6,7 +6,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from torch import nn
 
 from kd.core import registry
-from kd.core.settings import Settings, UserError
+from kd.core.errors import UserError
+from kd.core.settings import Settings
 from kd.data.batch import Batch
 from kd.methods.base import Method, Spec, Terms
 from kd.models.base import Out

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 from torch import nn
 
-from kd.core.settings import UserError
+from kd.core.errors import UserError
 from kd.models.wrapped import Published, Wrapped, fetched, known
 
 

@@ -6,7 +6,7 @@ from pydantic import field_validator
 from torch import nn
 from torchvision import models as zoo
 
-from kd.core.settings import UserError
+from kd.core.errors import UserError
 from kd.models.wrapped import Published, Wrapped, fetched, known
 
 MORE = {"googlenet", "inception_v3"}  # their forward pass gives auxiliary logits as well

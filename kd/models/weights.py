@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from kd import models
 from kd.core import tensors as files
+from kd.core.errors import UserError, first_line
 from kd.core.io import aside
-from kd.core.settings import Settings, UserError, first_line
+from kd.core.settings import Settings
 from kd.data import augment
 from kd.models.base import Net
 from kd.models.grafted import Graft, grafted

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kd.core.settings import Settings, UserError, first_line
+from kd.core.errors import UserError, first_line
+from kd.core.settings import Settings
 from kd.models.base import ACTIVATIONS, PRE, Net, Out, version
 
 

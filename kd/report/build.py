@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from kd.core import streams
+from kd.core.errors import UserError
 from kd.core.io import aside, write_text
-from kd.core.settings import UserError
 from kd.report.provenance import facts
 from kd.report.published import CAPTION, Beside, Line, beside, load
 from kd.report.published import COLUMNS as PUBLISHED

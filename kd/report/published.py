@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import pandas as pd
 from pydantic import BaseModel, BeforeValidator, Field
 
-from kd.core.settings import UserError
+from kd.core.errors import UserError
 from kd.report.tables import Tables, finished_runs
 from kd.runs.schema import wrong_with
 

@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from kd.core.errors import first_line
 from kd.core.io import read_json, tidy, write_json, write_text
 from kd.core.locks import born
-from kd.core.settings import first_line
 from kd.core.version import __version__
 from kd.runs.schema import Result, read
 

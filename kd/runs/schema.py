@@ -7,7 +7,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, ValidationError
 from pydantic_core import from_json, to_json
 
-from kd.core.settings import first_line
+from kd.core.errors import first_line
 
 LARGEST = 1e30  # of numbers that are counted: their sums are finite
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kd.core import locks
+from kd.core.errors import UserError
 from kd.core.io import write_json
-from kd.core.settings import UserError
 from kd.report.tables import PLAN, is_run, write_plan
 from kd.runs import directory
 from kd.runs.locate import STARTED

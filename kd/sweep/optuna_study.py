@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from kd.core.settings import UserError, first_line
+from kd.core.errors import UserError, first_line
 from kd.runs.directory import born, finished, mark, status
 from kd.runs.optuna_storage import absolute, opened
 from kd.sweep.worker_pool import Outcome

@@ -15,8 +15,9 @@ import pandas as pd
 from kd.config.schema import Config, check, folder_of
 from kd.config.wandb_env import refuse_choice
 from kd.core import console
+from kd.core.errors import DivergedError, PrunedError, SweepFailedError, UserError, first_line
 from kd.core.interleave import Shared, together
-from kd.core.settings import UserError, first_line, flatten
+from kd.core.settings import flatten
 from kd.report import build
 from kd.report.tables import read_plan
 from kd.runs import directory
@@ -27,20 +28,11 @@ from kd.sweep.worker_pool import Outcome
 from kd.training import tracking
 from kd.training.checkpoint import Checkpoints
 from kd.training.finalize import summary
-from kd.training.loop import DivergedError, PrunedError
 from kd.training.run import refuse_change, steps
 
 log = logging.getLogger(__name__)
 
 Job = dict[str, Any]
-
-
-class SweepFailedError(Exception):
-    """Some jobs of a sweep failed; the report says which."""
-
-
-class JobFailedError(Exception):
-    """A launcher returned the error of a job."""
 
 
 def plan(

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from kd.core.errors import first_line
 from kd.core.io import aside, tidy
-from kd.core.settings import first_line
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.core import locks
+from kd.core.errors import UserError
 from kd.core.io import write_json
-from kd.core.settings import UserError
 from kd.models import kernels
 from kd.models.base import Net, Out
 

@@ -9,7 +9,7 @@ import torch
 
 from kd.config.schema import Config, folder_of, model_name
 from kd.core import console, io, tensors
-from kd.core.settings import UserError
+from kd.core.errors import UserError
 from kd.data import Data
 from kd.methods import Method
 from kd.models import Net, weights

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from kd.core.errors import DivergedError
 from kd.core.interleave import Shared, random_state, restore
 from kd.core.rng import stream
 from kd.data.augment import Augment
@@ -17,14 +18,6 @@ from kd.optim import Optimizer, Schedule
 from kd.training.device import Device
 
 Teach = Callable[[Batch], Out]  # what the frozen teacher says of a batch: float32, without gradients
-
-
-class DivergedError(Exception):
-    """A loss term or a weight became NaN or infinite; the text says which, and when."""
-
-
-class PrunedError(Exception):
-    """A search stopped the run: other trials do better."""
 
 
 class State:

@@ -12,9 +12,10 @@ import torch
 from kd import data, models
 from kd.config.schema import Config, absolute, file_digest, folder_of
 from kd.core import console, locks
+from kd.core.errors import DivergedError, PrunedError, UserError, first_line
 from kd.core.interleave import Shared, alone
 from kd.core.rng import seeded
-from kd.core.settings import UserError, first_line, flatten
+from kd.core.settings import flatten
 from kd.data import Data
 from kd.data.batch import Batch
 from kd.data.loader import swapped
@@ -26,7 +27,7 @@ from kd.training.checkpoint import Checkpoints
 from kd.training.device import Device, resolve
 from kd.training.environment import numerics
 from kd.training.finalize import Parts, keep, measure
-from kd.training.loop import DivergedError, PrunedError, State, train
+from kd.training.loop import State, train
 from kd.training.teacher import Live, Teacher
 from kd.training.teacher_cache import Outputs, Place
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kd import models
 from kd.config.schema import Config
-from kd.core.settings import UserError
+from kd.core.errors import UserError
 from kd.data import Data
 from kd.data.batch import Batch
 from kd.models import weights

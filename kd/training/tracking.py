@@ -15,12 +15,11 @@ from torch import Tensor
 from kd.config import wandb_env
 from kd.config.schema import Config, Tracker
 from kd.config.wandb_names import shortened
+from kd.core.errors import DivergedError, PrunedError, first_line
 from kd.core.io import read_json, write_json
-from kd.core.settings import first_line
 from kd.data import Data
 from kd.runs.directory import epochs
 from kd.training import artifacts, dashboard, wandb_run
-from kd.training.loop import DivergedError, PrunedError
 
 log = logging.getLogger(__name__)
 

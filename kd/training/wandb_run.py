@@ -19,7 +19,8 @@ from kd.config import wandb_env
 from kd.config.schema import Tracker
 from kd.config.wandb_env import Mode, Trial
 from kd.core import console
-from kd.core.settings import first_line, flatten
+from kd.core.errors import first_line
+from kd.core.settings import flatten
 from kd.training import dashboard
 
 log = logging.getLogger(__name__)

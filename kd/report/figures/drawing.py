@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from kd.core.errors import first_line
 from kd.core.io import aside
-from kd.core.settings import first_line
 from kd.report.figures.calibration import reliability
 from kd.report.figures.epochs import curves
 from kd.report.figures.grids import heat

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from kd.core.settings import first_line
+from kd.core.errors import first_line
 from kd.report.figures.limits import CARET_DOWN, CARET_UP
 from kd.report.figures.selection import Unfit
 from kd.report.figures.style import sentences
