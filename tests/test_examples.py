@@ -1,0 +1,32 @@
+"""The examples run, on a sweep that has just been made."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from conftest import SMALL
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def printed(name: str, *words: str) -> str:
+    command = [sys.executable, str(EXAMPLES / name), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_examples_read_what_a_sweep_leaves(kd: Callable) -> None:
+    words = ["-m", *SMALL, "method=standard", "seed=0,1", "hydra/launcher=basic", "hydra.sweep.dir=out"]
+    assert kd(*words, "tracker.mode=disabled").code == 0
+    run = min(Path("runs").glob("standard-cnn-1-s0-*"))
+    Image.new("RGB", (50, 40), (200, 10, 10)).save("image.png")
+    name, share, percent = printed("load_student.py", str(run), "image.png").split()
+    assert name in "0123456789"
+    assert 10 <= float(share) <= 100
+    assert percent == "%"
+    out = printed("read_sweep.py", "out")
+    accuracies = pd.read_csv("out/runs.csv")["test_accuracy"]
+    assert f"{accuracies.min():.6f}" in out
+    assert "standard" in out.splitlines()[1]
