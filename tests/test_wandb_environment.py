@@ -1,5 +1,6 @@
 """W&B's variables and the user's home do what users of W&B expect; a resumed sweep stays one group."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from conftest import PATIENCE, SMALL, is_one_line
 from wandb_server import Server
 
 from kd.config import wandb_env
+from kd.runs import directory
 from kd.training import wandb_run
 
 WORDS = [*SMALL, "threads=1", "tracker.timeout=300"]
@@ -268,3 +270,35 @@ def test_a_resumed_sweep_stays_one_group(server: Server, kd: Callable, monkeypat
     server.runs.clear()
     assert kd("-m", *words, "hydra.sweep.dir=third", "method=standard,nkd").code != 2
     assert group not in {run.group for run in server.runs.values()}, "another sweep, another group"
+
+
+def test_a_search_is_a_group_also_when_it_goes_on(server: Server, kd: Callable) -> None:
+    words = [*WORDS, "method=standard", "hydra/sweeper=optuna", "optimizer.lr=interval(0.01,0.1)", "student.epochs=1"]
+    for trials in (1, 2):
+        assert kd("-m", *words, "hydra.launcher.slots=1", f"hydra.sweeper.n_trials={trials}").code == 0
+    (group,) = {run.group for run in server.runs.values()}
+    (sweep, *_) = Path().glob("multirun/*/*/study.json")
+    assert group == f"search-{json.loads(sweep.read_text())['study']}"
+    assert len(server.of("student")) == 2
+
+
+def test_a_run_of_a_sweep_that_goes_on_alone_stays_in_its_group(
+    server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epoch = directory.Record.epoch
+
+    def stopped(self: directory.Record, row: dict[str, Any]) -> None:
+        epoch(self, row)
+        raise KeyboardInterrupt
+
+    words = [*WORDS, "method=standard", "student.epochs=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(directory.Record, "epoch", stopped)
+        assert kd("-m", *words, "seed=0,1", "hydra/launcher=basic").code == 130
+    ((name, first),) = server.runs.items()
+    assert first.group is not None
+    group = first.group
+    assert kd(*words, "seed=0").code == 0
+    assert list(server.runs) == [name]
+    assert server.runs[name].group == group
+    assert server.runs[name].epochs() == [1, 2]

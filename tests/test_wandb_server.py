@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from kd.runs import directory
 from kd.training import wandb_run
 
 WORDS = [*SMALL, "threads=1", "method=standard", "student.epochs=3"]
+ABOUT = wandb_run.About("run", "student")
 STATUS = {"401": 401, "403": 403, "404": 404, "409": 409, "500": 500}
 
 
@@ -121,6 +123,37 @@ def test_a_server_that_goes_away_takes_nothing_along(
     mend(server)
     sync("--include-online")
     check(server)
+
+
+@pytest.mark.parametrize(("timeout", "seconds"), [(1, 20), (5, 20), (15, 60), (100, 400)])
+def test_the_end_of_a_run_is_bounded(
+    timeout: int, seconds: int, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float | None] = []
+    finish_within = wandb_run._finish_within
+
+    def finish(run: Any, code: int, most: float | None) -> bool:
+        waited.append(most)
+        return finish_within(run, code, 300)
+
+    monkeypatch.setattr(wandb_run, "_finish_within", finish)
+    with wandb_run.started(record_settings().model_copy(update={"timeout": timeout}), tmp_path, ABOUT) as run:
+        pass
+    assert waited == [None if run.offline else seconds]
+
+
+def test_a_finish_that_never_ends_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, killed = threading.Event(), []
+
+    class Run:
+        def finish(self, exit_code: int) -> None:
+            ended.wait()
+
+    monkeypatch.setattr(wandb_run, "_kill_service", killed.append)
+    run = Run()
+    assert not wandb_run._finish_within(run, 0, 0.1)
+    assert killed == [run]
+    ended.set()
 
 
 def test_a_server_that_takes_all_is_not_doubted(server: Server, kd: Callable) -> None:

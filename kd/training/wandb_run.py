@@ -61,7 +61,7 @@ def started(settings: Tracker, folder: Path, about: About) -> Iterator[Any]:
         code = 0
     finally:
         if run is not None:
-            _finish(run, code, FINISH * settings.timeout)
+            _finish(run, code, max(FINISH * settings.timeout, FLUSHED))
 
 
 def _start(settings: Tracker, folder: Path, mode: Mode | None, about: About) -> Any:
@@ -283,7 +283,7 @@ def _finish_within(run: Any, code: int, seconds: float | None) -> bool:
         return not errors
     thread = threading.Thread(target=finish, daemon=True)
     thread.start()
-    thread.join(max(seconds, FLUSHED))
+    thread.join(seconds)
     if not thread.is_alive():
         return not errors
     _kill_service(run)
