@@ -79,7 +79,7 @@ def test_one_has_it_and_nothing_is_left(
 COUNT = """
 import sys, time
 from pathlib import Path
-from kd import locks
+from kd.core import locks
 locks.LONGEST_PAUSE = 0.01
 counter = Path("counter")
 for _ in range(40):
@@ -128,7 +128,7 @@ def test_a_dead_owner_is_succeeded_at_once(tmp_path: Path, lockless: Callable) -
     for answer in (None, "EOPNOTSUPP"):
         if answer:
             lockless(answer)
-        code = "import os, sys; from pathlib import Path; from kd import locks\n"
+        code = "import os, sys; from pathlib import Path; from kd.core import locks\n"
         code += "with locks.hold(Path('.run.lock'), 'waiting'): os.kill(os.getpid(), 9)"
         assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == -9
         assert (tmp_path / ".run.lock").exists()

@@ -234,7 +234,7 @@ def test_jobs_whose_teachers_are_there_are_compared_with_no_others(monkeypatch: 
         read.append(folder.name)
         return True
 
-    monkeypatch.setattr(scheduler.record, "finished", finished)
+    monkeypatch.setattr(scheduler.directory, "finished", finished)
     units = [[{"number": n, "teachers": [f"/none/{n % 3}"]}] for n in range(300)]
     assert [unit[0]["number"] for unit in scheduler.in_turn(units)] == list(range(300))
     assert sorted(read) == ["0", "1", "2"]

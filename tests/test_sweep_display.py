@@ -49,7 +49,7 @@ def job(number: int, *words: str, method: str = "logits", folder: Path = Path("r
 def finished(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, val: float, test: float) -> None:
     """The job's result is there."""
     result = {"metrics": {"val_accuracy": val, "test_accuracy": test}}
-    monkeypatch.setattr(progress.record, "finished", lambda path: result)
+    monkeypatch.setattr(progress.directory, "finished", lambda path: result)
 
 
 def live(width: int = 100, height: int = 25, total: int = 9) -> tuple[LiveProgress, Clock, Callable[[], str]]:

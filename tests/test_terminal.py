@@ -76,7 +76,7 @@ def test_a_sweep_in_a_terminal_that_is_not_utf8_ends_with_its_report(
 def test_a_log_file_is_utf8_in_any_locale(tmp_path: Path) -> None:
     code = """
 import logging, pathlib, sys
-from kd import console
+from kd.core import console
 (path := pathlib.Path(sys.argv[1])).parent.mkdir()
 with console.file(path):
     logging.getLogger().error("\\u00b1 \\udcff")
@@ -108,7 +108,7 @@ def test_a_sweep_whose_reader_leaves_goes_on_to_its_report(place: Place) -> None
 
 PRINTS = """
 import os, subprocess, sys
-from kd import streams
+from kd.core import streams
 @streams.protected
 def main():
     for number in range(3):
@@ -226,7 +226,7 @@ def test_a_process_whose_name_is_not_utf8_is_alive() -> None:
     """The kernel cuts a name off after 15 bytes, maybe in the middle of a character."""
     code = """
 import os, pathlib
-from kd import record
+from kd.runs import directory as record
 pathlib.Path("/proc/self/comm").write_bytes(b"a) \\xc3")
 print(record.born(os.getpid()) is not None)
 """
