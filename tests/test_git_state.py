@@ -40,11 +40,7 @@ def repository(where: Path, ignored: str = "") -> str:
 
 def copied(into: Path) -> Path:
     """Copy kd's own files into a directory, as an installation does. Return the package's folder."""
-    into.mkdir(parents=True, exist_ok=True)
-    files = ["__init__", "core/__init__", "core/io", "core/locks", "core/settings", "core/version"]
-    for name in [*files, "runs/__init__", "runs/directory", "runs/schema"]:
-        (into / "kd" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(Path(kd.__file__).parent / f"{name}.py", into / "kd" / f"{name}.py")
+    shutil.copytree(Path(kd.__file__).parent, into / "kd", ignore=shutil.ignore_patterns("__pycache__"))
     return into / "kd"
 
 
