@@ -42,7 +42,9 @@ def settings() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         for decay in (1e-4, 5e-4, 1e-3, 5e-3):
             optimizer = SGD | {"lr": round(0.01 * 1.25**step, 6), "weight_decay": decay}
             yield {"name": "standard"}, optimizer
-            for name, T, alpha in itertools.product(("logits", "feature"), (1.0, 2.0, 4.0, 8.0), (0.1, 0.3, 0.5, 0.9)):
+            for name, T, alpha in itertools.product(
+                ("logits", "feature"), (1.0, 2.0, 4.0, 8.0), (0.1, 0.3, 0.5, 0.9)
+            ):
                 yield {"name": name, "T": T, "alpha": alpha}, optimizer
 
 
@@ -55,20 +57,34 @@ def make(folder: Path, runs: int) -> Path:
         name, taught = f"{number:012x}", method["name"] != "standard"
         place = folder / "runs" / f"{method['name']}-cnn-8-s{seed}-{name}"
         place.mkdir(parents=True)
-        history = [_epoch(epoch, TERMS[method["name"]], taught, chance) for epoch in range(1, EPOCHS + 1)]
+        history = [
+            _epoch(epoch, TERMS[method["name"]], taught, chance) for epoch in range(1, EPOCHS + 1)
+        ]
         lines = [",".join(history[0]), *(",".join(map(str, row.values())) for row in history)]
         (place / "history.csv").write_text("\n".join(lines) + "\n")
         (place / "config.yaml").write_text(json.dumps(config, indent=2))  # which is YAML, too
-        (place / "result.json").write_text(json.dumps(_result(name, config, history[-1], chance), indent=2))
+        (place / "result.json").write_text(
+            json.dumps(_result(name, config, history[-1], chance), indent=2)
+        )
         (place / "status.json").write_text(json.dumps({"state": "done", "reason": ""}))
         words = [f"method={method['name']}", f"seed={seed}", f"optimizer.lr={optimizer['lr']}"]
-        jobs.append({"overrides": words, "id": name, "folder": str(place), "taught": taught, "config": config})
+        jobs.append(
+            {
+                "overrides": words,
+                "id": name,
+                "folder": str(place),
+                "taught": taught,
+                "config": config,
+            }
+        )
     (folder / "sweep").mkdir()
     write_plan(folder / "sweep", jobs)
     return folder / "sweep"
 
 
-def _epoch(epoch: int, terms: tuple[str, ...], taught: bool, chance: random.Random) -> dict[str, float]:
+def _epoch(
+    epoch: int, terms: tuple[str, ...], taught: bool, chance: random.Random
+) -> dict[str, float]:
     accuracy = 0.9 - 0.6 / epoch + 0.05 * chance.random()
     row = {"epoch": epoch, "lr": 0.05 / epoch, "accuracy": accuracy - 0.05, "loss": 2 / epoch}
     row |= {term: 1.5 / epoch + 0.1 * chance.random() for term in terms}
@@ -77,18 +93,32 @@ def _epoch(epoch: int, terms: tuple[str, ...], taught: bool, chance: random.Rand
 
 
 def _measured(split: str, accuracy: float, taught: bool, chance: random.Random) -> dict[str, float]:
-    found = {f"{split}_accuracy": accuracy, f"{split}_nll": 2 - 1.5 * accuracy, f"{split}_ece": 0.1 * chance.random()}
-    return found | ({f"{split}_agreement": accuracy, f"{split}_teacher_kl": chance.random()} if taught else {})
+    found = {
+        f"{split}_accuracy": accuracy,
+        f"{split}_nll": 2 - 1.5 * accuracy,
+        f"{split}_ece": 0.1 * chance.random(),
+    }
+    return found | (
+        {f"{split}_agreement": accuracy, f"{split}_teacher_kl": chance.random()} if taught else {}
+    )
 
 
-def _result(name: str, config: dict[str, Any], last: dict[str, float], chance: random.Random) -> dict[str, Any]:
+def _result(
+    name: str, config: dict[str, Any], last: dict[str, float], chance: random.Random
+) -> dict[str, Any]:
     method, accuracy = config["method"]["name"], last["val_accuracy"] - 0.01 * chance.random()
     taught = method != "standard"
     tutor = {"name": "cnn-32", "source": "runs/teacher", "metrics": {"test_accuracy": 0.93, "val_accuracy": 0.94},
              "params": 1_116_298, "macs": 41_000_000}  # fmt: skip
-    metrics = _measured("test", accuracy, taught, chance) | {k: v for k, v in last.items() if k.startswith("val_")}
+    metrics = _measured("test", accuracy, taught, chance) | {
+        k: v for k, v in last.items() if k.startswith("val_")
+    }
     bins = [float(chance.randrange(1000)) for _ in range(15)]
-    reliable = {"images": bins, "confidence": [0.6 * n for n in bins], "right": [0.5 * n for n in bins]}
+    reliable = {
+        "images": bins,
+        "confidence": [0.6 * n for n in bins],
+        "right": [0.5 * n for n in bins],
+    }
     return {
         "id": name, "method": method, "student": "cnn-8", "seed": config["seed"], "epochs": EPOCHS, "metrics": metrics,
         "teacher": tutor if taught else None, "reliability": reliable,
@@ -100,7 +130,9 @@ def _result(name: str, config: dict[str, Any], last: dict[str, float], chance: r
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("benchmarks.aggregate", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        "benchmarks.aggregate", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/aggregate.json"))
     asked = parser.parse_args()
@@ -114,7 +146,9 @@ def main() -> None:
         seconds = time.perf_counter() - begun
         process.returncode = os.waitstatus_to_exitcode(code)
         if process.returncode or not (place / "index.html").exists():
-            raise SystemExit(f"benchmarks.aggregate: the report left with code {process.returncode}")
+            raise SystemExit(
+                f"benchmarks.aggregate: the report left with code {process.returncode}"
+            )
     memory = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
     targets = f"targets for 10,000 runs: {SECONDS:.0f} s, {MEGABYTES:,.0f} MB"
     print(f"{asked.runs:,} runs of {EPOCHS} epochs: {seconds:.1f} s, {memory:,.0f} MB ({targets})")

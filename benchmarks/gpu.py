@@ -62,19 +62,28 @@ class Bench(NamedTuple):
     scratch: Path
     deadline: float
 
-    def python(self, *words: str, check: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
+    def python(
+        self, *words: str, check: bool = True, **more: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run `python` with these arguments and let its output through; end it when the part's time is over."""
         print(f"$ python {' '.join(words)}", flush=True)
         variables = {**os.environ, "KD_CACHE": str(self.scratch / "cache"), **more}
         left = max(1.0, self.deadline - time.monotonic())
         try:
             done = subprocess.run(
-                [sys.executable, *words], cwd=ROOT, env=variables, text=True, timeout=left, check=False
+                [sys.executable, *words],
+                cwd=ROOT,
+                env=variables,
+                text=True,
+                timeout=left,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             raise PartError(f"it did not end in {left:.0f} s") from None
         if check and done.returncode:
-            raise PartError(f"python {' '.join(words[:4])} ... ended with exit code {done.returncode}")
+            raise PartError(
+                f"python {' '.join(words[:4])} ... ended with exit code {done.returncode}"
+            )
         return done
 
 
@@ -94,7 +103,9 @@ def measure_device(bench: Bench) -> dict[str, Any]:
     seconds = min(clock(functools.partial(target.copy_, source), chosen) for _ in range(10))
     result = {
         "name": torch.cuda.get_device_name(chosen.torch) if on_gpu else "CPU",
-        "memory_gb": torch.cuda.get_device_properties(chosen.torch).total_memory / 1e9 if on_gpu else None,
+        "memory_gb": torch.cuda.get_device_properties(chosen.torch).total_memory / 1e9
+        if on_gpu
+        else None,
         "matrix_side": side,
         "matrix_tflops": rates,
         "copy_gb_per_second": 2 * size / seconds / 1e9,  # read and written
@@ -102,7 +113,10 @@ def measure_device(bench: Bench) -> dict[str, Any]:
         "environment": environment(chosen),
     }
     rows = [[name, f"{rate:.3g} TFLOP/s"] for name, rate in rates.items()]
-    print_table(["device", result["name"]], [*rows, ["memory copy", f"{result['copy_gb_per_second']:.0f} GB/s"]])
+    print_table(
+        ["device", result["name"]],
+        [*rows, ["memory copy", f"{result['copy_gb_per_second']:.0f} GB/s"]],
+    )
     return result
 
 
@@ -111,7 +125,18 @@ def run_tests(bench: Bench) -> dict[str, Any]:
     report = bench.scratch / "tests.xml"
     files = [f"tests/test_{name}.py" for name in (DRY_TESTS if bench.dry else TESTS)]
     workers = "0" if bench.dry else "6"
-    words = ["-m", "pytest", "-q", "-n", workers, "--junitxml", str(report), "-k", "not cluster", *files]
+    words = [
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        workers,
+        "--junitxml",
+        str(report),
+        "-k",
+        "not cluster",
+        *files,
+    ]
     bench.python(*words, check=False, KD_TEST_DEVICE=bench.device)
     if not report.exists():
         raise PartError("pytest wrote no report")
@@ -122,9 +147,18 @@ def run_tests(bench: Bench) -> dict[str, Any]:
         for problem in [*case.findall("failure"), *case.findall("error")]
     }
     skipped = sum(case.find("skipped") is not None for case in cases)
-    result = {"tests": len(cases), "failed": len(failures), "skipped": skipped, "failures": failures}
-    print_table(["test that failed", "message"], [[name, text[:90]] for name, text in failures.items()])
-    print(f"{len(cases) - len(failures) - skipped} passed, {len(failures)} failed, {skipped} skipped")
+    result = {
+        "tests": len(cases),
+        "failed": len(failures),
+        "skipped": skipped,
+        "failures": failures,
+    }
+    print_table(
+        ["test that failed", "message"], [[name, text[:90]] for name, text in failures.items()]
+    )
+    print(
+        f"{len(cases) - len(failures) - skipped} passed, {len(failures)} failed, {skipped} skipped"
+    )
     if failures or not cases:
         write_json(bench.out / "tests.json", result)
         raise PartError(f"{len(failures)} of {len(cases)} tests failed")
@@ -137,13 +171,20 @@ def measure_throughput(bench: Bench) -> dict[str, Any]:
     sizes = ["--images", "600", "--steps", "2", "--repeats", "1"]
     if not bench.dry:
         sizes = ["--images", "50000", "--steps", "30", "--repeats", "3"]
-    bench.python("-m", "benchmarks.throughput", "--device", bench.device, *sizes, "--out", str(file))
+    bench.python(
+        "-m", "benchmarks.throughput", "--device", bench.device, *sizes, "--out", str(file)
+    )
     return dict(json.loads(file.read_text()))
 
 
 def run_sweep(bench: Bench) -> dict[str, Any]:
     """Distil digits with every teacher output kept in a table on the device."""
-    words = ["method=standard,logits,feature", "seed=0,1", "data=digits", "teacher.store.fill=whole"]
+    words = [
+        "method=standard,logits,feature",
+        "seed=0,1",
+        "data=digits",
+        "teacher.store.fill=whole",
+    ]
     return distill(bench, "digits", words, ["teacher.scale=2", "student.scale=1"])
 
 
@@ -152,12 +193,20 @@ def train_cifar10(bench: Bench) -> dict[str, Any]:
     folder, file = bench.scratch / "cifar10", bench.data
     if file is None:
         if not bench.dry:
-            raise PartError("give the images with --data FILE.npz; python -m benchmarks.packed_images writes that file")
+            raise PartError(
+                "give the images with --data FILE.npz; python -m benchmarks.packed_images writes that file"
+            )
         file = bench.scratch / "pictures.npz"
         pack(make_pictures(bench.scratch / "pictures"), file)
     print(f"{unpack(file, folder):,} images", flush=True)
     words = ["method=standard,logits", "data=imagefolder", f"data.root={folder}"]
-    tiny = ["teacher.scale=2", "student.scale=1", "data.val_size=10", "batch_size=10", "teacher.batch_size=10"]
+    tiny = [
+        "teacher.scale=2",
+        "student.scale=1",
+        "data.val_size=10",
+        "batch_size=10",
+        "teacher.batch_size=10",
+    ]
     return distill(bench, "cifar10", words, tiny)
 
 
@@ -179,7 +228,12 @@ def distill(bench: Bench, name: str, words: Sequence[str], tiny: Sequence[str]) 
     """Run a sweep of kd's and tabulate its runs, the teacher's too; `tiny`: what a dry run adds."""
     runs, sweep = bench.scratch / name / "runs", bench.scratch / name / "sweep"
     more = [*tiny, "teacher.epochs=1", "student.epochs=1"] if bench.dry else []
-    paths = [f"paths.runs={runs}", f"hydra.sweep.dir={sweep}", f"device={bench.device}", "tracker.mode=disabled"]
+    paths = [
+        f"paths.runs={runs}",
+        f"hydra.sweep.dir={sweep}",
+        f"device={bench.device}",
+        "tracker.mode=disabled",
+    ]
     start = time.monotonic()
     bench.python("-m", "kd", "-m", *words, *more, *paths)
     seconds = time.monotonic() - start
@@ -188,7 +242,14 @@ def distill(bench: Bench, name: str, words: Sequence[str], tiny: Sequence[str]) 
     if len(rows) < 2 or any(row["device"] != bench.device.partition(":")[0] for row in rows):
         raise PartError(f"{len(rows)} runs ended, on {sorted({row['device'] for row in rows})}")
     table = pd.DataFrame(rows)
-    head = ["run", "test, %", "s per epoch", "first epoch, s", "images/s", "teacher outputs read, %"]
+    head = [
+        "run",
+        "test, %",
+        "s per epoch",
+        "first epoch, s",
+        "images/s",
+        "teacher outputs read, %",
+    ]
     lines = [
         [row["run"], f"{100 * row['test_accuracy']:.2f}", f"{row['epoch_seconds']:.2f}",
          f"{row['first_epoch_seconds']:.2f}", f"{row['images_per_second']:,.0f}",
@@ -197,7 +258,11 @@ def distill(bench: Bench, name: str, words: Sequence[str], tiny: Sequence[str]) 
     ]  # fmt: skip
     print_table(head, lines)
     print(f"{seconds:.0f} s from typing to report")
-    return {"seconds": seconds, "rows": rows, "median_epoch_seconds": float(table["epoch_seconds"].median())}
+    return {
+        "seconds": seconds,
+        "rows": rows,
+        "median_epoch_seconds": float(table["epoch_seconds"].median()),
+    }
 
 
 def summarize(result: dict[str, Any]) -> dict[str, Any]:
@@ -237,10 +302,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", default=",".join(PARTS), help="which parts, with commas between them")
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), help="which parts, with commas between them"
+    )
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--data", type=Path, help="CIFAR-10 as packed by python -m benchmarks.packed_images")
-    parser.add_argument("--out", type=Path, default=Path("gpu"), help="where PART.json and summary.json are written")
+    parser.add_argument(
+        "--data", type=Path, help="CIFAR-10 as packed by python -m benchmarks.packed_images"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("gpu"), help="where PART.json and summary.json are written"
+    )
     parser.add_argument("--dry", action="store_true", help="on the CPU, with tiny sizes")
     arguments = parser.parse_args()
     names = arguments.parts.split(",")
@@ -256,7 +327,9 @@ def main() -> None:
     sys.exit(1 if failed else 0)
 
 
-def run_parts(names: Sequence[str], arguments: argparse.Namespace, device: str, scratch: Path) -> list[str]:
+def run_parts(
+    names: Sequence[str], arguments: argparse.Namespace, device: str, scratch: Path
+) -> list[str]:
     """Run the parts in turn and write their JSON. Returns the names of those that failed."""
     out = arguments.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
@@ -281,7 +354,8 @@ def run_parts(names: Sequence[str], arguments: argparse.Namespace, device: str, 
         write_json(out / "summary.json", {"device": device, "dry": arguments.dry, "parts": summary})
     print("\n== summary ==")
     rows = [
-        [name, "passed" if row["passed"] else row["error"], f"{row['seconds']:.0f} s"] for name, row in summary.items()
+        [name, "passed" if row["passed"] else row["error"], f"{row['seconds']:.0f} s"]
+        for name, row in summary.items()
     ]
     print_table(["part", "result", "time"], rows)
     return [name for name, row in summary.items() if not row["passed"]]

@@ -43,10 +43,16 @@ def measure(jobs: int) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         words = [*WORDS, f"seed=range(0,{jobs})"]
-        process = subprocess.Popen([sys.executable, "-m", "kd", "-m", *words], cwd=folder, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kd", "-m", *words], cwd=folder, stdout=subprocess.DEVNULL
+        )
         while process.poll() is None:
             done = len(list(Path(folder).glob("runs/logits-*/result.json")))
-            if done >= (len(rows) + 1) * jobs / 10 and done < jobs and (found := workers(process.pid)):
+            if (
+                done >= (len(rows) + 1) * jobs / 10
+                and done < jobs
+                and (found := workers(process.pid))
+            ):
                 row = {"jobs": done}
                 for name, pid in (("parent", process.pid), ("worker", found[0])):
                     row |= {f"{name}_{key}": value for key, value in seen(pid).items()}

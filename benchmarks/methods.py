@@ -29,17 +29,17 @@ from kd import methods
 from kd.core import registry
 from kd.core.io import write_json, write_text
 from kd.data.augment import Augment
-from kd.methods import Spec
+from kd.methods import MethodContext
 from kd.optim import SGD, Schedule
 from kd.report.stats import against_standard
 from kd.report.tables import finished_runs, summarise
 from kd.training import device as devices
 from kd.training.device import Device
 from kd.training.environment import environment
-from kd.training.loop import State, train
+from kd.training.loop import TrainingState, train
 from kd.training.metrics import count
-from kd.training.teacher import Live, freeze
-from kd.training.teacher_cache import Outputs, Place
+from kd.training.teacher import TeacherForward, freeze
+from kd.training.teacher_cache import TeacherCache, TeacherCacheSpec
 
 ROOT = Path(__file__).parents[1]
 MEASURED, PAGE, TABLE = (
@@ -47,7 +47,9 @@ MEASURED, PAGE, TABLE = (
     ROOT / "docs" / "methods.md",
     ROOT / "docs" / "methods.csv",
 )
-ONE_VIEW = Augment(crop=0, padding="zeros", flip=False)  # after an epoch all that a teacher can say is known
+ONE_VIEW = Augment(
+    crop=0, padding="zeros", flip=False
+)  # after an epoch all that a teacher can say is known
 KINDS = {  # by what is compared, and when to try it
     "Without a teacher": {
         "standard": "The baseline that every other is compared with; run it first, with the same seeds.",
@@ -91,17 +93,45 @@ def steps(name: str, found: Pictures, device: Device, kept: Path) -> Iterator[An
     """kd's loop with this method: an item a step."""
     kind = methods.find(name)
     torch.manual_seed(0)
-    teacher, student = network(32), device.place(network(16))
+    teacher, student = network(32), device.prepare_module(network(16))
     freeze(teacher, device)
     split = found.split(device)
-    spec = Spec(student.shapes(32), teacher.shapes(32), 10, len(found.images), student, teacher, 10**6, found.labels)
-    method = device.place(kind(kind.Config.model_validate(registry.defaults("method", name)), spec))
-    live, place = Live(teacher, method.teacher_taps, device), Place(kept, 4.0, False, False)
-    teach = Outputs(live, split, ONE_VIEW, 0, method.views, place, method.mixed) if kind.needs_teacher else None
+    spec = MethodContext(
+        student.shapes(32),
+        teacher.shapes(32),
+        10,
+        len(found.images),
+        student,
+        teacher,
+        10**6,
+        found.labels,
+    )
+    method = device.prepare_module(
+        kind(kind.Config.model_validate(registry.defaults("method", name)), spec)
+    )
+    live, place = (
+        TeacherForward(teacher, method.teacher_taps, device),
+        TeacherCacheSpec(kept, 4.0, False, False),
+    )
+    teach = (
+        TeacherCache(live, split, ONE_VIEW, 0, method.views, place, method.mixed)
+        if kind.needs_teacher
+        else None
+    )
     optimizer = SGD(name="sgd", lr=1e-5, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = Schedule(name="constant", warmup=0.0, final=0.0, milestones=[], gamma=1.0)
     yield count(method.parameters())
-    rows = train(State(student, method, optimizer), teach, split, ONE_VIEW, schedule, 10**6, BATCH, 0, device)
+    rows = train(
+        TrainingState(student, method, optimizer),
+        teach,
+        split,
+        ONE_VIEW,
+        schedule,
+        10**6,
+        BATCH,
+        0,
+        device,
+    )
     yield from (None for row in rows if row is None)
 
 
@@ -125,7 +155,12 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         }
         for name in names
     }  # fmt: skip
-    said = {"images": asked.images, "steps": asked.steps, "repeats": asked.repeats, "batch_size": BATCH}
+    said = {
+        "images": asked.images,
+        "steps": asked.steps,
+        "repeats": asked.repeats,
+        "batch_size": BATCH,
+    }
     return {**said, "rows": rows, "environment": environment(device)}
 
 
@@ -170,7 +205,9 @@ KEPT = [  # columns of runs.csv
     "test_nll", "test_ece", "test_agreement", "test_teacher_kl", "val_accuracy", "params", "macs", "method_params",
     "train_seconds", "teacher", "teacher_params", "teacher_macs", "teacher_test_accuracy",
 ]  # fmt: skip
-NO_RESULTS = ["What each is worth on your data, one command says: `python -m kd -m method='glob(*)' seed=0,1,2`."]
+NO_RESULTS = [
+    "What each is worth on your data, one command says: `python -m kd -m method='glob(*)' seed=0,1,2`."
+]
 
 
 RESULTS = ["n", "val, %", "test, %", "vs standard", "p (Holm)"]
@@ -179,7 +216,9 @@ RESULTS = ["n", "val, %", "test, %", "vs standard", "p (Holm)"]
 def _results(runs: pd.DataFrame) -> dict[str, list[str]]:
     """The cells of `RESULTS` for every method."""
     found = {name: ["", "", "not run yet", "", ""] for names in KINDS.values() for name in names}
-    found |= {name: ["", "", "diverged", "", ""] for name in runs[runs["status"] == "diverged"]["setting"]}
+    found |= {
+        name: ["", "", "diverged", "", ""] for name in runs[runs["status"] == "diverged"]["setting"]
+    }
     for _, row in against_standard(summarise(runs, []), runs).iterrows():
 
         def percent(key: str, form: str, row: pd.Series = row) -> str:
@@ -200,9 +239,13 @@ def _said(runs: pd.DataFrame) -> list[str]:
     several = sorted(counts[counts > 1].index)
     data = "data=imagefolder data.root=PATH"
     besides = []
-    for words, some in runs[runs["setting"] != runs["method"]].groupby(runs["setting"].str.partition(" ")[2]):
+    for words, some in runs[runs["setting"] != runs["method"]].groupby(
+        runs["setting"].str.partition(" ")[2]
+    ):
         names = ",".join(sorted(set(some["method"])))
-        besides.append(f"python -m kd -m method={names} {words} seed=0 {data} hydra.sweep.dir=other")
+        besides.append(
+            f"python -m kd -m method={names} {words} seed=0 {data} hydra.sweep.dir=other"
+        )
         besides.append(f"python -m benchmarks.methods --page other/runs.csv --with {words}")
     taught = done.dropna(subset=["teacher_test_accuracy"]).iloc[0]
     more, spread = [], ""
@@ -238,7 +281,9 @@ def _section(name: str, when: str) -> list[str]:
     source = inspect.getmodule(kind)
     assert source is not None
     paper = re.sub(
-        r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", inspect.cleandoc(source.__doc__ or "")
+        r"arXiv (\d{4}\.\d{5})",
+        r"[arXiv \1](https://arxiv.org/abs/\1)",
+        inspect.cleandoc(source.__doc__ or ""),
     )
     formula, _, more = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")
     config = (registry.CONF / "method" / f"{name}.yaml").read_text().strip()
@@ -248,22 +293,31 @@ def _section(name: str, when: str) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("benchmarks.methods", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        "benchmarks.methods", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--images", type=int, default=6_400)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=MEASURED)
     parser.add_argument(
-        "--page", nargs="?", const="", help="write docs/methods.md; with the runs.csv of a sweep's report, keep those"
+        "--page",
+        nargs="?",
+        const="",
+        help="write docs/methods.md; with the runs.csv of a sweep's report, keep those",
     )
-    parser.add_argument("--with", dest="words", default="", help="what was typed for these runs beside the method")
+    parser.add_argument(
+        "--with", dest="words", default="", help="what was typed for these runs beside the method"
+    )
     asked = parser.parse_args()
     if asked.page is None:
-        devices.settle(None)
+        devices.configure_process(None)
         found = measure(asked)
         for name, row in found["rows"].items():
-            print(f"{name:20}{row['ratio']:6.2f}  {row['ms']:8.2f} ms a step  {row['parameters']:>10,} parameters")
+            print(
+                f"{name:20}{row['ratio']:6.2f}  {row['ms']:8.2f} ms a step  {row['parameters']:>10,} parameters"
+            )
         write_json(asked.out, found)
         return
     if asked.page:
@@ -274,9 +328,13 @@ def main() -> None:
 def merge(runs: pd.DataFrame, words: str = "") -> None:
     """Keep these runs beside those that are kept; of the same setting and seed the later. `words`: as in --with."""
     runs = runs[runs["status"].isin(["done", "diverged"])]
-    runs = runs[[name for name in KEPT if name in runs]].assign(setting=(runs["method"] + " " + words).str.strip())
+    runs = runs[[name for name in KEPT if name in runs]].assign(
+        setting=(runs["method"] + " " + words).str.strip()
+    )
     together = pd.concat([kept_runs(), runs]).drop_duplicates(["setting", "seed"], keep="last")
-    write_text(TABLE, together.sort_values(["setting", "seed"]).to_csv(index=False, float_format="%.8g"))
+    write_text(
+        TABLE, together.sort_values(["setting", "seed"]).to_csv(index=False, float_format="%.8g")
+    )
 
 
 def kept_runs() -> pd.DataFrame | None:

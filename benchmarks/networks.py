@@ -14,5 +14,7 @@ CACHE = Path(os.environ.get("KD_CACHE", "~/.cache/kd")).expanduser()
 
 
 def network(scale: int) -> Any:
-    config = models.find("cnn", "model").Config(name="cnn", scale=scale, activation="relu", dropout=0.2)
+    config = models.find("cnn", "model").Config(
+        name="cnn", scale=scale, activation="relu", dropout=0.2
+    )
     return models.build(config, 10, 32)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd.core.io import aside
+from kd.core.io import atomic_write
 
 LIMIT = 60 * 2**20  # bytes
 
@@ -30,17 +30,21 @@ def pack(folder: Path, file: Path) -> int:
     if not paths:
         raise ValueError(f"{folder} holds no images; expected train/<class>/* and test/<class>/*")
     contents = [path.read_bytes() for path in paths]
-    with aside(file) as part, open(part, "wb") as out:
+    with atomic_write(file) as part, open(part, "wb") as out:
         np.savez_compressed(
             out,
             content=np.frombuffer(b"".join(contents), dtype=np.uint8),
             sizes=np.array([len(content) for content in contents]),
-            names=np.frombuffer("\n".join(str(path.relative_to(folder)) for path in paths).encode(), dtype=np.uint8),
+            names=np.frombuffer(
+                "\n".join(str(path.relative_to(folder)) for path in paths).encode(), dtype=np.uint8
+            ),
         )
         out.flush()
         size = out.tell()
         if size > LIMIT:
-            raise ValueError(f"{file} would take {size / 2**20:.0f} MiB; the limit is {LIMIT >> 20} MiB")
+            raise ValueError(
+                f"{file} would take {size / 2**20:.0f} MiB; the limit is {LIMIT >> 20} MiB"
+            )
     return size
 
 
@@ -65,7 +69,9 @@ def unpack(file: Path, folder: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("benchmarks.packed_images", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "benchmarks.packed_images", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("file", type=Path)
     arguments = parser.parse_args()

@@ -21,11 +21,20 @@ from torch.utils.data import DataLoader, Dataset
 class Images(Dataset):
     """uint8 [N, H, W, 3] as torchvision's CIFAR10 gives them: one PIL image at a time, transformed."""
 
-    def __init__(self, images: Tensor, labels: Tensor, mean: list[float], std: list[float], train: bool = True):
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mean: list[float],
+        std: list[float],
+        train: bool = True,
+    ):
         from torchvision import transforms as T
 
         self.images, self.labels = images.numpy(), labels.tolist()
-        augment = [T.RandomCrop(images.shape[1], padding=4), T.RandomHorizontalFlip()] if train else []
+        augment = (
+            [T.RandomCrop(images.shape[1], padding=4), T.RandomHorizontalFlip()] if train else []
+        )
         self.transform = T.Compose([*augment, T.ToTensor(), T.Normalize(mean, std)])
 
     def __len__(self) -> int:
@@ -57,25 +66,40 @@ def steps(
         teacher.eval()
     while True:
         for inputs, labels in loader:
-            inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            inputs, labels = (
+                inputs.to(device, non_blocking=True),
+                labels.to(device, non_blocking=True),
+            )
             optimizer.zero_grad()
             logits, hidden = _forward(student, inputs, regressor is not None)
             loss = F.cross_entropy(logits, labels)
             if teacher is not None:
                 with torch.no_grad():
                     taught, hint = _forward(teacher, inputs, regressor is not None)
-                soft = F.kl_div(F.log_softmax(logits / T, 1), F.softmax(taught / T, 1), reduction="batchmean") * T * T
+                soft = (
+                    F.kl_div(
+                        F.log_softmax(logits / T, 1),
+                        F.softmax(taught / T, 1),
+                        reduction="batchmean",
+                    )
+                    * T
+                    * T
+                )
                 if regressor is None:
                     loss = alpha * loss + (1 - alpha) * soft
                 else:
-                    loss = alpha * loss + beta * F.mse_loss(regressor(hidden), hint) + (1 - alpha - beta) * soft
+                    loss = (
+                        alpha * loss
+                        + beta * F.mse_loss(regressor(hidden), hint)
+                        + (1 - alpha - beta) * soft
+                    )
             loss.backward()
             optimizer.step()
             yield loss.item()
 
 
 def _forward(net: nn.Module, x: Tensor, tapped: bool) -> tuple[Tensor, Tensor]:
-    out = net.tapped(x, ["pool2"] if tapped else [])  # type: ignore[operator]
+    out = net.forward_taps(x, ["pool2"] if tapped else [])  # type: ignore[operator]
     return out.logits, out.taps.get("pool2", out.logits)
 
 

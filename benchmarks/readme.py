@@ -52,7 +52,11 @@ def section(throughput: dict[str, Any], sweep: dict[str, Any]) -> str:
     ]
     for row in rows:
         spent = (row["ms_a_step"].get(part) for part in _parts(rows))
-        lines.append(f"| {row['path']} | " + " | ".join("" if ms is None else f"{ms:.1f}" for ms in spent) + " |")
+        lines.append(
+            f"| {row['path']} | "
+            + " | ".join("" if ms is None else f"{ms:.1f}" for ms in spent)
+            + " |"
+        )
     return "\n".join(lines)
 
 
@@ -74,7 +78,9 @@ def written(readme: str, text: str) -> str:
 
 
 def measured() -> str:
-    return section(*(json.loads((HERE / f"{name}.json").read_text()) for name in ("throughput", "sweep")))
+    return section(
+        *(json.loads((HERE / f"{name}.json").read_text()) for name in ("throughput", "sweep"))
+    )
 
 
 if __name__ == "__main__":

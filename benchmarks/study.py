@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,23 @@ from benchmarks.measure import clock
 from benchmarks.networks import CACHE, network
 from kd.core.io import write_json, write_text
 from kd.report.stats import against_standard
-from kd.report.tables import Tables, gather, summarise
+from kd.report.tables import Tables, load_tables, summarise
 from kd.training import device as devices
 from kd.training.environment import environment
 
 HERE = Path(__file__).parents[1] / "docs" / "study"
 FEW = "seed=0,1,2"
-OWN = {"logits": ["T", "alpha"], "feature": ["T", "alpha", "beta"], "label_smoothing": ["smoothing"]}
-LOCAL = ["folder", "overrides", "reason", "id"]  # columns that say something of this machine, or nothing to a reader
+OWN = {
+    "logits": ["T", "alpha"],
+    "feature": ["T", "alpha", "beta"],
+    "label_smoothing": ["smoothing"],
+}
+LOCAL = [
+    "folder",
+    "overrides",
+    "reason",
+    "id",
+]  # columns that say something of this machine, or nothing to a reader
 
 Words = list[str]
 
@@ -60,7 +70,9 @@ def choice(kept: Path) -> list[Words]:
 
 def fair(kept: Path) -> list[Words]:
     """Every method at its best by validation, at one budget, with five seeds."""
-    return [["+experiment=fair", f"method={name}", *chosen(kept, name)] for name in ("standard", *OWN)]
+    return [
+        ["+experiment=fair", f"method={name}", *chosen(kept, name)] for name in ("standard", *OWN)
+    ]
 
 
 def labels(kept: Path) -> list[Words]:
@@ -84,7 +96,10 @@ def student(kept: Path) -> list[Words]:
 def teacher(kept: Path) -> list[Words]:
     """Whether a larger teacher teaches more. The largest is asked for first: it takes the longest to train."""
     five = "seed=0,1,2,3,4"
-    return [["method=standard", five], ["method=logits", *chosen(kept, "logits"), five, "teacher.scale=64,32,16"]]
+    return [
+        ["method=standard", five],
+        ["method=logits", *chosen(kept, "logits"), five, "teacher.scale=64,32,16"],
+    ]
 
 
 PARTS = {part.__name__: part for part in (original, choice, fair, labels, budget, student, teacher)}
@@ -95,11 +110,17 @@ def chosen(kept: Path, method: str) -> Words:
     if method not in OWN:
         return []
     if (found := load("choice", kept)) is None:
-        sys.exit("benchmarks.study: the part choice comes first: this one takes its settings from it")
+        sys.exit(
+            "benchmarks.study: the part choice comes first: this one takes its settings from it"
+        )
     table = found[0].summary
     row = table[(table["method"] == method) & table["chosen"]].iloc[0]
     best = {key: row.get(f"method.{key}") for key in OWN[method]}
-    return [f"method.{key}={value:g}" for key, value in best.items() if value is not None and not pd.isna(value)]
+    return [
+        f"method.{key}={value:g}"
+        for key, value in best.items()
+        if value is not None and not pd.isna(value)
+    ]
 
 
 def run(part: str, also: Words, place: Path, kept: Path) -> bool:
@@ -107,9 +128,14 @@ def run(part: str, also: Words, place: Path, kept: Path) -> bool:
     sweeps, good = PARTS[part](kept), True
     for number, words in enumerate(sweeps):
         if whole(part, number, [*words, *anonymous(also)], kept):
-            print(f"{part}: sweep {number + 1} of {len(sweeps)} is kept in {kept / part}", flush=True)
+            print(
+                f"{part}: sweep {number + 1} of {len(sweeps)} is kept in {kept / part}", flush=True
+            )
             continue
-        here, spent = place / part / str(number), place / f"{part}-{number}.json"  # the seconds, interrupted ones too
+        here, spent = (
+            place / part / str(number),
+            place / f"{part}-{number}.json",
+        )  # the seconds, interrupted ones too
         here.mkdir(parents=True, exist_ok=True)
         own = ["tracker.mode=disabled", f"hydra.sweep.dir={here}", f"paths.runs={place / 'runs'}"]
         command = [sys.executable, "-m", "kd", "-m", *words, *also, *own]
@@ -142,12 +168,16 @@ def whole(part: str, number: int, words: Words, kept: Path) -> bool:
     return said.get("words") == words and bool((states == "done").all())
 
 
-def keep(part: str, number: int, of: int, place: Path, words: Words, seconds: float, kept: Path) -> None:
+def keep(
+    part: str, number: int, of: int, place: Path, words: Words, seconds: float, kept: Path
+) -> None:
     """Add a sweep's tables to its part's, in place of what is kept of it, and how they were made."""
     folder = kept / part
     folder.mkdir(parents=True, exist_ok=True)
-    tables = gather([place])
-    own = tables.runs[tables.runs["overrides"] != ""]  # the rest are baselines, which another sweep ran
+    tables = load_tables([place])
+    own = tables.runs[
+        tables.runs["overrides"] != ""
+    ]  # the rest are baselines, which another sweep ran
     of_own = tables.history[tables.history["id"].isin(own["id"])]
     for name, table in (("runs", own), ("history", of_own)):
         fresh = table.drop(columns=LOCAL, errors="ignore").assign(sweep=number)
@@ -184,7 +214,9 @@ def joined(path: Path, fresh: pd.DataFrame) -> str:
     new = read(io.StringIO(fresh.to_csv(index=False, float_format="%.6g")))
     old = read(path) if path.exists() else new[:0]
     both = pd.concat([old[~old["sweep"].isin(new["sweep"])], new]).fillna("")
-    text: str = both.sort_values("sweep", key=lambda numbers: numbers.astype(int), kind="stable").to_csv(index=False)
+    text: str = both.sort_values(
+        "sweep", key=lambda numbers: numbers.astype(int), kind="stable"
+    ).to_csv(index=False)
     return text
 
 
@@ -192,8 +224,10 @@ def latency(names: Iterable[str], passes: int = 100) -> dict[str, dict[str, floa
     """{network: {images in a pass: median milliseconds}} of the networks called cnn-SCALE, in eval mode: each passes
     once in turn, so that what else the machine does falls on all of them alike."""
     device = devices.resolve("auto", "auto", CACHE)
-    known = sorted({name for name in names if re.fullmatch(r"cnn-\d+", name)}, key=lambda name: int(name[4:]))
-    nets = {name: device.place(network(int(name[4:]))).eval() for name in known}
+    known = sorted(
+        {name for name in names if re.fullmatch(r"cnn-\d+", name)}, key=lambda name: int(name[4:])
+    )
+    nets = {name: device.prepare_module(network(int(name[4:]))).eval() for name in known}
     found: dict[str, dict[str, float]] = {name: {} for name in nets}
     for size in (1, 128):
         x = torch.randn(size, 3, 32, 32, device=device.torch).to(memory_format=torch.channels_last)
@@ -201,7 +235,7 @@ def latency(names: Iterable[str], passes: int = 100) -> dict[str, dict[str, floa
         with torch.no_grad(), device.autocast():
             for _ in range(passes + 5):
                 for name, net in nets.items():
-                    seconds[name].append(clock(lambda: net(x), device))  # noqa: B023
+                    seconds[name].append(clock(partial(net, x), device))
         for name in nets:
             found[name][str(size)] = round(1e3 * statistics.median(seconds[name][5:]), 2)
     return found
@@ -217,8 +251,12 @@ def load(part: str, kept: Path = HERE) -> tuple[Tables, dict[str, Any]] | None:
     sweeps = [said["sweeps"][number] for number in sorted(said["sweeps"], key=int)]
     if len(sweeps) < said["of"]:
         return None
-    runs, history, summary = (pd.read_csv(folder / f"{name}.csv") for name in ("runs", "history", "summary"))
-    environments = list({json.dumps(sweep["environment"]): sweep["environment"] for sweep in sweeps}.values())
+    runs, history, summary = (
+        pd.read_csv(folder / f"{name}.csv") for name in ("runs", "history", "summary")
+    )
+    environments = list(
+        {json.dumps(sweep["environment"]): sweep["environment"] for sweep in sweeps}.values()
+    )
     return Tables(runs, history, summary, swept(sweeps), {}), {
         "sweeps": [sweep["words"] for sweep in sweeps], "seconds": sum(sweep["seconds"] for sweep in sweeps),
         "environments": environments, "latency": said["latency"],
@@ -230,8 +268,12 @@ def main() -> None:
     parser = argparse.ArgumentParser("benchmarks.study", description=__doc__, formatter_class=form)
     parser.add_argument("words", nargs="*", metavar="PART|KEY=VALUE")
     parser.add_argument("--page", action="store_true", help="write docs/study.md and its figures")
-    parser.add_argument("--place", type=Path, default=Path("study"), help="where the runs are (default: study/)")
-    parser.add_argument("--kept", type=Path, default=HERE, help="where the tables are kept (default: docs/study/)")
+    parser.add_argument(
+        "--place", type=Path, default=Path("study"), help="where the runs are (default: study/)"
+    )
+    parser.add_argument(
+        "--kept", type=Path, default=HERE, help="where the tables are kept (default: docs/study/)"
+    )
     asked = parser.parse_args()
     if asked.page:
         from benchmarks.study_page import publish

@@ -9,18 +9,31 @@ import seaborn as sns
 
 from kd.report import figures, published
 from kd.report.figures import looks
-from kd.report.stats import Paired, paired
+from kd.report.stats import PairedDifference, paired_difference
 from kd.report.tables import MISALIGNED, Tables, half_width
 
 WRONG = "logits" + MISALIGNED  # which is what the study's figure of logits is
 REPOSITORY = "github.com/danieldutu/cifar10_distillation"
 PUBLISHED = {  # in its README: one seed each, on the original pixels
-    "teacher" if line.student == "cnn-32" else WRONG if line.method == "logits" else line.method: line.accuracy
+    "teacher"
+    if line.student == "cnn-32"
+    else WRONG
+    if line.method == "logits"
+    else line.method: line.accuracy
     for line in published.load("published")
     if line.source == REPOSITORY
 }
-ITS_CODE = {"teacher": 79.73, "standard": 73.7, WRONG: 65.7}  # its code, run once on these JPEG images
-ORIGINAL = ["standard", "logits", "feature", WRONG]  # its students: one look each in all three figures
+ITS_CODE = {
+    "teacher": 79.73,
+    "standard": 73.7,
+    WRONG: 65.7,
+}  # its code, run once on these JPEG images
+ORIGINAL = [
+    "standard",
+    "logits",
+    "feature",
+    WRONG,
+]  # its students: one look each in all three figures
 SWEPT = {  # part: the key it sweeps, what that is, as a title of an axis
     "labels": ("student.labels", "part of the labels given"),
     "budget": ("student.epochs", "epochs of the student"),
@@ -42,13 +55,20 @@ def teacher_of(tables: Tables) -> tuple[str, float]:
     return str(row["teacher"]), 100 * float(row["teacher_test_accuracy"])
 
 
-def gains(runs: pd.DataFrame, key: str) -> Iterator[tuple[float, pd.Series, pd.Series, Paired]]:
+def gains(
+    runs: pd.DataFrame, key: str
+) -> Iterator[tuple[float, pd.Series, pd.Series, PairedDifference]]:
     """For each value of the key: it, accuracies of `standard` and of `logits` by seed, and the comparison. Where the
     key is the teacher's, `standard` is one for all."""
     taught, plain = runs[runs["method"] == "logits"], runs[runs["method"] == "standard"]
     for value, group in taught.groupby(key):
         base = plain if key.startswith("teacher.") else plain[plain[key] == value]
-        yield float(value), accuracies(base), accuracies(group), paired(accuracies(group), accuracies(base))
+        yield (
+            float(value),
+            accuracies(base),
+            accuracies(group),
+            paired_difference(accuracies(group), accuracies(base)),
+        )
 
 
 def draw(parts: Kept, folder: Path) -> dict[str, str]:
@@ -64,15 +84,21 @@ def draw(parts: Kept, folder: Path) -> dict[str, str]:
     if "choice" in parts:
         wanted.append(("choice", lambda: choices(parts["choice"][0])))
     if "fair" in parts:
-        wanted += [("fair", lambda: figures.accuracy(parts["fair"][0])), ("curves", lambda: figures.curves(parts["fair"][0]))]  # fmt: skip  # noqa: E501
-    wanted += [(part, lambda part=part: swept(parts[part][0], *SWEPT[part])) for part in SWEPT if part in parts]
+        wanted += [("fair", lambda: figures.accuracy(parts["fair"][0])), ("curves", lambda: figures.curves(parts["fair"][0]))]  # fmt: skip
+    wanted += [
+        (part, lambda part=part: swept(parts[part][0], *SWEPT[part]))
+        for part in SWEPT
+        if part in parts
+    ]
     if "student" in parts:
         wanted.append(("pareto", lambda: front(*parts["student"])))
     captions = {}
     with figures.style() as plt:
         for name, make in wanted:
             figure, captions[name] = make()
-            figure.savefig(folder / f"{name}.png", dpi=130, bbox_inches="tight", metadata={"Software": None})
+            figure.savefig(
+                folder / f"{name}.png", dpi=130, bbox_inches="tight", metadata={"Software": None}
+            )
             plt.close(figure)
     return captions
 
@@ -87,7 +113,15 @@ def accuracy_comparison(tables: Tables) -> tuple[Any, str]:
             axis.plot(PUBLISHED[name], place, marker="d", ms=9, mfc="none", mec="0.35", ls="",
                       label="published (one seed, original pixels)" if not place else None)  # fmt: skip
         if name == "teacher":
-            axis.plot(top, place, marker="*", ms=12, color="0.1", ls="", label=f"measured teacher {teacher}")
+            axis.plot(
+                top,
+                place,
+                marker="*",
+                ms=12,
+                color="0.1",
+                ls="",
+                label=f"measured teacher {teacher}",
+            )
             continue
         values = 100 * accuracies(tables.runs[tables.runs["method"] == name])
         axis.errorbar(values.mean(), place, xerr=half_width(values), color=look[name]["color"], ls="", capsize=4,
@@ -110,24 +144,50 @@ def distillation_comparison(tables: Tables) -> tuple[Any, str]:
     for axis, column, title, scale in ((axes[0][0], "hard", "cross-entropy of training views", 1),
                                        (axes[0][1], "val_accuracy", "validation accuracy, %", 100)):  # fmt: skip
         for name in names:
-            curve = scale * tables.history[tables.history["method"] == name].groupby("epoch")[column].mean()
+            curve = (
+                scale
+                * tables.history[tables.history["method"] == name].groupby("epoch")[column].mean()
+            )
             axis.plot(curve.index, curve, label=name, ms=4, **look[name])
         axis.set(xlabel="epoch", ylabel=title)
         axis.xaxis.get_major_locator().set_params(integer=True)
     summary = tables.summary.set_index("method")
     for name in names:
         values = 100 * accuracies(tables.runs[tables.runs["method"] == name])
-        mark = {"color": look[name]["color"], "marker": look[name]["marker"], "ls": "", "capsize": 3, "ms": 8}
-        axes[1][0].errorbar(summary.loc[name, "params"] / 1e6, values.mean(), yerr=half_width(values), **mark)
-        axes[1][1].errorbar(100 * values.mean() / top, name, xerr=100 * half_width(values) / top, **mark)
-    axes[1][0].plot(summary["teacher_params"].max() / 1e6, top, marker="*", ms=12, color="0.1", ls="", label=teacher)
+        mark = {
+            "color": look[name]["color"],
+            "marker": look[name]["marker"],
+            "ls": "",
+            "capsize": 3,
+            "ms": 8,
+        }
+        axes[1][0].errorbar(
+            summary.loc[name, "params"] / 1e6, values.mean(), yerr=half_width(values), **mark
+        )
+        axes[1][1].errorbar(
+            100 * values.mean() / top, name, xerr=100 * half_width(values) / top, **mark
+        )
+    axes[1][0].plot(
+        summary["teacher_params"].max() / 1e6,
+        top,
+        marker="*",
+        ms=12,
+        color="0.1",
+        ls="",
+        label=teacher,
+    )
     axes[1][0].annotate(f"teacher {teacher}", (summary["teacher_params"].max() / 1e6, top), (-8, 0),
                         textcoords="offset points", ha="right", va="center")  # fmt: skip
     axes[1][0].set(xlabel="parameters, millions", ylabel="test accuracy, %", xlim=(0, None))
     axes[1][1].set(xlabel="part of the teacher's accuracy, %")
     axes[1][1].invert_yaxis()
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    return figure, "The original protocol, outputs aligned: means over seeds; below with 95 % intervals."
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False
+    )
+    return (
+        figure,
+        "The original protocol, outputs aligned: means over seeds; below with 95 % intervals.",
+    )
 
 
 def bug(tables: Tables) -> tuple[Any, str]:
@@ -138,7 +198,14 @@ def bug(tables: Tables) -> tuple[Any, str]:
         rows = tables.history[tables.history["method"] == name]
         by = rows.groupby("epoch")["val_accuracy"]
         axis.plot(by.mean().index, 100 * by.mean(), label=name, ms=5, **look[name])
-        axis.fill_between(by.mean().index, 100 * by.min(), 100 * by.max(), color=look[name]["color"], alpha=0.2, lw=0)
+        axis.fill_between(
+            by.mean().index,
+            100 * by.min(),
+            100 * by.max(),
+            color=look[name]["color"],
+            alpha=0.2,
+            lw=0,
+        )
     axis.axhline(PUBLISHED[WRONG], color="0.4", ls=":", lw=1.2)
     last = tables.history["epoch"].max()
     axis.annotate("published as logits (test images)", (last, PUBLISHED[WRONG]), (0, -4), textcoords="offset points",
@@ -160,16 +227,23 @@ def choices(tables: Tables) -> tuple[Any, str]:
     sns.heatmap(shown[::-1], annot=True, fmt=".2f", cmap="cividis", ax=axes[0][0], linewidths=1,
                 cbar_kws={"label": "validation accuracy, %"})  # fmt: skip
     axes[0][0].set(xlabel="T", ylabel="alpha", title="logits")
-    for axis, curves, own, other in ((axes[0][1], shown, "T", "alpha"), (axes[1][0], shown.T, "alpha", "T")):
+    for axis, curves, own, other in (
+        (axes[0][1], shown, "T", "alpha"),
+        (axes[1][0], shown.T, "alpha", "T"),
+    ):
         for name, look in looks(list(curves.index)).items():
             axis.plot(curves.columns, curves.loc[name], label=f"{other} = {name}", **look)
         axis.set(xlabel=f"{own} of logits", ylabel="validation accuracy, %")
-        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 + (own == "T"), frameon=False)
+        axis.legend(
+            loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 + (own == "T"), frameon=False
+        )
     others = [("feature", "method.beta"), ("label_smoothing", "method.smoothing")]
     for name, look in looks([name for name, _ in others]).items():
         key = dict(others)[name]
         rows = table[table["method"] == name].sort_values(key)
-        axes[1][1].plot(rows[key], 100 * rows["val_accuracy"], label=f"{name}: {figures.short(key)}", **look)
+        axes[1][1].plot(
+            rows[key], 100 * rows["val_accuracy"], label=f"{name}: {figures.short(key)}", **look
+        )
     axes[1][1].set(xlabel="value", ylabel="validation accuracy, %")
     axes[1][1].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     return (
@@ -198,8 +272,13 @@ def swept(tables: Tables, key: str, what: str) -> tuple[Any, str]:
         axis.set_xticks(values, [f"{value:g}" for value in values])
         axis.minorticks_off()
         axis.set_xlabel(what)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
-    return figure, "Means over seeds with 95 % intervals; on the right the difference, paired by seed."
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False
+    )
+    return (
+        figure,
+        "Means over seeds with 95 % intervals; on the right the difference, paired by seed.",
+    )
 
 
 def front(tables: Tables, said: dict[str, Any]) -> tuple[Any, str]:
@@ -221,10 +300,21 @@ def front(tables: Tables, said: dict[str, Any]) -> tuple[Any, str]:
         cost = latency[teacher]["1"] if key == "ms" else big[f"teacher_{key}"]
         axis.plot(cost, top, marker="*", color="0.1", ms=12, ls="", label=f"teacher {teacher}")
         edge = figures.pareto([*seen, (cost, top)])
-        axis.step(*zip(*edge, strict=True), where="post", color="0.5", lw=1, ls="--", label="Pareto front", zorder=1)
+        axis.step(
+            *zip(*edge, strict=True),
+            where="post",
+            color="0.5",
+            lw=1,
+            ls="--",
+            label="Pareto front",
+            zorder=1,
+        )
         axis.set(xscale="linear" if key == "ms" else "log", xlabel=title)
     axes[0][0].set_ylabel("test accuracy, %")
     handles, labels = axes[0][0].get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     figure.legend(once.values(), once.keys(), loc="outside upper center", ncols=4, frameon=False)
-    return figure, "Means over seeds with 95 % intervals of students of scale 4, 8, 16 and 32, and their teacher."
+    return (
+        figure,
+        "Means over seeds with 95 % intervals of students of scale 4, 8, 16 and 32, and their teacher.",
+    )

@@ -22,12 +22,27 @@ from benchmarks.study_figures import (
     teacher_of,
 )
 from benchmarks.study_verdict import TITLES, verdict
-from benchmarks.study_words import Lines, chance, compared, duration, grid, percent, place, points, tested, told
+from benchmarks.study_words import (
+    Lines,
+    chance,
+    compared,
+    duration,
+    grid,
+    percent,
+    place,
+    points,
+    tested,
+    told,
+)
 from kd.core.io import write_text
-from kd.report.stats import paired
+from kd.report.stats import paired_difference
 
 PAGE = HERE.parent / "study.md"
-LOOPS = {"standard": "standard", "label_smoothing": "standard", "feature": "feature"}  # which plain loop a method needs
+LOOPS = {
+    "standard": "standard",
+    "label_smoothing": "standard",
+    "feature": "feature",
+}  # which plain loop a method needs
 
 
 def publish(kept: Path = HERE) -> None:
@@ -51,7 +66,7 @@ def page(parts: Kept, drawn: dict[str, str]) -> str:
     for part, section in SECTIONS:
         if part in parts:
             lines += [*section(parts, drawn), ""]
-    missing = [f"`{part}` ({PARTS[part].__doc__.splitlines()[0].rstrip('.').lower()})" for part in PARTS if part not in parts]  # fmt: skip  # noqa: E501
+    missing = [f"`{part}` ({PARTS[part].__doc__.splitlines()[0].rstrip('.').lower()})" for part in PARTS if part not in parts]  # fmt: skip
     lines += costs(parts)
     if missing:
         lines += [f"Not run yet: {', '.join(missing)}.", ""]
@@ -59,18 +74,29 @@ def page(parts: Kept, drawn: dict[str, str]) -> str:
 
 
 def image(name: str, drawn: dict[str, str]) -> Lines:
-    return [f"![{drawn[name]}](study/{name}.png)", "", f"*{drawn[name]}*", ""] if name in drawn else []
+    return (
+        [f"![{drawn[name]}](study/{name}.png)", "", f"*{drawn[name]}*", ""] if name in drawn else []
+    )
 
 
 def section_original(parts: Kept, drawn: dict[str, str]) -> Lines:
     tables, _ = parts["original"]
     runs, (teacher, top) = tables.runs, teacher_of(tables)
-    rows = [[f"teacher {teacher}", "", "", f"{top:.2f}", f"{PUBLISHED['teacher']:.2f}", f"{ITS_CODE['teacher']:g}"]]
+    rows = [
+        [
+            f"teacher {teacher}",
+            "",
+            "",
+            f"{top:.2f}",
+            f"{PUBLISHED['teacher']:.2f}",
+            f"{ITS_CODE['teacher']:g}",
+        ]
+    ]
     for name in ORIGINAL:
         mine = runs[runs["method"] == name]
         shown = f"{PUBLISHED[name]:.2f}" if name in PUBLISHED else ""
         code = f"{ITS_CODE[name]:g}" if name in ITS_CODE else ""
-        rows.append([f"`{name}`", mine["epochs"].iloc[0], len(accuracies(mine)), percent(accuracies(mine)), shown, code])  # fmt: skip  # noqa: E501
+        rows.append([f"`{name}`", mine["epochs"].iloc[0], len(accuracies(mine)), percent(accuracies(mine)), shown, code])  # fmt: skip
     lines = [
         "## The original study, repeated", "",
         "Its protocol as its text gives it (`+experiment=original`): Adam at 1e-3, cosine, batches of 128, T = 3, "
@@ -89,7 +115,9 @@ def section_original(parts: Kept, drawn: dict[str, str]) -> Lines:
     found = compared(tables)
     for name in ("logits", WRONG):
         one, p = found[name]
-        lines.append(f"- `{name}` against `standard` (both {runs['epochs'].max()} epochs): {told(one, p)}.")
+        lines.append(
+            f"- `{name}` against `standard` (both {runs['epochs'].max()} epochs): {told(one, p)}."
+        )
     return [*lines, "", *image("bug", drawn)]
 
 
@@ -98,7 +126,9 @@ def section_choice(parts: Kept, drawn: dict[str, str]) -> Lines:
     rows = []
     for method, group in tables.summary.groupby("method", sort=False):
         best = group[group["chosen"]].iloc[0]
-        rows.append([f"`{method}`", len(group), f"`{best['setting']}`", f"{100 * best['val_accuracy']:.2f}"])
+        rows.append(
+            [f"`{method}`", len(group), f"`{best['setting']}`", f"{100 * best['val_accuracy']:.2f}"]
+        )
     return [
         "## Settings, chosen on validation images", "",
         "One seed; 5,000 images that no student trains on, and nothing else, decide: the noise of 5,000 images is half "
@@ -126,13 +156,19 @@ def section_fair(parts: Kept, drawn: dict[str, str]) -> Lines:
             points(one) if one else "", chance(p), f"{row['test_nll']:.3f}", f"{row['test_ece']:.3f}",
             "" if pd.isna(row.get("test_agreement")) else f"{100 * row['test_agreement']:.1f}",
         ])  # fmt: skip
-    lines += grid(["", "n", "test, %", "difference", "p (Holm)", "NLL", "ECE", "agreement, %"], rows)
+    lines += grid(
+        ["", "n", "test, %", "difference", "p (Holm)", "NLL", "ECE", "agreement, %"], rows
+    )
     for name, (one, p) in found.items():
         lines.append(f"- `{name}`: {told(one, p)}.")
     if {"logits", "label_smoothing"} <= set(found):
-        with_teacher, without = (accuracies(runs[runs["method"] == n]) for n in ("logits", "label_smoothing"))
-        one = paired(with_teacher, without)
-        lines.append(f"- `logits` against `label_smoothing`, the part that is the teacher's: {told(one, one.p)}.")
+        with_teacher, without = (
+            accuracies(runs[runs["method"] == n]) for n in ("logits", "label_smoothing")
+        )
+        one = paired_difference(with_teacher, without)
+        lines.append(
+            f"- `logits` against `label_smoothing`, the part that is the teacher's: {told(one, one.p)}."
+        )
     return [*lines, "", *image("fair", drawn), *image("curves", drawn)]
 
 
@@ -154,7 +190,9 @@ def gain_grid(parts: Kept, part: str) -> Lines:
     ]
     head = [what, "seeds", "standard, %", "logits, %", "difference", "p (Holm)"]
     if key.startswith("teacher."):
-        reached = tables.runs.groupby(key)["teacher_test_accuracy"].first()  # in the order of the rows
+        reached = tables.runs.groupby(key)[
+            "teacher_test_accuracy"
+        ].first()  # in the order of the rows
         head.insert(1, "the teacher, %")
         for row, accuracy in zip(rows, reached, strict=True):
             row.insert(1, f"{100 * accuracy:.2f}")
@@ -165,7 +203,7 @@ def section_teacher(parts: Kept, drawn: dict[str, str]) -> Lines:
     """The gain over the teacher's scale, and the largest against the smallest."""
     runs = parts["teacher"][0].runs
     smallest, *_, largest = (accuracies(taught) for _, taught in runs.groupby(SWEPT["teacher"][0]))
-    one = paired(largest, smallest)
+    one = paired_difference(largest, smallest)
     return [
         f"## {TITLES['teacher']}", "", f"One student, {runs['student'].iloc[0]}, whoever teaches it.", "",
         *gain_grid(parts, "teacher"),
@@ -179,7 +217,9 @@ def section_size(parts: Kept, drawn: dict[str, str]) -> Lines:
     first = tables.runs[(tables.runs["status"] == "done")].drop_duplicates("student")
     latency = said["latency"]
     for _, row in first.sort_values("params").iterrows():
-        mine = tables.runs[(tables.runs["student"] == row["student"]) & (tables.runs["method"] == "logits")]
+        mine = tables.runs[
+            (tables.runs["student"] == row["student"]) & (tables.runs["method"] == "logits")
+        ]
         ms = latency.get(row["student"], {})
         rows.append([row["student"], f"{row['params']:,}", f"{row['macs']:,}", ms.get("1", ""), ms.get("128", ""),
                      percent(accuracies(mine))])  # fmt: skip
@@ -218,8 +258,15 @@ def costs(parts: Kept) -> Lines:
     lines = ["## What it took", ""]
     rows = []
     rate = json.loads((HERE.parents[1] / "benchmarks" / "throughput.json").read_text())
-    speed, there = rate["rows"], rate["environment"]["precision"]  # kd's: it tells the kind of machine
-    plain = {"standard": speed[0]["plain"], "logits": speed[1]["plain"], "feature": speed[3]["plain"]}
+    speed, there = (
+        rate["rows"],
+        rate["environment"]["precision"],
+    )  # kd's: it tells the kind of machine
+    plain = {
+        "standard": speed[0]["plain"],
+        "logits": speed[1]["plain"],
+        "feature": speed[3]["plain"],
+    }
     ours = slow = 0.0
     other = [f"`{part}`" for part, (_, said) in parts.items()
               if any(one["precision"] != there for one in said["environments"])]  # fmt: skip

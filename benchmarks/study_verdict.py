@@ -6,7 +6,7 @@ import pandas as pd
 
 from benchmarks.study_figures import ITS_CODE, PUBLISHED, SWEPT, WRONG, Kept, accuracies, teacher_of
 from benchmarks.study_words import Lines, chance, compared, grid, percent, points, tested, told
-from kd.report.stats import LEVEL, Paired, paired
+from kd.report.stats import LEVEL, PairedDifference, paired_difference
 from kd.report.tables import Tables
 
 TITLES = {  # of the sections that the lines of `verdict_swept` lead to
@@ -54,12 +54,16 @@ def verdict_fair(tables: Tables, said: dict[str, Any]) -> Lines:
         f"**Use `{best}`**: {told(*found[best])} than the same student trained on labels alone for as many epochs. Its "
         "settings were chosen on validation images:",
         "",
-        *(f"    python -m kd {' '.join(words[1:])}" for words in said["sweeps"] if f"method={best}" in words),
+        *(
+            f"    python -m kd {' '.join(words[1:])}"
+            for words in said["sweeps"]
+            if f"method={best}" in words
+        ),
         "",
     ]
 
 
-def best_of(found: dict[str, tuple[Paired, float]]) -> str | None:
+def best_of(found: dict[str, tuple[PairedDifference, float]]) -> str | None:
     """Which method gains the most over `standard`, of those whose gain is distinguishable."""
     worth = [name for name, (one, p) in found.items() if p < LEVEL and one.difference > 0]
     return max(worth, key=lambda name: found[name][0].difference, default=None)
@@ -70,7 +74,10 @@ def verdict_long(tables: Tables) -> Lines:
     epochs, _, _, one, p = tested(tables, SWEPT["budget"][0])[-1]
     if p < LEVEL and one.difference > 0:
         return []
-    return [f"**Not for long training**: with {epochs:g} epochs `logits` against `standard` is {told(one, p)}.", ""]
+    return [
+        f"**Not for long training**: with {epochs:g} epochs `logits` against `standard` is {told(one, p)}.",
+        "",
+    ]
 
 
 def verdict_swept(parts: Kept) -> Lines:
@@ -83,7 +90,9 @@ def verdict_swept(parts: Kept) -> Lines:
         for value, _, _, one, p in tested(tables, key):
             bold = "**" if p < LEVEL else ""
             said.append(f"{bold}{points(one)}{bold} at {value:g}")
-        rows.append(f"- [{TITLES[part]}](#{TITLES[part].lower().replace(' ', '-')}) ({what}): {', '.join(said)}.")
+        rows.append(
+            f"- [{TITLES[part]}](#{TITLES[part].lower().replace(' ', '-')}) ({what}): {', '.join(said)}."
+        )
     if not rows:
         return []
     head = f"What `logits` gains over `standard`, in points; bold where p < {LEVEL:g} by Holm's correction in the line:"
@@ -98,26 +107,41 @@ def verdict_best(parts: Kept) -> Lines:
     runs = pd.concat(found)
     runs = runs[(runs["status"] == "done") & (runs["student"] == "cnn-16")]
     runs = runs.drop_duplicates(["method", "epochs", "teacher", "seed"])
-    lines = [f"**The best student of {runs['params'].iloc[0]:,} parameters**, by its validation accuracy:", ""]
+    lines = [
+        f"**The best student of {runs['params'].iloc[0]:,} parameters**, by its validation accuracy:",
+        "",
+    ]
     for within, mark, whose in (
-        (15, ITS_CODE["teacher"], "the original study's teacher in its own code, on these images, after 25 epochs"),
+        (
+            15,
+            ITS_CODE["teacher"],
+            "the original study's teacher in its own code, on these images, after 25 epochs",
+        ),
         (45, PUBLISHED["teacher"], "that teacher's published figure, on the original pixels"),
     ):
         if runs["epochs"].max() < within:
             continue
-        groups = runs[runs["epochs"] <= within].groupby(["method", "epochs", "teacher"], dropna=False)
-        (name, epochs, teacher), group = max(groups, key=lambda pair: float(pair[1]["val_accuracy"].mean()))
+        groups = runs[runs["epochs"] <= within].groupby(
+            ["method", "epochs", "teacher"], dropna=False
+        )
+        (name, epochs, teacher), group = max(
+            groups, key=lambda pair: float(pair[1]["val_accuracy"].mean())
+        )
         mine, by = accuracies(group), "" if pd.isna(teacher) else f" taught by {teacher}"
         above = f"{(100 * mine > mark).sum()} of {len(mine)} seeds above {mark:.2f} %"
-        lines.append(f"- within {within} epochs: {percent(mine)} % (`{name}`{by}, {epochs} epochs), {above}, {whose}.")
+        lines.append(
+            f"- within {within} epochs: {percent(mine)} % (`{name}`{by}, {epochs} epochs), {above}, {whose}."
+        )
     return [*lines, ""]
 
 
 def verdict_bug(tables: Tables) -> Lines:
     """Whether misalignment explains the published figure of logits distillation."""
     runs = tables.runs
-    plain, right, wrong = (accuracies(runs[runs["method"] == name]) for name in ("standard", "logits", WRONG))
-    lost, gain = paired(wrong, right), paired(right, plain)
+    plain, right, wrong = (
+        accuracies(runs[runs["method"] == name]) for name in ("standard", "logits", WRONG)
+    )
+    lost, gain = paired_difference(wrong, right), paired_difference(right, plain)
     collapses, hurts = (one.p < LEVEL and one.difference < 0 for one in (lost, gain))
     title = {
         (True, False): "Logits distillation does not hurt; a bug did.",

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.study_figures import gains
-from kd.report.stats import LEVEL, Paired, holm
+from kd.report.stats import LEVEL, PairedDifference, holm
 from kd.report.tables import Tables, half_width
 
 Lines = list[str]
@@ -19,15 +19,17 @@ def percent(values: pd.Series) -> str:
     return f"{100 * values.mean():.2f}" + ("" if math.isnan(half) else f" ± {100 * half:.2f}")
 
 
-def points(found: Paired) -> str:
-    return f"{100 * found.difference:+.2f}" + ("" if math.isnan(found.ci95) else f" ± {100 * found.ci95:.2f}")
+def points(found: PairedDifference) -> str:
+    return f"{100 * found.difference:+.2f}" + (
+        "" if math.isnan(found.ci95) else f" ± {100 * found.ci95:.2f}"
+    )
 
 
 def chance(p: float) -> str:
     return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def told(found: Paired, p: float) -> str:
+def told(found: PairedDifference, p: float) -> str:
     """A comparison as a sentence's end: whichever way it falls."""
     n = f"n = {found.pairs}"
     if math.isnan(p):
@@ -52,17 +54,22 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Lines:
     return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
 
 
-def tested(tables: Tables, key: str) -> list[tuple[float, pd.Series, pd.Series, Paired, float]]:
+def tested(
+    tables: Tables, key: str
+) -> list[tuple[float, pd.Series, pd.Series, PairedDifference, float]]:
     """`gains`, each with its p by Holm's correction over all of them."""
     found = list(gains(tables.runs, key))
     corrected = holm(pd.Series([one.p for *_, one in found]))
     return [(*row, float(p)) for row, p in zip(found, corrected, strict=True)]
 
 
-def compared(tables: Tables) -> dict[str, tuple[Paired, float]]:
+def compared(tables: Tables) -> dict[str, tuple[PairedDifference, float]]:
     """{method: (its comparison with `standard`, p by Holm's correction)}, as the summary has it."""
     rows = tables.summary[tables.summary["method"] != "standard"]
     return {
-        row["method"]: (Paired(row["pairs"], row["difference"], row["difference_ci95"], row["p"]), row["p_holm"])
+        row["method"]: (
+            PairedDifference(row["pairs"], row["difference"], row["difference_ci95"], row["p"]),
+            row["p_holm"],
+        )
         for _, row in rows.iterrows()
     }

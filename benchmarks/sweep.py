@@ -54,29 +54,44 @@ def prepare(folder: Path, images: int) -> None:
     """Random pictures as a folder for kd (PNG) and as tensors for the plain loop, and a teacher."""
     found = {"train": pictures(images), "test": pictures(images // 5)}
     for split, (pixels, labels) in found.items():
-        for number, (picture, label) in enumerate(zip(pixels.numpy(), labels.tolist(), strict=True)):
+        for number, (picture, label) in enumerate(
+            zip(pixels.numpy(), labels.tolist(), strict=True)
+        ):
             path = folder / "images" / split / str(label) / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(path, compress_level=0)
     kept = {f"{s}_{k}": v for s, p in found.items() for k, v in p._asdict().items()}
     rows = images - images // 10  # kd holds a tenth out for validation: both train on as many
-    torch.save(kept | {k: kept[k][:rows] for k in ("train_images", "train_labels")}, folder / "images.pt")
+    torch.save(
+        kept | {k: kept[k][:rows] for k in ("train_images", "train_labels")}, folder / "images.pt"
+    )
     torch.manual_seed(0)
     teacher = network(32)
     model = {"name": "cnn", "scale": 32, "activation": "relu", "dropout": 0.2}
-    about = weights.card(model, tuple("0123456789"), 32, torch.tensor(MEAN), torch.tensor(STD))
+    about = weights.build_metadata(
+        model, tuple("0123456789"), 32, torch.tensor(MEAN), torch.tensor(STD)
+    )
     weights.save(teacher, folder / "teacher.safetensors", about)
 
 
 def run(folder: Path, words: list[str], **more: str) -> dict[str, Any]:
     """Seconds and peak memory of a command."""
-    environment = {**os.environ, "WANDB_MODE": "disabled", "PYTHONPATH": str(Path(__file__).parents[1]), **more}
+    environment = {
+        **os.environ,
+        "WANDB_MODE": "disabled",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        **more,
+    }
     begun = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *words], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
     with Memory(process.pid) as watched:
         out, _ = process.communicate()
     if process.returncode:
-        raise SystemExit(f"benchmarks.sweep: {' '.join(words[:4])} left with code {process.returncode}\n{out}")
+        raise SystemExit(
+            f"benchmarks.sweep: {' '.join(words[:4])} left with code {process.returncode}\n{out}"
+        )
     return {"seconds": time.perf_counter() - begun, "memory_mb": round(watched.peak), "out": out}
 
 
@@ -85,7 +100,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=12800)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--plain-runs", type=int, default=2)
-    parser.add_argument("--temperatures", type=int, default=4, help="of 1, 2, 4, 8: four students each")
+    parser.add_argument(
+        "--temperatures", type=int, default=4, help="of 1, 2, 4, 8: four students each"
+    )
     parser.add_argument("--starts", type=int, default=3, help="how often the start-up is timed")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/sweep.json"))
@@ -105,11 +122,18 @@ def main() -> None:
         starts = []
         for _ in range(1 + asked.starts):  # the first decodes the images
             starts.append(
-                run(folder, ["-c", FIRST_STEP, "method=standard", "paths.runs=none", *data], KD_CACHE="cache")
+                run(
+                    folder,
+                    ["-c", FIRST_STEP, "method=standard", "paths.runs=none", *data],
+                    KD_CACHE="cache",
+                )
             )
         imported = starts[-1]["out"].split()
         startup = statistics.median(start["seconds"] for start in starts[1:])
-        print(f"start-up to the first step, cached data: {startup:.1f} s (target {STARTUP:.0f} s)", flush=True)
+        print(
+            f"start-up to the first step, cached data: {startup:.1f} s (target {STARTUP:.0f} s)",
+            flush=True,
+        )
 
         plain, rows = list[dict[str, Any]](), list[dict[str, Any]]()
 
@@ -125,7 +149,9 @@ def main() -> None:
         for title, words in WAYS.items():
             name = f"kd{len(rows)}"  # a place and a cache of its own: every teacher output is computed in this sweep
             place = [f"paths.runs={name}", f"hydra.sweep.dir={name}/sweep"]
-            found = run(folder, ["-m", "kd", "-m", *swept, *data, *place, *words], KD_CACHE=f"{name}/cache")
+            found = run(
+                folder, ["-m", "kd", "-m", *swept, *data, *place, *words], KD_CACHE=f"{name}/cache"
+            )
             rows.append({"path": title, **found, "disk_mb": round(on_disk(folder / name))})
             print(f"{title}: {found['seconds']:.0f} s", flush=True)
         for number in range(asked.plain_runs // 2, asked.plain_runs):
@@ -138,7 +164,17 @@ def main() -> None:
         row["seconds"] = round(row["seconds"], 1)
         said = f"{len(settings)} x {each:.0f} s / {row['seconds']:.0f} s = {row['ratio']:.2f}"
         print(f"{row['path']:32} {said} (target {TARGET:g})")
-    heavy = {"torchvision", "wandb", "pandas", "seaborn", "matplotlib", "scipy", "sklearn", "statsmodels", "optuna"}
+    heavy = {
+        "torchvision",
+        "wandb",
+        "pandas",
+        "seaborn",
+        "matplotlib",
+        "scipy",
+        "sklearn",
+        "statsmodels",
+        "optuna",
+    }
     write_json(asked.out, {
         "images": asked.images, "epochs": asked.epochs, "students": len(settings),
         "plain_seconds": [round(run["seconds"], 1) for run in plain], "plain_memory_mb": plain[0]["memory_mb"],

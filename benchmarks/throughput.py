@@ -22,19 +22,28 @@ import torch
 
 from benchmarks import plain
 from benchmarks.measure import Memory, clock, matrix_rate, on_disk, ratio
-from benchmarks.networks import AUGMENT, BATCH, CACHE, MEAN, STD, STUDENT_FLOPS, TEACHER_FLOPS, network
+from benchmarks.networks import (
+    AUGMENT,
+    BATCH,
+    CACHE,
+    MEAN,
+    STD,
+    STUDENT_FLOPS,
+    TEACHER_FLOPS,
+    network,
+)
 from kd import methods
 from kd.core.io import write_json
 from kd.data.loader import Split, batches
-from kd.methods import Batch, Spec
-from kd.models import Out
+from kd.methods import Batch, MethodContext
+from kd.models import ModelOutput
 from kd.optim import SGD, Schedule
 from kd.training import device as devices
 from kd.training.device import Device
 from kd.training.environment import environment
-from kd.training.loop import State, train
-from kd.training.teacher import Live, freeze
-from kd.training.teacher_cache import Outputs, Place
+from kd.training.loop import TrainingState, train
+from kd.training.teacher import TeacherForward, freeze
+from kd.training.teacher_cache import TeacherCache, TeacherCacheSpec
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "standard": {},
@@ -69,7 +78,9 @@ class Pictures(NamedTuple):
 
     def split(self, device: Device) -> Split:
         index = torch.arange(len(self.images))
-        return Split(self.images, self.labels, index, torch.tensor(MEAN), torch.tensor(STD)).to(device.torch)
+        return Split(self.images, self.labels, index, torch.tensor(MEAN), torch.tensor(STD)).to(
+            device.torch
+        )
 
 
 def pictures(count: int) -> Pictures:
@@ -83,7 +94,7 @@ class Ours(NamedTuple):
 
     student: Any
     method: Any
-    teach: Outputs | None
+    teach: TeacherCache | None
     split: Split
     optimizer: SGD
 
@@ -91,14 +102,20 @@ class Ours(NamedTuple):
 def ours(path: Way, found: Pictures, device: Device, kept: Path) -> Ours:
     kind = methods.find(path.method)
     torch.manual_seed(0)
-    teacher, student = network(32), device.place(network(16))
+    teacher, student = network(32), device.prepare_module(network(16))
     freeze(teacher, device)
-    spec = Spec(student.shapes(32), teacher.shapes(32), 10, len(found.images))
-    method = device.place(kind(kind.Config(name=path.method, **SETTINGS[path.method]), spec))
+    spec = MethodContext(student.shapes(32), teacher.shapes(32), 10, len(found.images))
+    method = device.prepare_module(
+        kind(kind.Config(name=path.method, **SETTINGS[path.method]), spec)
+    )
     split, teach = found.split(device), None
     if kind.needs_teacher:
-        place = Place(kept, 4.0, path.maps, device.torch.type == "cuda" and path.teacher == "read")
-        teach = Outputs(Live(teacher, method.teacher_taps, device), split, AUGMENT, 0, 1, place)
+        place = TeacherCacheSpec(
+            kept, 4.0, path.maps, device.torch.type == "cuda" and path.teacher == "read"
+        )
+        teach = TeacherCache(
+            TeacherForward(teacher, method.teacher_taps, device), split, AUGMENT, 0, 1, place
+        )
     optimizer = SGD(name="sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     return Ours(student, method, teach, split, optimizer)
 
@@ -107,7 +124,7 @@ def our_steps(path: Way, found: Pictures, device: Device, kept: Path) -> Iterato
     """kd's loop: an item a step."""
     made = ours(path, found, device, kept)
     schedule = Schedule(name="constant", warmup=0.0, final=0.0, milestones=[], gamma=1.0)
-    state = State(made.student, made.method, made.optimizer)
+    state = TrainingState(made.student, made.method, made.optimizer)
     rows = train(state, made.teach, made.split, AUGMENT, schedule, 10**6, BATCH, 0, device)
     return (row for row in rows if row is None)
 
@@ -117,7 +134,9 @@ def their_steps(method: str, found: Pictures, device: Device) -> Iterator[float]
     student, teacher = network(16).to(device.torch), network(32).to(device.torch)
     regressor = torch.nn.Conv2d(32, 64, 1).to(device.torch) if method == "feature" else None
     data = plain.Images(*found, MEAN, STD)
-    return plain.steps(student, None if method == "standard" else teacher, regressor, data, BATCH, device.torch)
+    return plain.steps(
+        student, None if method == "standard" else teacher, regressor, data, BATCH, device.torch
+    )
 
 
 def take(loop: Iterator[Any], steps: int) -> None:
@@ -125,7 +144,9 @@ def take(loop: Iterator[Any], steps: int) -> None:
         pass
 
 
-def parts(path: Way, found: Pictures, device: Device, kept: Path, steps: int = 20) -> dict[str, float]:
+def parts(
+    path: Way, found: Pictures, device: Device, kept: Path, steps: int = 20
+) -> dict[str, float]:
     """Where kd's time goes: milliseconds a step of each part, measured alone, the median of `steps`."""
     made = ours(path, found, device, kept)
     made.student.train()
@@ -137,12 +158,15 @@ def parts(path: Way, found: Pictures, device: Device, kept: Path, steps: int = 2
         spent.setdefault(part, []).append(1e3 * clock(lambda: kept_.append(work(*given)), device))
         return kept_[0]
 
-    def forward(batch: Batch) -> Out:
+    def forward(batch: Batch) -> ModelOutput:
         with device.autocast():
-            return made.student.tapped(batch.x, made.method.student_taps).float()
+            return made.student.forward_taps(batch.x, made.method.student_taps).float()
 
-    def loss_of(batch: Batch, seen: Out, said: Out | None) -> torch.Tensor:
-        return sum((w * v for w, v in made.method(batch, seen, said).values()), torch.zeros(()).to(batch.x.device))
+    def loss_of(batch: Batch, seen: ModelOutput, said: ModelOutput | None) -> torch.Tensor:
+        return sum(
+            (w * v for w, v in made.method(batch, seen, said).values()),
+            torch.zeros(()).to(batch.x.device),
+        )
 
     for _ in range(min(steps, made.split.batches(BATCH))):
         batch = timed("data", next, source)
@@ -154,27 +178,40 @@ def parts(path: Way, found: Pictures, device: Device, kept: Path, steps: int = 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("benchmarks.throughput", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        "benchmarks.throughput", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/throughput.json"))
-    parser.add_argument("--only", help=argparse.SUPPRESS)  # for the memory of one path: a process of its own
+    parser.add_argument(
+        "--only", help=argparse.SUPPRESS
+    )  # for the memory of one path: a process of its own
     parser.add_argument("--kept", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    devices.settle(None)
+    devices.configure_process(None)
     device = devices.resolve(asked.device, "auto", CACHE)
     found = pictures(asked.images)
     if asked.only:
         (path,) = (p for p in PATHS if asked.only in (p.title, f"plain {p.title}"))
         is_ours = asked.only == path.title
-        take(our_steps(path, found, device, asked.kept) if is_ours else their_steps(path.method, found, device), 10)
+        take(
+            our_steps(path, found, device, asked.kept)
+            if is_ours
+            else their_steps(path.method, found, device),
+            10,
+        )
         return
 
     rate, rows = matrix_rate(device), list[dict[str, Any]]()
-    print(f"{device.torch}, {device.dtype}; a 2048^3 matrix product runs at {rate / 1e9:.0f} GFLOP/s")
-    print(f"{'':32}{'plain':>7}{'kd':>7} images/s{'ratio':>7}{'target':>8}{'of floor':>10}   ms a step")
+    print(
+        f"{device.torch}, {device.dtype}; a 2048^3 matrix product runs at {rate / 1e9:.0f} GFLOP/s"
+    )
+    print(
+        f"{'':32}{'plain':>7}{'kd':>7} images/s{'ratio':>7}{'target':>8}{'of floor':>10}   ms a step"
+    )
     for method in SETTINGS:
         kept = Path(tempfile.mkdtemp(prefix="kd-benchmark-"))
         ways = [path for path in PATHS if path.method == method]
@@ -185,16 +222,27 @@ def main() -> None:
             take(loop, 10)  # warm
         seconds: dict[str, list[float]] = {title: [] for title in loops}
         for _ in range(asked.repeats):
-            for title, loop in loops.items():  # those that read come after those that have just computed the same
+            for (
+                title,
+                loop,
+            ) in loops.items():  # those that read come after those that have just computed the same
                 seconds[title].append(clock(lambda loop=loop: take(loop, asked.steps), device))  # type: ignore[misc]
         del loops
-        speed = {title: asked.steps * BATCH / statistics.median(times) for title, times in seconds.items()}
+        speed = {
+            title: asked.steps * BATCH / statistics.median(times)
+            for title, times in seconds.items()
+        }
         theirs = memory(["--only", f"plain {ways[0].title}"], asked)
         for path in ways:
             fresh = kept / "fresh"
             flops = STUDENT_FLOPS + TEACHER_FLOPS * (path.teacher == "computed")
             ms = parts(path, found, device, places[path] if path.teacher == "read" else fresh)
-            words = ["--only", path.title, "--kept", str(places[path] if path.teacher == "read" else fresh / "again")]
+            words = [
+                "--only",
+                path.title,
+                "--kept",
+                str(places[path] if path.teacher == "read" else fresh / "again"),
+            ]
             rows.append({
                 "path": path.title, "method": method, "plain": round(speed["plain"]), "kd": round(speed[path.title]),
                 "ratio": ratio(seconds["plain"], seconds[path.title]), "target": path.target,
@@ -218,7 +266,15 @@ def main() -> None:
 
 def memory(words: list[str], asked: argparse.Namespace) -> int:
     """Peak megabytes of a process that takes ten steps of one path."""
-    command = [sys.executable, "-m", "benchmarks.throughput", "--images", str(asked.images), "--device", asked.device]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.throughput",
+        "--images",
+        str(asked.images),
+        "--device",
+        asked.device,
+    ]
     process = subprocess.Popen([*command, *words])
     with Memory(process.pid, every=0.2) as watched:
         if process.wait():

@@ -13,8 +13,10 @@ import kd
 
 
 def main(run: str, path: str) -> None:
-    student = kd.load(run)  # in eval mode; it knows its classes, its image size and its normalization
-    image = Image.open(path).convert("RGB").resize((student.card["size"],) * 2)
+    student = kd.load(
+        run
+    )  # in eval mode; it knows its classes, its image size and its normalization
+    image = Image.open(path).convert("RGB").resize((student.metadata["size"],) * 2)
     pixels = torch.from_numpy(np.array(image))[None]  # uint8 [1, height, width, 3]
     with torch.inference_mode():
         probabilities = student(student.preprocess(pixels)).softmax(dim=1)[0]

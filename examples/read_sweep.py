@@ -10,13 +10,19 @@ import pandas as pd
 
 
 def main(sweep: str) -> None:
-    summary = pd.read_parquet(Path(sweep) / "summary.parquet")  # one row per setting, means over seeds
+    summary = pd.read_parquet(
+        Path(sweep) / "summary.parquet"
+    )  # one row per setting, means over seeds
     chosen = summary[summary["chosen"]]
     columns = ["setting", "n", "val_accuracy", "test_accuracy", "test_accuracy_ci95", "verdict"]
     print(chosen[columns].to_string(index=False))
 
     runs = pd.read_parquet(Path(sweep) / "runs.parquet")  # one row per run
-    spread = runs[runs["status"] == "done"].groupby("setting")["test_accuracy"].agg(["min", "max", "count"])
+    spread = (
+        runs[runs["status"] == "done"]
+        .groupby("setting")["test_accuracy"]
+        .agg(["min", "max", "count"])
+    )
     print(spread.to_string())
 
 

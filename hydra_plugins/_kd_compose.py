@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.types import RunMode
 from omegaconf import AnyNode, DictConfig, OmegaConf, open_dict
 
-Plain = dict[str, Any]
+ParsedValue = dict[str, Any]
 
 KEY = r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)*"
 # text whose interpolations are of other keys, or of environment variables
@@ -25,11 +25,11 @@ TEXT = re.compile(rf"(?:[^$\\]|\${{(?:{KEY}|oc\.env:[^${{}}\\]*)}})*")
 
 
 @dataclass
-class Base:
+class BaseComposition:
     """A composed configuration in which plain values can be replaced."""
 
     config: DictConfig  # without Hydra's node, interpolations as they are
-    values: Plain  # interpolations resolved
+    values: ParsedValue  # interpolations resolved
     missing: set[str]  # the keys whose values are mandatory and missing
     fixed: set[str]  # keys that other values, or the remaining overrides, depend on
 
@@ -40,15 +40,17 @@ class Composer:
     `compositions` counts those that Hydra made.
     """
 
-    def __init__(self, loader: ConfigLoader, config: DictConfig, resolve: Callable[..., Plain]) -> None:
+    def __init__(
+        self, loader: ConfigLoader, config: DictConfig, resolve: Callable[..., ParsedValue]
+    ) -> None:
         self.loader, self.config, self.resolve = loader, config, resolve
         self.parser = OverridesParser.create()
         self.parsed: dict[str, Override] = {}
         self.keys: dict[tuple[Any, ...], set[str]] = {}
-        self.bases: dict[tuple[str, ...], Base | None] = {}
+        self.bases: dict[tuple[str, ...], BaseComposition | None] = {}
         self.compositions = 0
 
-    def __call__(self, words: Sequence[str], number: int) -> Plain:
+    def __call__(self, words: Sequence[str], number: int) -> ParsedValue:
         """The plain configuration that Hydra composes for the job of this number.
 
         **Raises:** the errors of Hydra and OmegaConf.
@@ -59,24 +61,28 @@ class Composer:
         self.compositions += 1
         config = self.loader.load_sweep_config(self.config, list(words))
         with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number  # for values such as ${hydra:job.num}
+            config.hydra.job.id = config.hydra.job.num = (
+                number  # for values such as ${hydra:job.num}
+            )
         return config
 
-    def _replaced(self, words: list[str]) -> Plain | None:
+    def _replaced(self, words: list[str]) -> ParsedValue | None:
         """The configuration made by replacing values, or None where only Hydra can tell."""
         try:
             overrides = {word: self._parse(word) for word in words}
             value_keys = self._value_keys(words)
         except Exception:  # Hydra's composition raises it again, for the user
             return None
-        values = {word: o for word, o in overrides.items() if is_value(o) and o.key_or_group in value_keys}
+        values = {
+            word: o for word, o in overrides.items() if is_value(o) and o.key_or_group in value_keys
+        }
         while values:
             base = self._base([word for word in words if word not in values], value_keys)
             if base is None:
                 return None
-            safe = {word: o for word, o in values.items() if replaceable(base, o.key_or_group)}
+            safe = {word: o for word, o in values.items() if is_replaceable(base, o.key_or_group)}
             if len(safe) == len(values):
-                return replaced(base, values)
+                return with_value(base, values)
             values = safe
         return None
 
@@ -88,7 +94,10 @@ class Composer:
     def _value_keys(self, words: Sequence[str]) -> set[str]:
         """The keys among these overrides that change values, and choose from no group."""
         overrides = [self._parse(word) for word in words]
-        alike = tuple((override.get_key_element(), isinstance(override.value(), dict)) for override in overrides)
+        alike = tuple(
+            (override.get_key_element(), isinstance(override.value(), dict))
+            for override in overrides
+        )
         if alike not in self.keys:
             hydra = self.config.hydra
             every = [*map(str, hydra.overrides.hydra), *words]
@@ -96,14 +105,14 @@ class Composer:
             self.keys[alike] = {override.key_or_group for override in defaults.config_overrides}
         return self.keys[alike]
 
-    def _base(self, words: list[str], value_keys: set[str]) -> Base | None:
+    def _base(self, words: list[str], value_keys: set[str]) -> BaseComposition | None:
         """What these overrides alone compose, or None where values must not be replaced in it."""
         if tuple(words) not in self.bases:
             own = {self._parse(word).key_or_group for word in words}
             self.bases[tuple(words)] = self._new_base(words, own & value_keys)
         return self.bases[tuple(words)]
 
-    def _new_base(self, words: list[str], own: set[str]) -> Base | None:
+    def _new_base(self, words: list[str], own: set[str]) -> BaseComposition | None:
         try:
             config = self._compose(words).copy()
             OmegaConf.set_struct(config, False)
@@ -117,22 +126,35 @@ class Composer:
             return None
         referenced = {key for text in texts for key in re.findall(rf"\${{({KEY})}}", text)}
         missing = {key for key, text in leaves(values) if text == "???"}
-        return Base(config, values, missing, referenced | own)
+        return BaseComposition(config, values, missing, referenced | own)
 
 
 def is_value(override: Override) -> bool:
     """Whether it sets an existing key to one plain value, which nothing in it makes Hydra interpret."""
-    if override.type != OverrideType.CHANGE or override.package is not None or override.is_sweep_override():
+    if (
+        override.type != OverrideType.CHANGE
+        or override.package is not None
+        or override.is_sweep_override()
+    ):
         return False
     value = override.value()
     if isinstance(value, str):
-        return "$" not in value and value != "???" and re.fullmatch(KEY, override.key_or_group) is not None
-    return (value is None or type(value) in (bool, int, float)) and bool(re.fullmatch(KEY, override.key_or_group))
+        return (
+            "$" not in value
+            and value != "???"
+            and re.fullmatch(KEY, override.key_or_group) is not None
+        )
+    return (value is None or type(value) in (bool, int, float)) and bool(
+        re.fullmatch(KEY, override.key_or_group)
+    )
 
 
-def replaceable(base: Base, key: str) -> bool:
+def is_replaceable(base: BaseComposition, key: str) -> bool:
     """Whether this key holds an untyped value on which nothing else depends."""
-    if any(key == one or key.startswith(f"{one}.") or re.match(rf"{key}[.\[]", one) for one in base.fixed):
+    if any(
+        key == one or key.startswith(f"{one}.") or re.match(rf"{key}[.\[]", one)
+        for one in base.fixed
+    ):
         return False
     node: Any = base.config
     values: Any = base.values
@@ -140,7 +162,12 @@ def replaceable(base: Base, key: str) -> bool:
         if not isinstance(values, dict) or part not in values:
             return False
         values = values[part]
-        if not isinstance(node, DictConfig) or node._is_none() or node._is_missing() or node._is_interpolation():
+        if (
+            not isinstance(node, DictConfig)
+            or node._is_none()
+            or node._is_missing()
+            or node._is_interpolation()
+        ):
             return False
         if node._get_flag("readonly"):
             return False
@@ -148,7 +175,7 @@ def replaceable(base: Base, key: str) -> bool:
     return type(node) is AnyNode and not node._get_flag("readonly")
 
 
-def replaced(base: Base, overrides: dict[str, Override]) -> Plain | None:
+def with_value(base: BaseComposition, overrides: dict[str, Override]) -> ParsedValue | None:
     """A copy of the base with these values; None where a mandatory one is still missing."""
     if base.missing - {override.key_or_group for override in overrides.values()}:
         return None

@@ -18,7 +18,7 @@ SHARED = ("launcher", "sweeper", "sweep", "callbacks", "hydra_logging", "verbose
 class Choice:
     """One combination of the swept groups that have settings for Hydra."""
 
-    words: dict[str, str]  # {key: override}, as {"experiment": "+experiment=compare"}
+    overrides: dict[str, str]  # {key: override}, as {"experiment": "+experiment=compare"}
     hydra: DictConfig  # Hydra's node, composed with it
 
     @property
@@ -49,13 +49,17 @@ def values(override: Override) -> list[str]:
         return [f"{key}={override.get_value_element_as_str()}"]
     name = override.key_or_group
     if not override.is_discrete_sweep():
-        raise UserError(f"{name}: interval(a,b) is for hydra/sweeper=optuna; a grid takes values, as {name}=1,2,4")
+        raise UserError(
+            f"{name}: interval(a,b) is for hydra/sweeper=optuna; a grid takes values, as {name}=1,2,4"
+        )
     try:
         found = [f"{key}={value}" for value in override.sweep_string_iterator()]
     except Exception as error:  # a step of 0, a glob over what is no group
         raise UserError(f"{name}: {first_line(error)}") from error
     if not found:
-        raise UserError(f"{name}: {str(override.input_line).partition('=')[2]} stands for no value, so for no job")
+        raise UserError(
+            f"{name}: {str(override.input_line).partition('=')[2]} stands for no value, so for no job"
+        )
     return found
 
 
@@ -66,7 +70,7 @@ def product(overrides: Mapping[str, Override]) -> list[list[str]]:
 
 def choices(loader: Any, config: DictConfig) -> list[Choice]:
     """Every combination of the swept groups that have settings for Hydra, which composes a sweep without them."""
-    task, typed = _typed(config, "task"), _typed(config, "hydra")
+    task, typed = _raw_overrides(config, "task"), _raw_overrides(config, "hydra")
     name = config.hydra.job.config_name
     overrides = parsed(loader, config.hydra.sweeper.get("params") or {}, task)
     repository = loader._parse_overrides_and_create_caching_repo(name, typed)[1]
@@ -78,16 +82,20 @@ def choices(loader: Any, config: DictConfig) -> list[Choice]:
             if any(_sets_hydra(repository, group, word) for word in words):
                 swept[key] = words
     groups = [o for o in overrides.values() if repository.group_exists(o.key_or_group)]
-    fixed = [word for override in groups if not override.is_sweep_override() for word in values(override)]
+    fixed = [
+        word for override in groups if not override.is_sweep_override() for word in values(override)
+    ]
     found = []
     for combination in itertools.product(*swept.values()) if swept else ():
         words = [*typed, *fixed, *combination]
-        composed = loader.load_configuration(config_name=name, overrides=words, run_mode=RunMode.MULTIRUN)
+        composed = loader.load_configuration(
+            config_name=name, overrides=words, run_mode=RunMode.MULTIRUN
+        )
         found.append(Choice(dict(zip(swept, combination, strict=True)), composed.hydra))
     return found
 
 
-def _typed(config: DictConfig, kind: str) -> list[str]:
+def _raw_overrides(config: DictConfig, kind: str) -> list[str]:
     """The overrides as typed: ${hydra:job.num} is for a job to resolve."""
     return list(OmegaConf.to_container(config.hydra.overrides[kind], resolve=False))  # type: ignore[arg-type]
 
@@ -110,7 +118,7 @@ def _sets_hydra(repository: Any, group: str, word: str) -> bool:
     return False
 
 
-def adopt(config: DictConfig, found: Sequence[Choice]) -> None:
+def apply_shared_config(config: DictConfig, found: Sequence[Choice]) -> None:
     """Give the sweep the launcher, and all else it has only once, on which the choices agree.
 
     **Raises:** UserError where they do not.
@@ -119,21 +127,25 @@ def adopt(config: DictConfig, found: Sequence[Choice]) -> None:
 
     if not found:
         return
-    first = _shared(found[0])
+    first = _shared_hydra_config(found[0])
     for other in found[1:]:
-        for part, setting in _shared(other).items():
+        for part, setting in _shared_hydra_config(other).items():
             if setting != first[part]:
-                pair = f"{' '.join(found[0].words.values())} and {' '.join(other.words.values())}"
-                raise UserError(f"hydra.{part}: {pair} differ in it; sweep over them in commands of their own")
-    master = _shared(Choice({}, config.hydra))
+                pair = f"{' '.join(found[0].overrides.values())} and {' '.join(other.overrides.values())}"
+                raise UserError(
+                    f"hydra.{part}: {pair} differ in it; sweep over them in commands of their own"
+                )
+    master = _shared_hydra_config(Choice({}, config.hydra))
     with open_dict(config.hydra):
         for part in SHARED:
             if first[part] != master[part]:
                 config.hydra[part] = found[0].hydra[part]
 
 
-def _shared(choice: Choice) -> dict[str, Any]:
-    plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(choice.hydra, list(SHARED)), resolve=False)
+def _shared_hydra_config(choice: Choice) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(
+        OmegaConf.masked_copy(choice.hydra, list(SHARED)), resolve=False
+    )
     plain["sweeper"].pop("params", None)
     return dict(plain)
 
@@ -141,14 +153,16 @@ def _shared(choice: Choice) -> dict[str, Any]:
 def jobs(loader: Any, config: DictConfig, found: Sequence[Choice]) -> list[list[str]]:
     """The overrides of every job: one grid, or one for each choice that has swept keys of its own."""
     params = dict(config.hydra.sweeper.get("params") or {})
-    arguments = _typed(config, "task")
+    arguments = _raw_overrides(config, "task")
     announce_seeds(params, arguments)
     if all(choice.params == params for choice in found):
         return product(parsed(loader, without_seed(params, arguments), arguments))
     every: list[list[str]] = []
     for choice in found:
         overrides = parsed(loader, without_seed(choice.params, arguments), arguments)
-        overrides |= {key: parsed(loader, {}, [word])[key] for key, word in choice.words.items()}
+        overrides |= {
+            key: parsed(loader, {}, [word])[key] for key, word in choice.overrides.items()
+        }
         every += product(overrides)
     return every
 

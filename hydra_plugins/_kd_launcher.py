@@ -21,7 +21,9 @@ from omegaconf import OmegaConf, open_dict
 @dataclass
 class LocalConf:
     _target_: str = "hydra_plugins._kd_launcher.LocalLauncher"
-    slots: int | None = None  # worker processes; null: one for each GPU or, without GPUs, for each core
+    slots: int | None = (
+        None  # worker processes; null: one for each GPU or, without GPUs, for each core
+    )
     pack: int = 1  # jobs that a worker runs at once, a step of each in turn, with one batch and one teacher for all
     max_failures: int = 0  # how often a job that failed or was killed is tried again
     stop_after: int | None = None  # failed jobs after which no other is started; null: all are
@@ -31,9 +33,18 @@ class LocalLauncher(Launcher):
     """Processes on this machine, each of which runs many jobs, every one in its run's own directory."""
 
     def __init__(
-        self, slots: int | None = None, pack: int = 1, max_failures: int = 0, stop_after: int | None = None
+        self,
+        slots: int | None = None,
+        pack: int = 1,
+        max_failures: int = 0,
+        stop_after: int | None = None,
     ) -> None:
-        self.slots, self.pack, self.max_failures, self.stop_after = slots, pack, max_failures, stop_after
+        self.slots, self.pack, self.max_failures, self.stop_after = (
+            slots,
+            pack,
+            max_failures,
+            stop_after,
+        )
         self.failures = 0
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
@@ -46,22 +57,33 @@ class LocalLauncher(Launcher):
             if value is not None and value < least:
                 raise UserError(f"hydra.launcher.{key}: should be {least} or more, got {value}")
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
         """What kd.sweep has planned. Each JobReturn is COMPLETED: one job's failure is not the sweep's, and the files
         say what came of it."""
-        from kd.sweep.scheduler import in_turn, packs, read_plan, slots
+        from kd.sweep.scheduler import (
+            group_compatible_jobs,
+            order_by_teacher,
+            read_plan,
+            worker_environments,
+        )
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         planned = read_plan(Path(str(self.config.hydra.sweep.dir)).absolute())
         words = {n: list(words) for n, words in zip(numbers, job_overrides, strict=True)}
         mine = [planned[n] for n in numbers]
-        workers = len(slots(self.slots, len(mine), self.config.device))
+        workers = len(worker_environments(self.slots, len(mine), self.config.device))
         most = min(self.pack, -(-len(mine) // workers))  # no worker is left without
-        units = packs(mine, most) if most > 1 else [[job] for job in mine]
-        turns = in_turn(units) if workers > 1 else units
+        units = group_compatible_jobs(mine, most) if most > 1 else [[job] for job in mine]
+        turns = order_by_teacher(units) if workers > 1 else units
         jobs = ([(job, words[job["number"]]) for job in unit] for unit in turns)
-        self.stream(lambda: next(jobs, None), len(planned), slots(self.slots, len(units), self.config.device))
+        self.stream(
+            lambda: next(jobs, None),
+            len(planned),
+            worker_environments(self.slots, len(units), self.config.device),
+        )
         return [JobReturn(overrides=words, status=JobStatus.COMPLETED) for words in job_overrides]
 
     def stream(self, source: Any, total: int, environments: Any, **hooks: Any) -> None:
@@ -74,7 +96,9 @@ class LocalLauncher(Launcher):
 
         setup_globals()
         name = JobRuntime.instance().get("name")
-        work = Work(self.hydra_context, self.config, self.task_function, version.getbase(), name)
+        work = JobRunner(
+            self.hydra_context, self.config, self.task_function, version.getbase(), name
+        )
         scheduler = LocalScheduler(
             source,
             work,
@@ -90,7 +114,7 @@ class LocalLauncher(Launcher):
 
 
 @dataclass
-class Work:
+class JobRunner:
     """What a worker process needs to run any job of the sweep."""
 
     hydra_context: Any
@@ -101,44 +125,49 @@ class Work:
     shared: Any = None  # what jobs of one process have in common
 
     def __call__(self, jobs: dict[int, list[str]], tell: Any) -> Any:
-        from kd.core.interleave import Shared
-        from kd.sweep.scheduler import Outcome, attempt, attempt_pack
+        from kd.core.interleave import RunCache
+        from kd.sweep.scheduler import Outcome, run_job, run_pack
 
         setup_globals()
         version.setbase(str(self.version_base))
         JobRuntime.instance().set("name", self.name)
         Plugins.instance()  # finds the plugins, whose nodes the configuration is composed of
-        self.shared = self.shared or Shared()
+        self.shared = self.shared or RunCache()
         if len(jobs) == 1:
             ((number, words),) = jobs.items()
-            return attempt(lambda: self._one(number, words, tell), tell)
+            return run_job(lambda: self._run_one(number, words, tell), tell)
         try:
-            configs = {number: self._prepared(number, words) for number, words in jobs.items()}
+            configs = {number: self._prepare(number, words) for number, words in jobs.items()}
         except Exception as error:
             return Outcome("failed", repr(error))
-        return attempt_pack(configs, self.shared, tell)
+        return run_pack(configs, self.shared, tell)
 
-    def _composed(self, number: int, words: list[str]) -> Any:
+    def _compose(self, number: int, words: list[str]) -> Any:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, words)
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
-            config.hydra.run.dir = "${kd.run_dir:}"  # each run's own; a multirun of Hydra's does not use hydra.run.dir
+            config.hydra.run.dir = (
+                "${kd.run_dir:}"  # each run's own; a multirun of Hydra's does not use hydra.run.dir
+            )
         return config
 
-    def _one(self, number: int, words: list[str], tell: Any) -> None:
+    def _run_one(self, number: int, words: list[str], tell: Any) -> None:
         done = run_job(
-            hydra_context=self.hydra_context, config=self._composed(number, words), job_dir_key="hydra.run.dir",
-            job_subdir_key=None, task_function=partial(self.task_function, tell=tell, shared=self.shared),
-        )  # fmt: skip
+            hydra_context=self.hydra_context,
+            config=self._compose(number, words),
+            job_dir_key="hydra.run.dir",
+            job_subdir_key=None,
+            task_function=partial(self.task_function, tell=tell, shared=self.shared),
+        )
         if done.status is not JobStatus.COMPLETED:
             raise done._return_value  # asking for return_value would print it
 
-    def _prepared(self, number: int, words: list[str]) -> Any:
+    def _prepare(self, number: int, words: list[str]) -> Any:
         """The checked configuration of one of several jobs, .hydra/ written as run_job does."""
         from kd.cli import hydra_values, prepare
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        composed = self._composed(number, words)
+        composed = self._compose(number, words)
         place = Path(str(composed.hydra.run.dir)).absolute()
         with open_dict(composed):
             composed.hydra.runtime.output_dir = str(place)

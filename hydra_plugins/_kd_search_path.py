@@ -17,7 +17,9 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
-DIRECTORIES = "KD_CONFIG_DIRECTORIES"  # an environment variable, a JSON list, set by kd.cli while Hydra runs
+DIRECTORIES = (
+    "KD_CONFIG_DIRECTORIES"  # an environment variable, a JSON list, set by kd.cli while Hydra runs
+)
 
 
 class UserSource(FileConfigSource):
@@ -53,7 +55,9 @@ class UserSource(FileConfigSource):
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
         except Exception as error:  # Hydra's of the header, OmegaConf's of an interpolation
             raise UserError(f"{path}: {first_line(error)}") from error
-        return ConfigResult(provider=self.provider, path=self.full_path(), config=config, header=header)
+        return ConfigResult(
+            provider=self.provider, path=self.full_path(), config=config, header=header
+        )
 
 
 class UserDirectoriesFirst(SearchPathPlugin):
@@ -70,7 +74,10 @@ def decode(content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         problem = f"byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8"
-        line, column = content.count(b"\n", 0, error.start), error.start - content.rfind(b"\n", 0, error.start) - 1
+        line, column = (
+            content.count(b"\n", 0, error.start),
+            error.start - content.rfind(b"\n", 0, error.start) - 1,
+        )
         mark = yaml.Mark("", error.start, line, column, None, 0)
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark) from error
 
@@ -80,13 +87,17 @@ def check_mapping(text: str) -> None:
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     if root is not None and not isinstance(root, yaml.MappingNode):
         kind = "a list" if isinstance(root, yaml.SequenceNode) else "text"
-        raise yaml.MarkedYAMLError(problem=f"should hold keys with values, not {kind}", problem_mark=root.start_mark)
+        raise yaml.MarkedYAMLError(
+            problem=f"should hold keys with values, not {kind}", problem_mark=root.start_mark
+        )
     _check_aliases(root, set(), set())
 
 
 def _check_aliases(node: Any, above: set[int], checked: set[int]) -> None:
     if id(node) in above:
-        raise yaml.MarkedYAMLError(problem="an alias stands inside its own anchor", problem_mark=node.start_mark)
+        raise yaml.MarkedYAMLError(
+            problem="an alias stands inside its own anchor", problem_mark=node.start_mark
+        )
     if not isinstance(node, yaml.CollectionNode) or id(node) in checked:
         return
     for child in node.value:

@@ -30,7 +30,9 @@ class GridSweeper(Sweeper):
     launcher: Any
     config: Any
 
-    def __init__(self, max_batch_size: int | None = None, params: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, max_batch_size: int | None = None, params: Mapping[str, str] | None = None
+    ) -> None:
         self.max_batch_size = max_batch_size
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
@@ -38,27 +40,31 @@ class GridSweeper(Sweeper):
 
         self.hydra_context, self.config = hydra_context, config
         self.choices = _kd_grid.choices(hydra_context.config_loader, config)
-        _kd_grid.adopt(config, self.choices)
+        _kd_grid.apply_shared_config(config, self.choices)
         settings = config.hydra.sweeper
         if "n_trials" in settings:
-            raise UserError("hydra/sweeper: experiments that choose a search are not swept over; search one at a time")
+            raise UserError(
+                "hydra/sweeper: experiments that choose a search are not swept over; search one at a time"
+            )
         self.max_batch_size = settings.max_batch_size
         if self.max_batch_size is not None and self.max_batch_size < 1:
-            raise UserError(f"hydra.sweeper.max_batch_size: should be 1 or more, got {self.max_batch_size}")
+            raise UserError(
+                f"hydra.sweeper.max_batch_size: should be 1 or more, got {self.max_batch_size}"
+            )
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from kd.sweep.scheduler import concluding, plan
+        from kd.sweep.scheduler import plan, report_on_exit
 
         if is_dry(self):
             return self.describe()
-        with concluding(place(self), is_default(self)) as directory:
+        with report_on_exit(resolve_sweep_dir(self), is_default(self)) as directory:
             settings = self.settings()
             directory.claim()
             plan(directory, self.expand(settings), total=self.count(settings))
-            OmegaConf.save(self.config, place(self) / "multirun.yaml")
+            OmegaConf.save(self.config, resolve_sweep_dir(self) / "multirun.yaml")
             return self.launch()
 
     def launch(self) -> list[Sequence[JobReturn]]:
@@ -70,7 +76,9 @@ class GridSweeper(Sweeper):
         errors: list[BaseException] = []
         for first in range(0, len(self.jobs), size):
             try:
-                done.append(self.launcher.launch(self.jobs[first : first + size], initial_job_idx=first))
+                done.append(
+                    self.launcher.launch(self.jobs[first : first + size], initial_job_idx=first)
+                )
             except UserError:  # the launcher's own settings are wrong
                 raise
             except Exception as error:
@@ -87,11 +95,15 @@ class GridSweeper(Sweeper):
     def describe(self) -> None:
         """Print the jobs, and do none."""
         from kd.sweep.dry_run import describe
-        from kd.sweep.scheduler import checked, slots
+        from kd.sweep.scheduler import check_plan, worker_environments
 
-        planned = list(checked(self.expand(self.settings())))
+        planned = list(check_plan(self.expand(self.settings())))
         local = hasattr(self.launcher, "stream")
-        workers = slots(self.launcher.slots, len(planned), self.config.device) if local else []
+        workers = (
+            worker_environments(self.launcher.slots, len(planned), self.config.device)
+            if local
+            else []
+        )
         describe(planned, len(workers) or None)
 
     def settings(self) -> list[list[str]]:
@@ -100,7 +112,9 @@ class GridSweeper(Sweeper):
 
     def count(self, settings: list[list[str]]) -> int:
         """The number of jobs, as far as it is known before they are composed."""
-        return len(settings) * (len(self.config.seeds) if OmegaConf.is_list(self.config.seeds) else 1)
+        return len(settings) * (
+            len(self.config.seeds) if OmegaConf.is_list(self.config.seeds) else 1
+        )
 
     def expand(self, settings: list[list[str]]) -> Iterator[tuple[list[str], dict[str, Any]]]:
         """Give what `composed` gives of each job, one for each seed of each setting; note its overrides in `jobs`."""
@@ -111,7 +125,7 @@ class GridSweeper(Sweeper):
                 yield job
 
 
-def place(sweeper: Any) -> Path:
+def resolve_sweep_dir(sweeper: Any) -> Path:
     """The sweep's own directory."""
     return Path(str(sweeper.config.hydra.sweep.dir)).absolute()
 
@@ -124,13 +138,17 @@ def is_default(sweeper: Any) -> bool:
 
 def composed(sweeper: Any, words: list[str], number: int = 0) -> tuple[list[str], dict[str, Any]]:
     """(what was typed, the plain configuration) of the job of this number. **Raises:** Hydra's errors."""
-    from kd.cli import plain
+    from kd.cli import to_container
 
     if not hasattr(sweeper, "composer"):
-        sweeper.composer = Composer(sweeper.hydra_context.config_loader, sweeper.config, plain)
+        sweeper.composer = Composer(
+            sweeper.hydra_context.config_loader, sweeper.config, to_container
+        )
     if is_dry(sweeper):
-        return _shown(words), sweeper.composer([*words, "dry_run=false"], number)  # each job as it would be
-    return _shown(words), sweeper.composer(words, number)
+        return _shown_overrides(words), sweeper.composer(
+            [*words, "dry_run=false"], number
+        )  # each job as it would be
+    return _shown_overrides(words), sweeper.composer(words, number)
 
 
 def is_dry(sweeper: Any) -> bool:
@@ -138,12 +156,14 @@ def is_dry(sweeper: Any) -> bool:
     return sweeper.config.get("dry_run", False) is True
 
 
-def _shown(words: list[str]) -> list[str]:
+def _shown_overrides(words: list[str]) -> list[str]:
     """The overrides of a job as they are shown."""
     return [word for word in filter_overrides(words) if key_of(word) != "dry_run"]
 
 
-def each_seed(sweeper: Any, words: list[str], first: int) -> list[tuple[list[str], tuple[list[str], dict[str, Any]]]]:
+def each_seed(
+    sweeper: Any, words: list[str], first: int
+) -> list[tuple[list[str], tuple[list[str], dict[str, Any]]]]:
     """(Overrides, what `composed` gives for them) of a setting's jobs, one for each of its `seeds`.
 
     `first` is the number of the first job. **Raises:** UserError when a seed is given as well.
@@ -156,7 +176,9 @@ def each_seed(sweeper: Any, words: list[str], first: int) -> list[tuple[list[str
     for seed in seeds:
         own = [*(word for word in words if key_of(word) != "seeds"), f"seed={seed}"]
         typed = [*own, "seeds=null", "hydra.mode=MULTIRUN"]  # which `seeds` implied
-        jobs.append((typed, (_shown(own), composed(sweeper, typed, first + len(jobs))[1])))
+        jobs.append(
+            (typed, (_shown_overrides(own), composed(sweeper, typed, first + len(jobs))[1]))
+        )
     return jobs
 
 

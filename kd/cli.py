@@ -31,12 +31,12 @@ from hydra_plugins._kd_launcher import LocalConf, LocalLauncher
 from hydra_plugins._kd_optuna import OptunaConf, OptunaSweeper
 from hydra_plugins._kd_search_path import DIRECTORIES, UserDirectoriesFirst, UserSource
 from hydra_plugins._kd_sweeper import GridConf, GridSweeper
-from kd.config.overrides import RefusedError, arguments, defaults_in_a_circle, parse
+from kd.config.overrides import RefusedError, describe_defaults_cycle, parse, split_arguments
 from kd.config.wandb_env import refuse_seed
 from kd.core import streams
 from kd.core.errors import DivergedError, SweepFailedError, UserError, unknown_key
 from kd.core.registry import CONF
-from kd.core.signals import Stop, TerminatedError
+from kd.core.signals import SignalHandler, TerminatedError
 
 
 def _register_plugins() -> None:
@@ -56,7 +56,7 @@ def _register_plugins() -> None:
 _register_plugins()
 
 
-def plain(config: DictConfig, throw_on_missing: bool = True) -> dict[str, Any]:
+def to_container(config: DictConfig, throw_on_missing: bool = True) -> dict[str, Any]:
     """What was composed, resolved, without Hydra's own node and `dry_run`. Values may refer to Hydra's, as
     ${hydra:job.num}. **Raises:** UserError for a dry run."""
     with hydra_values(config):
@@ -64,7 +64,11 @@ def plain(config: DictConfig, throw_on_missing: bool = True) -> dict[str, Any]:
         with open_dict(config):
             config.pop("hydra", None)
             if (dry := config.pop("dry_run", False)) is not False:
-                given = "is for the whole command, and for kd's sweepers" if dry is True else "should be true or false"
+                given = (
+                    "is for the whole command, and for kd's sweepers"
+                    if dry is True
+                    else "should be true or false"
+                )
                 raise UserError(f"dry_run: {given}, got {dry!r} for a job")
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=throw_on_missing)  # type: ignore[return-value]
 
@@ -82,21 +86,21 @@ def hydra_values(config: DictConfig) -> Iterator[None]:
         current.cfg = before
 
 
-def mode(*reasons: Any) -> RunMode | None:
+def multirun_mode(*reasons: Any) -> RunMode | None:
     """The resolver behind hydra.mode: any of these makes the command a multirun; without one -m does."""
     return RunMode.MULTIRUN if any(reason not in (None, False) for reason in reasons) else None
 
 
-OmegaConf.register_new_resolver("kd.mode", mode, replace=True)
+OmegaConf.register_new_resolver("kd.mode", multirun_mode, replace=True)
 
 
 def run_dir(*, _root_: DictConfig) -> str:
     """The resolver behind hydra.run.dir: only a valid configuration has an identity, and so a directory."""
-    from kd.config.schema import check, folder_of
-    from kd.training.run import refuse_change
+    from kd.config.schema import run_dir, validate_config
+    from kd.training.run import check_resume_compatible
 
-    refuse_change(config := check(plain(_root_)))
-    return str(folder_of(config))
+    check_resume_compatible(config := validate_config(to_container(_root_)))
+    return str(run_dir(config))
 
 
 OmegaConf.register_new_resolver("kd.run_dir", run_dir, replace=True)
@@ -118,33 +122,41 @@ def sweep_dir(mode: Any, dry_run: Any, wanted: str) -> str:
     raise AssertionError
 
 
-OmegaConf.register_new_resolver("kd.sweep_dir", sweep_dir, replace=True, use_cache=True)  # jobs inherit the cache
+OmegaConf.register_new_resolver(
+    "kd.sweep_dir", sweep_dir, replace=True, use_cache=True
+)  # jobs inherit the cache
 
 
 def prepare(composed: DictConfig, sweep: str | None) -> Any:
     """The checked configuration of a job, this process made ready for it. `sweep`: the directory of its sweep."""
-    from kd.config.schema import check
+    from kd.config.schema import validate_config
     from kd.training import device
 
-    config = replace(check(plain(composed)), sweep=Path(sweep).absolute() if sweep else None)
-    device.settle(config.root.threads)
-    logging.raiseExceptions = False  # a log that cannot be written is no reason to say so for each line
+    config = replace(
+        validate_config(to_container(composed)), sweep=Path(sweep).absolute() if sweep else None
+    )
+    device.configure_process(config.root.threads)
+    logging.raiseExceptions = (
+        False  # a log that cannot be written is no reason to say so for each line
+    )
     return config
 
 
 def task(composed: DictConfig, tell: Any = None, shared: Any = None) -> None:
     """One job of Hydra's, by whatever launcher; its files go to the run's own directory."""
-    from kd.config.schema import folder_of
-    from kd.training.finalize import summary
+    from kd.config.schema import run_dir
+    from kd.training.finalize import summary_lines
     from kd.training.run import log, run
 
     streams.protect()  # a launcher's own process may not have come through `main`
     job = HydraConfig.get()
     try:
-        _return_to(Path(job.runtime.cwd))
+        _change_directory(Path(job.runtime.cwd))
         config = prepare(composed, job.sweep.dir if job.mode == RunMode.MULTIRUN else None)
         single = job.mode != RunMode.MULTIRUN
-        for line in summary(config, run(config, tell=tell, shared=shared, single=single), folder_of(config)):
+        for line in summary_lines(
+            config, run(config, tell=tell, shared=shared, single=single), run_dir(config)
+        ):
             log.info(line)
     except Exception as error:
         if job.mode == RunMode.MULTIRUN:
@@ -152,7 +164,7 @@ def task(composed: DictConfig, tell: Any = None, shared: Any = None) -> None:
         raise RefusedError from error
 
 
-def _return_to(directory: Path) -> None:
+def _change_directory(directory: Path) -> None:
     """With hydra.job.chdir Hydra has changed to the job's directory; paths are relative to where kd was started."""
     if directory.is_dir():
         os.chdir(directory)  # Hydra itself changes back after the job
@@ -164,12 +176,12 @@ def main() -> None:
     full = os.environ.get("HYDRA_FULL_ERROR")
     try:
         # Hydra hands its errors on, instead of printing and exiting
-        flags, overrides, directories = arguments(sys.argv[1:])
-        _check_words(overrides)
+        flags, overrides, directories = split_arguments(sys.argv[1:])
+        _check_overrides(overrides)
         sys.argv[1:] = [*flags, *overrides]
         variables = {"HYDRA_FULL_ERROR": "1", DIRECTORIES: json.dumps(directories)}
         refuse_seed()
-        with Stop().installed(), env_override(variables):
+        with SignalHandler().installed(), env_override(variables):
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
     except KeyboardInterrupt as interrupt:
         code = interrupt.code if isinstance(interrupt, TerminatedError) else 130
@@ -184,7 +196,7 @@ def main() -> None:
         sys.exit(code)
 
 
-def _check_words(words: list[str]) -> None:
+def _check_overrides(words: list[str]) -> None:
     """Raise UserError for what Hydra would do that kd does not want, or would refuse with a traceback."""
     for word in words:
         override = parse(word)
@@ -207,12 +219,17 @@ def _is_mapping(value: Any) -> bool:
 def _is_choice(value: Any) -> bool:
     """Can Hydra look for it, or for all of it, among the choices of a group?"""
     value = getattr(value, "list", getattr(value, "text", value))
-    several = isinstance(value, list) and all(_is_choice(v) and not isinstance(v, list) for v in value)
+    several = isinstance(value, list) and all(
+        _is_choice(v) and not isinstance(v, list) for v in value
+    )
     return several or isinstance(value, Glob) or (isinstance(value, str) and len(value) < 100)
 
 
-_OURS = {"_target_": ("hydra", "hydra_plugins", "kd"), "class": ("hydra", "kd", "logging")}
-_RUNS = r"hydra($|\.(callbacks|launcher|sweeper|job_logging|hydra_logging))"  # what Hydra makes objects of
+_ALLOWED_PACKAGES = {
+    "_target_": ("hydra", "hydra_plugins", "kd"),
+    "class": ("hydra", "kd", "logging"),
+}
+_INSTANTIATED = r"hydra($|\.(callbacks|launcher|sweeper|job_logging|hydra_logging))"  # what Hydra makes objects of
 
 
 def _refuse_code(path: str, value: Any) -> None:
@@ -226,21 +243,33 @@ def _refuse_code(path: str, value: Any) -> None:
         for inner in value:
             _refuse_code(path, inner)
     elif path.startswith("hydra.sweeper.params."):
-        _check_words([f"{path.removeprefix('hydra.sweeper.params.')}={said}"])
-    elif key in _OURS and not _is_class(said, _OURS[key]):
-        allowed = ", ".join(f"{package}.*" for package in _OURS[key])
-        raise UserError(f"{path}: {said!r} would run foreign code; allowed: the classes in {allowed}")
+        _check_overrides([f"{path.removeprefix('hydra.sweeper.params.')}={said}"])
+    elif key in _ALLOWED_PACKAGES and not _is_class(said, _ALLOWED_PACKAGES[key]):
+        allowed = ", ".join(f"{package}.*" for package in _ALLOWED_PACKAGES[key])
+        raise UserError(
+            f"{path}: {said!r} would run foreign code; allowed: the classes in {allowed}"
+        )
     elif key == "()" or "ext://" in said or "pkg://" in said:
-        raise UserError(f"{path}: {said!r} would run foreign code; it cannot be given as an override")
-    elif re.match(_RUNS, path) and re.match(r"\$\{(?!now:|oc\.env:|hydra\.sweep\.|hydra\.runtime\.output_dir)", said):
-        raise UserError(f"{path}: {said!r} could lead to foreign code; write out what it stands for")
+        raise UserError(
+            f"{path}: {said!r} would run foreign code; it cannot be given as an override"
+        )
+    elif re.match(_INSTANTIATED, path) and re.match(
+        r"\$\{(?!now:|oc\.env:|hydra\.sweep\.|hydra\.runtime\.output_dir)", said
+    ):
+        raise UserError(
+            f"{path}: {said!r} could lead to foreign code; write out what it stands for"
+        )
 
 
 def _is_class(name: str, packages: tuple[str, ...]) -> bool:
     """Is it a class in a module of these packages, and not what such a module has imported from elsewhere?"""
     module, _, last = name.rpartition(".")
     with contextlib.suppress(ImportError, ValueError):
-        return module.split(".")[0] in packages and last[:1].isupper() and find_spec(module) is not None
+        return (
+            module.split(".")[0] in packages
+            and last[:1].isupper()
+            and find_spec(module) is not None
+        )
     return False
 
 
@@ -262,8 +291,9 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
         if isinstance(one, UserError):
             return 2, str(one)
     for one in chain:
-        if isinstance(one, OSError) and one.errno in _UNWRITABLE:
-            if one.filename and os.path.exists(one.filename) and not os.access(one.filename, os.R_OK):  # noqa: PTH110
+        if isinstance(one, OSError) and one.errno in _WRITE_ERRORS:
+            exists = bool(one.filename) and os.path.exists(one.filename)  # noqa: PTH110 - of any name
+            if exists and not os.access(one.filename, os.R_OK):
                 return 2, f"cannot read {one.filename} ({one.strerror})"
             other = "paths.runs=PATH, or a sweep's with hydra.sweep.dir=PATH"
             return (
@@ -271,23 +301,46 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
                 f"cannot write to {one.filename or 'the disk'} ({one.strerror}); choose another folder with {other}",
             )
     for one in chain:
-        if isinstance(one, RecursionError) and (circle := defaults_in_a_circle(one)):
+        if isinstance(one, RecursionError) and (circle := describe_defaults_cycle(one)):
             return 2, circle
         if str(one).startswith("Only one of --run"):  # Hydra's flags
-            if {"-m", "--multirun"} & set(sys.argv) and any(word.startswith(("-c", "--c")) for word in sys.argv):
-                return 2, "--cfg prints one configuration, without -m; dry_run=true lists the jobs of a sweep"
+            if {"-m", "--multirun"} & set(sys.argv) and any(
+                word.startswith(("-c", "--c")) for word in sys.argv
+            ):
+                return (
+                    2,
+                    "--cfg prints one configuration, without -m; dry_run=true lists the jobs of a sweep",
+                )
             return 2, str(one)
         if isinstance(one, HydraException | OmegaConfBaseException) and str(one):
             return 2, _reword(one, str(one.__cause__ or ""))
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename) if error.__traceback__ else Path()
-    if any(raised_in.is_relative_to(Path(str(module.__file__)).parent) for module in (hydra, omegaconf, logging)):
+    raised_in = (
+        Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if error.__traceback__
+        else Path()
+    )
+    if any(
+        raised_in.is_relative_to(Path(str(module.__file__)).parent)
+        for module in (hydra, omegaconf, logging)
+    ):
         what = str(error.__cause__ or error) or type(error).__name__
         return 2, f"Hydra refuses these words ({what}); HYDRA_FULL_ERROR=1 shows where"
     return 1, None
 
 
-_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG,
-               errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # fmt: skip
+_WRITE_ERRORS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENOENT,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+}
 
 
 def _reword(error: BaseException, cause: str) -> str:
@@ -308,7 +361,9 @@ def _reword(error: BaseException, cause: str) -> str:
             return f"{found[1]}: unknown key; `--cfg job` shows the valid ones"
         return unknown_key(found[1], [str(key) for key in node if key != "hydra"])
     if found := re.search(r"Multiple values for (\S+)\. To override", text):
-        return f"{found[1]}: there is one already; choose another with {found[1]}=..., without the +"
+        return (
+            f"{found[1]}: there is one already; choose another with {found[1]}=..., without the +"
+        )
     if "Missing mandatory value" in text and (found := re.search(r"full_key: (\S+)", text)):
         return f"{found[1]}: this key is missing; set it with {found[1]}=..."
     if found := re.search(r"(.*?)\s+full_key: (\S+)", text, re.DOTALL):

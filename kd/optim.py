@@ -44,7 +44,9 @@ class Adam(Settings):
     def build(self, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
         kind = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
         betas, fused = (self.beta1, self.beta2), _fused(parameters)
-        return [kind(parameters, self.lr, betas, self.eps, weight_decay=self.weight_decay, fused=fused)]
+        return [
+            kind(parameters, self.lr, betas, self.eps, weight_decay=self.weight_decay, fused=fused)
+        ]
 
 
 class Muon(Settings):
@@ -62,9 +64,13 @@ class Muon(Settings):
         decay = self.weight_decay
         built: list[torch.optim.Optimizer] = []
         if matrices:
-            built.append(torch.optim.Muon(matrices, self.lr, weight_decay=decay, momentum=self.momentum))
+            built.append(
+                torch.optim.Muon(matrices, self.lr, weight_decay=decay, momentum=self.momentum)
+            )
         if others:
-            built.append(torch.optim.AdamW(others, self.adamw_lr, weight_decay=decay, fused=_fused(others)))
+            built.append(
+                torch.optim.AdamW(others, self.adamw_lr, weight_decay=decay, fused=_fused(others))
+            )
         return built
 
 
@@ -73,7 +79,9 @@ VARIANTS: dict[str, type[Settings]] = {"adam": Adam, "adamw": Adam, "muon": Muon
 
 
 def _fused(parameters: Iterable[nn.Parameter]) -> bool:
-    return all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in parameters)
+    return all(
+        p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in parameters
+    )
 
 
 class Schedule(Settings):

@@ -18,7 +18,7 @@ from PIL import Image
 from wandb_server import Server
 
 from kd import cli
-from kd.config.schema import Config, check
+from kd.config.schema import Config, validate_config
 from kd.core.io import write_json
 from kd.report.tables import read_plan
 from kd.runs import directory
@@ -29,9 +29,13 @@ from kd.training.device import Device
 for variable in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[variable]
 os.environ["WANDB_MODE"] = "disabled"  # tests of the tracker say otherwise
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it; its children would too
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background job ignores it; its children would too
 
-DEVICE = os.environ.get("KD_TEST_DEVICE", "cpu")  # benchmarks/gpu.sh runs the tests of the training path on cuda
+DEVICE = os.environ.get(
+    "KD_TEST_DEVICE", "cpu"
+)  # benchmarks/gpu.sh runs the tests of the training path on cuda
 FP32, BF16 = (Device(torch.device(DEVICE), dtype) for dtype in (torch.float32, torch.bfloat16))
 ON_CPU = DEVICE == "cpu"
 if not ON_CPU:  # the tests compare bits, and float32 with float32
@@ -39,12 +43,26 @@ if not ON_CPU:  # the tests compare bits, and float32 with float32
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
 
-SWEPT = ["data=digits", "student.epochs=2", "teacher.epochs=1", "student.scale=2", "teacher.scale=2"]
+SWEPT = [
+    "data=digits",
+    "student.epochs=2",
+    "teacher.epochs=1",
+    "student.scale=2",
+    "teacher.scale=2",
+]
 SWEPT += [f"device={DEVICE}"]
 SWEPT += ["threads=1", "tracker.mode=disabled"]
 LONG = [*SWEPT, "student.epochs=100000", "method=standard"]
-PATIENCE = 600  # seconds until what a test waits for is taken to hang; no test asks how fast a machine is
-SMALL = ["data=digits", "teacher.scale=2", "student.scale=1", "teacher.epochs=1", "student.epochs=1"]
+PATIENCE = (
+    600  # seconds until what a test waits for is taken to hang; no test asks how fast a machine is
+)
+SMALL = [
+    "data=digits",
+    "teacher.scale=2",
+    "student.scale=1",
+    "teacher.epochs=1",
+    "student.epochs=1",
+]
 SMALL += [f"device={DEVICE}"]
 
 
@@ -69,13 +87,15 @@ def composed(tmp_path: Path) -> Callable[..., Config]:
     def compose_(*overrides: str, small: bool = True) -> Config:
         words = [*(SMALL if small else []), f"paths.runs={tmp_path / 'runs'}", *overrides]
         with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-            return check(cli.plain(compose("config", words)))
+            return validate_config(cli.to_container(compose("config", words)))
 
     return compose_
 
 
 @pytest.fixture
-def kd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Callable[..., Said]:
+def kd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> Callable[..., Said]:
     """kd("method=logits", ...): what `python -m kd` with these words says, run in an empty directory."""
     place = tmp_path / "cwd"
     place.mkdir()
@@ -121,7 +141,9 @@ def folder(tmp_path: Path) -> Path:
             (root / split / name).mkdir(parents=True)
             for i in range(count):
                 shade = 40 + 150 * number + i
-                Image.new("RGB", (20 + i, 18), (shade, shade, 90)).save(root / split / name / f"{i:02d}.png")
+                Image.new("RGB", (20 + i, 18), (shade, shade, 90)).save(
+                    root / split / name / f"{i:02d}.png"
+                )
     return root
 
 
@@ -168,7 +190,9 @@ class Place:
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
-                if (path / "cwd").readlink() == self.folder and b"spawn_main" in (path / "cmdline").read_bytes():
+                if (path / "cwd").readlink() == self.folder and b"spawn_main" in (
+                    path / "cmdline"
+                ).read_bytes():
                     found.append(int(path.name))
             except OSError:
                 continue
@@ -221,18 +245,20 @@ def launched(ends: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> list[dict
         while (unit := scheduler.source()) is not None:
             for job, _ in unit:
                 folder, outcome = Path(job["folder"]), Outcome("done")
-                if not directory.finished(folder):
+                if not directory.load_result(folder):
                     end = ends.pop(len(jobs), "done")
                     jobs.append(job)
                     folder.mkdir(parents=True, exist_ok=True)
                     if end == "kill":
                         raise KeyboardInterrupt
                     if end == "done":
-                        write_json(folder / "result.json", result_of(len(jobs) / 100, job["config"]))
+                        write_json(
+                            folder / "result.json", result_of(len(jobs) / 100, job["config"])
+                        )
                     else:
                         outcome = Outcome("failed" if end == "failed" else "killed", "of a test")
-                        directory.mark(folder, *outcome)
-                scheduler.over(job, outcome)
+                        directory.write_status(folder, *outcome)
+                scheduler.on_job_end(job, outcome)
                 if outcome.state == "killed" and end == "stop":
                     raise KeyboardInterrupt
 
@@ -242,19 +268,25 @@ def launched(ends: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> list[dict
 
 
 @pytest.fixture
-def planned(kd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+def planned(
+    kd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[dict[str, Any]]]:
     """planned("-m", ...): the jobs of a sweep of toys, all run in this process, none of which trains."""
     ran: list[str] = []
     monkeypatch.setattr("kd.training.run.run", lambda config, **_: ran.append(config.identity()))
-    monkeypatch.setattr("kd.training.finalize.summary", lambda *_: [])
-    monkeypatch.setattr("kd.sweep.scheduler._conclude", lambda *_, **__: "")
+    monkeypatch.setattr("kd.training.finalize.summary_lines", lambda *_: [])
+    monkeypatch.setattr("kd.sweep.scheduler._write_report", lambda *_, **__: "")
 
     def run(*words: str) -> list[dict[str, Any]]:
-        said = kd("data=digits", "student.scale=1", "teacher.scale=1", "device=cpu", "threads=1", *words)
+        said = kd(
+            "data=digits", "student.scale=1", "teacher.scale=1", "device=cpu", "threads=1", *words
+        )
         assert said.code == 0, said.err
         (plan,) = Path().glob("**/jobs.json")
         jobs = read_plan(plan.parent)
-        assert ran == [job["id"] for job in jobs], "every planned job is run, in this process and in order"
+        assert ran == [job["id"] for job in jobs], (
+            "every planned job is run, in this process and in order"
+        )
         return jobs
 
     return run

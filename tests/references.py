@@ -87,7 +87,9 @@ def soft(zs: Tensor, zt: Tensor, T: float | Tensor) -> Tensor:
     Averaged over the batch only, as in RepDistiller and mdistiller. T may be a tensor with a gradient (CTKD).
     Born-again networks, function matching (T = 1) and stored soft labels are this term as well.
     """
-    return T**2 * _mean([_kl(F.softmax(zt[i] / T, dim=0), F.log_softmax(zs[i] / T, dim=0)) for i in range(len(zs))])
+    return T**2 * _mean(
+        [_kl(F.softmax(zt[i] / T, dim=0), F.log_softmax(zs[i] / T, dim=0)) for i in range(len(zs))]
+    )
 
 
 def standardised(z: Tensor) -> Tensor:
@@ -179,9 +181,15 @@ def mlkd(zs: Tensor, zt: Tensor, T: float) -> tuple[Tensor, Tensor, Tensor]:
     ps = torch.stack([F.softmax(row / T, dim=0) for row in zs])
     pt = torch.stack([F.softmax(row / T, dim=0) for row in zt])
     samples, classes = ps.shape
-    batch_terms = [((pt[i] * pt[j]).sum() - (ps[i] * ps[j]).sum()) ** 2 for i in range(samples) for j in range(samples)]
+    batch_terms = [
+        ((pt[i] * pt[j]).sum() - (ps[i] * ps[j]).sum()) ** 2
+        for i in range(samples)
+        for j in range(samples)
+    ]
     class_terms = [
-        ((pt[:, k] * pt[:, m]).sum() - (ps[:, k] * ps[:, m]).sum()) ** 2 for k in range(classes) for m in range(classes)
+        ((pt[:, k] * pt[:, m]).sum() - (ps[:, k] * ps[:, m]).sum()) ** 2
+        for k in range(classes)
+        for m in range(classes)
     ]
     return soft(zs, zt, T), _total(batch_terms) / samples, _total(class_terms) / classes
 
@@ -196,7 +204,9 @@ def tfkd(zs: Tensor, y: Tensor, correct: float, T: float) -> Tensor:
     classes = zs.shape[1]
     for i in range(len(zs)):
         u = [correct if k == int(y[i]) else (1 - correct) / (classes - 1) for k in range(classes)]
-        terms.append(_kl(F.softmax(torch.tensor(u, dtype=zs.dtype) / T, dim=0), F.log_softmax(zs[i], dim=0)))
+        terms.append(
+            _kl(F.softmax(torch.tensor(u, dtype=zs.dtype) / T, dim=0), F.log_softmax(zs[i], dim=0))
+        )
     return _mean(terms)
 
 
@@ -239,7 +249,9 @@ def similarity(fs: Tensor, ft: Tensor) -> Tensor:
     fs, ft = fs.flatten(1), ft.flatten(1)
     terms = []
     for i in range(len(fs)):
-        gs, gt = [_unit(torch.stack([(f[i] * f[j]).sum() for j in range(len(f))])) for f in (fs, ft)]
+        gs, gt = [
+            _unit(torch.stack([(f[i] * f[j]).sum() for j in range(len(f))])) for f in (fs, ft)
+        ]
         terms.append(((gs - gt) ** 2).sum())
     return _total(terms) / len(fs) ** 2
 
@@ -253,7 +265,9 @@ def correlation(fs: Tensor, ft: Tensor, gamma: float, order: int) -> Tensor:
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         dot = (a * b).sum()
-        weights = [math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) for p in range(order + 1)]
+        weights = [
+            math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) for p in range(order + 1)
+        ]
         return _total([weight * dot**p for p, weight in enumerate(weights)])
 
     us, ut = [_unit(f) for f in fs.flatten(1)], [_unit(f) for f in ft.flatten(1)]
@@ -319,7 +333,12 @@ def rkd(fs: Tensor, ft: Tensor) -> tuple[Tensor, Tensor]:
     n = len(fs)
 
     def distances(f: Tensor) -> dict[tuple[int, int], Tensor]:
-        raw = {(i, j): ((f[i] - f[j]) ** 2).sum().clamp(min=1e-12).sqrt() for i in range(n) for j in range(n) if i != j}
+        raw = {
+            (i, j): ((f[i] - f[j]) ** 2).sum().clamp(min=1e-12).sqrt()
+            for i in range(n)
+            for j in range(n)
+            if i != j
+        }
         scale = _mean(list(raw.values()))
         return {pair: d / scale for pair, d in raw.items()}
 
@@ -356,7 +375,9 @@ def pkt(fs: Tensor, ft: Tensor, norm_eps: float = 0.0) -> Tensor:
 
     ps, pt = conditional(fs.flatten(1)), conditional(ft.flatten(1))
     n = len(ps)
-    return _mean([pt[i][j] * ((pt[i][j] + eps) / (ps[i][j] + eps)).log() for i in range(n) for j in range(n)])
+    return _mean(
+        [pt[i][j] * ((pt[i][j] + eps) / (ps[i][j] + eps)).log() for i in range(n) for j in range(n)]
+    )
 
 
 def crd_constant(v: Tensor, bank: Tensor, rows: Tensor, tau: float, n: int) -> Tensor:
@@ -404,7 +425,9 @@ def crd(
             kept = [int(negatives[k]) for k in range(count) if bool(keep[i, k])]
             if kept:
                 scores = [torch.exp((v[i] * bank[row]).sum() / tau) / z for row in kept]
-                term = term + count / len(kept) * _total([(c / (score + c + eps)).log() for score in scores])
+                term = term + count / len(kept) * _total(
+                    [(c / (score + c + eps)).log() for score in scores]
+                )
             terms.append(-term)
         return _mean(terms)
 
@@ -425,7 +448,11 @@ def hcl(fs: Tensor, ft: Tensor) -> Tensor:
     for size in (4, 2, 1):
         if size < fs.shape[2]:
             weight /= 2
-            total = total + weight * ((_pooled(fs, size, size) - _pooled(ft, size, size)) ** 2).flatten().mean()
+            total = (
+                total
+                + weight
+                * ((_pooled(fs, size, size) - _pooled(ft, size, size)) ** 2).flatten().mean()
+            )
             weights += weight
     return total / weights
 
@@ -512,7 +539,9 @@ def ofd(fs: Tensor, ft: Tensor, margin: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------- SRRL
 
 
-def srrl(fs: Tensor, ft: Tensor, zt: Tensor, p: Mapping[str, Tensor], w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def srrl(
+    fs: Tensor, ft: Tensor, zt: Tensor, p: Mapping[str, Tensor], w: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor]:
     """Softmax regression representation learning, Yang et al. 2021 (ICLR): (feature, regression).
 
     h_i = relu(BN(W f_s,i)), p holding weight [t, s] and the norm's scale and shift; feature = mean over samples and

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import kd.training.run
 from kd import cli
-from kd.config.schema import check
+from kd.config.schema import validate_config
 from kd.core import registry
 from kd.core.settings import flatten
 from kd.data.loader import Split
@@ -111,9 +111,17 @@ def _keys(groups: tuple[str, ...] = ()) -> dict[str, str]:
     with suppress(Exception):
         for words in each:
             found |= flatten(OmegaConf.to_container(_base(words)))  # type: ignore[arg-type]
-    leaves = {k: json.dumps(v).strip('"') for k, v in found.items() if not (isinstance(v, str) and "$" in v)}
+    leaves = {
+        k: json.dumps(v).strip('"')
+        for k, v in found.items()
+        if not (isinstance(v, str) and "$" in v)
+    }
     nodes = {key.rpartition(".")[0] for key in found} - {""}
-    return {**dict.fromkeys(nodes, "{}"), **dict.fromkeys(found, "here"), **leaves} if leaves else _keys()
+    return (
+        {**dict.fromkeys(nodes, "{}"), **dict.fromkeys(found, "here"), **leaves}
+        if leaves
+        else _keys()
+    )
 
 
 @st.composite
@@ -131,15 +139,26 @@ def _words(draw: st.DrawFn) -> list[str]:
         key = draw(st.sampled_from(sorted(known if draw(chance) >= wild else _keys())))
         likely = st.sampled_from([known.get(key, "1"), *SENSIBLE.get(key, [])])
         value = draw(WILD if draw(chance) < wild else likely)
-        if key.startswith(("paths", "student.scale", "teacher.scale")) and len(value) > 3 and value != "100000":
-            value = "here"  # nothing is written elsewhere; scale=1024, which is allowed, takes 17 GB
+        if (
+            key.startswith(("paths", "student.scale", "teacher.scale"))
+            and len(value) > 3
+            and value != "100000"
+        ):
+            value = (
+                "here"  # nothing is written elsewhere; scale=1024, which is allowed, takes 17 GB
+            )
         sign = draw(st.sampled_from(["", "", "+", "++", "~"])) if draw(chance) < wild else ""
         words.append(f"{sign}{key}" if sign == "~" else f"{sign}{key}={value}")
     return words
 
 
 def _one_line(text: str) -> bool:
-    return text.startswith("kd: ") and text.count("\n") == 1 and text[:-1].isprintable() and len(text) > 8
+    return (
+        text.startswith("kd: ")
+        and text.count("\n") == 1
+        and text[:-1].isprintable()
+        and len(text) > 8
+    )
 
 
 @cache
@@ -150,7 +169,9 @@ def _base(groups: tuple[str, ...]) -> DictConfig:
 def _quickly(words: list[str]) -> DictConfig:
     """As Hydra composes it; what the groups give is kept, as it takes the most time."""
     parsed = OverridesParser.create().parse_overrides(words)
-    groups = [o for o in parsed if o.get_key_element().lstrip("+") in GROUPS or "@" in o.get_key_element()]
+    groups = [
+        o for o in parsed if o.get_key_element().lstrip("+") in GROUPS or "@" in o.get_key_element()
+    ]
     config = _base(tuple(str(o.input_line) for o in groups)).copy()
     ConfigLoaderImpl._apply_overrides_to_config([o for o in parsed if o not in groups], config)
     return config
@@ -173,8 +194,8 @@ def _beside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @given(words=_words())
 def test_any_configuration_is_right_or_refused(words: list[str]) -> None:
     try:
-        cli._check_words(words)
-        config = check(cli.plain(_quickly(words)))
+        cli._check_overrides(words)
+        config = validate_config(cli.to_container(_quickly(words)))
     except Exception as error:
         code, line = cli._explain(error)
         assert code == 2, words
@@ -183,10 +204,10 @@ def test_any_configuration_is_right_or_refused(words: list[str]) -> None:
         event("refused")
         return
     event("right")
-    plain = config.plain()
+    plain = config.to_dict()
     json.dumps(plain, allow_nan=False, ensure_ascii=False).encode()
-    assert len(config.label().encode()) < 200
-    again = check(plain)
+    assert len(config.run_name().encode()) < 200
+    again = validate_config(plain)
     assert (again, again.identity()) == (config, config.identity())
 
 
@@ -240,7 +261,8 @@ MENDED = {  # words that once ended in a traceback, or were believed: what the l
     "optimizer=[[sgd]]": "optimizer: [['sgd']] is not a choice; allowed: adam, adamw, muon, sgd",
     "seed=1" + 5000 * "0": "seed: Exceeds the limit (4300 digits)",
     "seed=1" + 400 * "0": "seed: should be less than 9223372036854775808, got 100",
-    "student.epochs=1" + 400 * "0": "student.epochs: should be less than or equal to 1000000, got 100",
+    "student.epochs=1"
+    + 400 * "0": "student.epochs: should be less than or equal to 1000000, got 100",
     "student.scale=100000": "student.scale: should be less than or equal to 1024, got 100000",
     "threads=100000": "threads: should be less than or equal to 1024, got 100000",
     "method.T=1e300": "method.T: should be less than or equal to 10000, got 1e+300",
@@ -259,7 +281,9 @@ MENDED = {  # words that once ended in a traceback, or were believed: what the l
 }
 
 
-@pytest.mark.parametrize("word", MENDED, ids=lambda word: word[:40].encode("unicode_escape").decode())
+@pytest.mark.parametrize(
+    "word", MENDED, ids=lambda word: word[:40].encode("unicode_escape").decode()
+)
 def test_what_was_found_and_mended(word: str, kd: Callable) -> None:
     said = kd(*BASE, "method=logits", word)
     assert (said.code, said.out) == (2, "")

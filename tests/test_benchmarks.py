@@ -26,7 +26,9 @@ ROOT = Path(__file__).parents[1]
 def said_by(module: str, *words: str) -> str:
     command = [sys.executable, "-m", f"benchmarks.{module}", "--device", "cpu", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment).stdout
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment
+    ).stdout
 
 
 def test_throughput_compares_both_loops_on_every_path(
@@ -40,10 +42,21 @@ def test_throughput_compares_both_loops_on_every_path(
         return measured.get(ours) or measured.setdefault(ours, memory(words, asked))
 
     out = tmp_path / "throughput.json"
-    words = ["--images", "600", "--steps", "2", "--repeats", "1", "--device", "cpu", "--out", str(out)]
+    words = [
+        "--images",
+        "600",
+        "--steps",
+        "2",
+        "--repeats",
+        "1",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
     monkeypatch.setattr(sys, "argv", ["throughput", *words])
     monkeypatch.setattr(throughput, "memory", once)
-    monkeypatch.setattr(throughput.devices, "settle", lambda _: None)
+    monkeypatch.setattr(throughput.devices, "configure_process", lambda _: None)
     throughput.main()
     said = capfd.readouterr().out
     found = json.loads(out.read_text())
@@ -52,7 +65,9 @@ def test_throughput_compares_both_loops_on_every_path(
         assert row["ratio"] > 0
         assert row["path"] in said
         taught = {"teacher"} if path.teacher else set()
-        assert set(row["ms_a_step"]) == {"data", "forward", "loss", "backward", "optimizer"} | taught
+        assert (
+            set(row["ms_a_step"]) == {"data", "forward", "loss", "backward", "optimizer"} | taught
+        )
         assert (row["disk_mb"] > 0) == bool(path.teacher)
         assert min(row["memory_mb"].values()) > 100 or not Path("/proc/self/smaps_rollup").exists()
     assert found["environment"]["device"] == "cpu"
@@ -60,12 +75,25 @@ def test_throughput_compares_both_loops_on_every_path(
 
 def test_a_sweep_is_compared_with_as_many_plain_runs(tmp_path: Path) -> None:
     out = tmp_path / "sweep.json"
-    words = ["--images", "300", "--epochs", "1", "--plain-runs", "1", "--temperatures", "1", "--starts", "1"]
+    words = [
+        "--images",
+        "300",
+        "--epochs",
+        "1",
+        "--plain-runs",
+        "1",
+        "--temperatures",
+        "1",
+        "--starts",
+        "1",
+    ]
     said = said_by("sweep", *words, "--out", str(out))
     found = json.loads(out.read_text())
     assert len(found["plain_seconds"]) == 1
     for row in found["rows"]:
-        assert row["ratio"] == pytest.approx(4 * found["plain_seconds"][0] / row["seconds"], rel=0.02)
+        assert row["ratio"] == pytest.approx(
+            4 * found["plain_seconds"][0] / row["seconds"], rel=0.02
+        )
         assert row["disk_mb"] > 0
         assert row["path"] in said
     assert found["startup_seconds"] > 0
@@ -89,7 +117,11 @@ def test_a_report_on_many_runs_is_timed(
 
 def test_the_plain_loop_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a reference: what it is timed on must be a training. Two classes, told apart by brightness."""
-    monkeypatch.setattr(torch.utils.data.DataLoader, "__init__", _without_workers(torch.utils.data.DataLoader.__init__))
+    monkeypatch.setattr(
+        torch.utils.data.DataLoader,
+        "__init__",
+        _without_workers(torch.utils.data.DataLoader.__init__),
+    )
     torch.manual_seed(0)
     labels = torch.arange(256) % 2
     images = (torch.rand(256, 32, 32, 3) * 60 + labels[:, None, None, None] * 120).to(torch.uint8)
@@ -100,12 +132,16 @@ def test_the_plain_loop_learns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _without_workers(init):  # type: ignore[no-untyped-def]
-    return lambda self, *given, **said: init(self, *given, **(said | {"num_workers": 0, "persistent_workers": False}))
+    return lambda self, *given, **said: init(
+        self, *given, **(said | {"num_workers": 0, "persistent_workers": False})
+    )
 
 
 def test_readme_says_what_was_measured() -> None:
     text = (ROOT / "README.md").read_text()
-    assert readme.written(text, readme.measured()) == text, "python -m benchmarks.readme writes it anew"
+    assert readme.written(text, readme.measured()) == text, (
+        "python -m benchmarks.readme writes it anew"
+    )
     numbers = re.findall(r"\*\*(\d+\.\d)×\*\*", text)
     assert len(numbers) == len(PATHS) + 2
 
@@ -119,7 +155,18 @@ def test_the_cost_of_every_method_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "methods.json"
-    words = ["--images", "128", "--steps", "1", "--repeats", "1", "--device", "cpu", "--out", str(out)]
+    words = [
+        "--images",
+        "128",
+        "--steps",
+        "1",
+        "--repeats",
+        "1",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
     monkeypatch.setattr(sys, "argv", ["methods", *words])
     library.main()
     found = json.loads(out.read_text())
@@ -135,17 +182,30 @@ def test_the_page_of_methods_is_what_their_files_say() -> None:
     assert library.PAGE.read_text() == text, "python -m benchmarks.methods --page writes it anew"
 
 
-def test_runs_of_several_sweeps_are_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_several_sweeps_are_one_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The later of two of one method and seed counts; what diverged or was not run is said, and not left out."""
     monkeypatch.setattr(library, "TABLE", tmp_path / "methods.csv")
 
     def runs(*rows: tuple[str, int, str, float]) -> pd.DataFrame:
-        same = {"student": "cnn-16", "epochs": 15, "budget": "15 x 100", "overrides": "data.root=/a/path"}
+        same = {
+            "student": "cnn-16",
+            "epochs": 15,
+            "budget": "15 x 100",
+            "overrides": "data.root=/a/path",
+        }
         some = [{"method": m, "setting": f"{m} x=1", "seed": s, "status": state, "test_accuracy": a, "val_accuracy": a,
                  "teacher": "cnn-32", "teacher_test_accuracy": 0.85, **same} for m, s, state, a in rows]  # fmt: skip
         return pd.DataFrame(some)
 
-    library.merge(runs(("standard", 0, "done", 0.8), ("logits", 0, "done", 0.1), ("dkd", 0, "diverged", math.nan)))
+    library.merge(
+        runs(
+            ("standard", 0, "done", 0.8),
+            ("logits", 0, "done", 0.1),
+            ("dkd", 0, "diverged", math.nan),
+        )
+    )
     library.merge(runs(("logits", 0, "done", 0.82), ("logits", 1, "done", 0.84), ("standard", 1, "done", 0.81),
                        ("feature", 0, "failed", math.nan)))  # fmt: skip
     library.merge(runs(("dkd", 0, "done", 0.79)), "optimizer.lr=0.01")
@@ -155,7 +215,12 @@ def test_runs_of_several_sweeps_are_one_table(tmp_path: Path, monkeypatch: pytes
     text = library.page(json.loads(library.MEASURED.read_text()), kept)
     cells = {line.split("`")[1]: [cell.strip() for cell in line.split("|")[4:-1]] for line in text.splitlines()
              if line.startswith("| [`")}  # fmt: skip
-    assert cells["logits"][:4] == ["2", "83.00", "83.00 ± 12.71", "+2.50"]  # 12.71: Student's t for 2 values
+    assert cells["logits"][:4] == [
+        "2",
+        "83.00",
+        "83.00 ± 12.71",
+        "+2.50",
+    ]  # 12.71: Student's t for 2 values
     assert cells["standard"][:2] == ["2", "80.50"]
     assert cells["dkd"][2] == "diverged"
     assert cells["feature"][2] == "not run yet"
@@ -170,11 +235,24 @@ def test_the_documented_method_is_added_by_three_files(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "adding-a-method.md").read_text()
     (tmp_path / "adding.diff").write_text(text.partition("```diff\n")[2].partition("```\n")[0])
     place = tmp_path / "kd"
-    shutil.copytree(ROOT, place, ignore=shutil.ignore_patterns(".*", "multirun", "__pycache__", "*.egg-info"))
-    subprocess.run(["git", "apply", "-v", "../adding.diff"], cwd=place, check=True, capture_output=True)
+    shutil.copytree(
+        ROOT, place, ignore=shutil.ignore_patterns(".*", "multirun", "__pycache__", "*.egg-info")
+    )
+    subprocess.run(
+        ["git", "apply", "-v", "../adding.diff"], cwd=place, check=True, capture_output=True
+    )
     environment = {**os.environ, "PYTHONPATH": str(place)}
     wanted = ["tests/test_methods.py", "tests/test_library.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", *wanted, "-k", "mse or every_method_has"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n0",
+        *wanted,
+        "-k",
+        "mse or every_method_has",
+    ]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout

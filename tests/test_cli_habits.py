@@ -12,11 +12,18 @@ import pytest
 from conftest import is_one_line, write
 
 from hydra_plugins._kd_optuna import search_integers
-from kd.config.overrides import arguments, parse
+from kd.config.overrides import parse, split_arguments
 from kd.config.schema import takes_integers
 from kd.core.errors import UserError
 
-TOY = ["data=digits", "student.epochs=1", "teacher.epochs=1", "student.scale=1", "teacher.scale=1", "device=cpu"]
+TOY = [
+    "data=digits",
+    "student.epochs=1",
+    "teacher.epochs=1",
+    "student.scale=1",
+    "teacher.scale=1",
+    "device=cpu",
+]
 TOY += ["threads=1", "tracker.mode=disabled"]
 Planned = Callable[..., list[dict[str, Any]]]
 
@@ -33,19 +40,33 @@ def test_a_job_in_its_own_directory_uses_the_usual_paths(launcher: str, kd: Call
     """Two students, one teacher, whose weights come from a run that was typed before; the report finds them all."""
     write("own/method/logits.yaml", "name: logits\nalpha: 0.5\nT: 9.0\n")
     slots = ["hydra.launcher.slots=1"] if launcher == "local" else []
-    words = ["-m", "--config-dir", "own", *TOY, f"hydra/launcher={launcher}", *slots, "hydra.job.chdir=true"]
+    words = [
+        "-m",
+        "--config-dir",
+        "own",
+        *TOY,
+        f"hydra/launcher={launcher}",
+        *slots,
+        "hydra.job.chdir=true",
+    ]
     said = kd(*words, "method=logits", "seed=0,1", "paths.cache=cache")
     assert said.code == 0, said.err
     results = sorted(path.parent for path in Path().glob("**/result.json"))
-    assert [path.parent for path in results] == [Path("runs")] * 3, "two students and one teacher, none nested"
+    assert [path.parent for path in results] == [Path("runs")] * 3, (
+        "two students and one teacher, none nested"
+    )
     students = [path for path in results if path.name.startswith("logits-")]
-    assert {json.loads((path / "result.json").read_text())["config"]["method"]["T"] for path in students} == {9.0}
+    assert {
+        json.loads((path / "result.json").read_text())["config"]["method"]["T"] for path in students
+    } == {9.0}
     assert Path("cache").is_dir()
     (sweep,) = Path().glob("multirun/*/*")
     assert pd.read_csv(sweep / "runs.csv")["status"].tolist() == ["done", "done"]
 
 
-@pytest.mark.parametrize("words", [["hydra.job.chdir=true"], ["hydra.job.chdir=true", "hydra.run.dir=out"]])
+@pytest.mark.parametrize(
+    "words", [["hydra.job.chdir=true"], ["hydra.job.chdir=true", "hydra.run.dir=out"]]
+)
 def test_a_single_run_in_its_own_directory(words: list[str], kd: Callable) -> None:
     assert kd(*TOY, "method=standard", *words).code == 0
     (run,) = [path.parent for path in Path().glob("**/result.json")]
@@ -58,7 +79,9 @@ def test_a_single_run_in_its_own_directory(words: list[str], kd: Callable) -> No
 
 
 def test_a_multirun_does_not_use_the_directory_of_single_runs(kd: Callable) -> None:
-    assert kd("-m", *TOY, "method=standard", "hydra.run.dir=out", "hydra.launcher.slots=1").code == 0
+    assert (
+        kd("-m", *TOY, "method=standard", "hydra.run.dir=out", "hydra.launcher.slots=1").code == 0
+    )
     assert not Path("out").exists()
     (run,) = Path().glob("runs/standard-*")
     assert (run / ".hydra" / "overrides.yaml").exists()
@@ -88,34 +111,44 @@ def test_a_launcher_or_a_sweeper_without_a_multirun(word: str, kd: Callable) -> 
 def test_an_experiment_that_needs_a_multirun(text: str, key: str, kd: Callable) -> None:
     write("own/experiment/mine.yaml", f"# @package _global_\n{text}\n")
     words = ["--config-dir=own", *TOY, "method=standard", "+experiment=mine"]
-    assert is_one_line(kd(*words), f"{key}: an experiment chooses it, but only a multirun uses it; add -m")
+    assert is_one_line(
+        kd(*words), f"{key}: an experiment chooses it, but only a multirun uses it; add -m"
+    )
     assert nothing_made()
 
 
-def test_a_single_run_of_an_experiment_that_is_a_sweep(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_run_of_an_experiment_that_is_a_sweep(
+    kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran = []
     monkeypatch.setattr("kd.training.run.run", lambda config, **_: ran.append(config.root.seed))
-    monkeypatch.setattr("kd.training.finalize.summary", lambda *_: [])
+    monkeypatch.setattr("kd.training.finalize.summary_lines", lambda *_: [])
     assert kd(*TOY, "+experiment=compare", "hydra.mode=RUN", "seed=4").code == 0
     assert ran == [4]
 
 
 def test_hydras_basic_sweeper_is_the_grid(planned: Planned) -> None:
-    jobs = planned("-m", "hydra/sweeper=basic", "hydra/launcher=basic", "method=standard", "seed=0,1")
+    jobs = planned(
+        "-m", "hydra/sweeper=basic", "hydra/launcher=basic", "method=standard", "seed=0,1"
+    )
     assert [job["config"]["seed"] for job in jobs] == [0, 1]
 
 
 # ---- a user's own files
 
 
-@pytest.mark.parametrize("where", ["--config-dir=own", "hydra.searchpath=[own]", "hydra.searchpath=[file://own]"])
+@pytest.mark.parametrize(
+    "where", ["--config-dir=own", "hydra.searchpath=[own]", "hydra.searchpath=[file://own]"]
+)
 def test_a_users_file_wins_over_kds_of_the_same_name(where: str, kd: Callable) -> None:
     write("own/method/logits.yaml", "name: logits\nalpha: 0.3\nT: 9.0\n")
     write("own/model/cnn4.yaml", "name: cnn\nscale: 5\nactivation: elu\ndropout: 0.0\n")
     write("own/optimizer/sgd.yaml", "defaults: [adamw]\nlr: 0.5\n")
     write("own/experiment/original.yaml", "# @package _global_\nseed: 77\n")
     write("own/config.yaml", "another: application\n")
-    said = kd(where, "method=logits", "data=digits", "+experiment=original", "--cfg", "job", "--resolve")
+    said = kd(
+        where, "method=logits", "data=digits", "+experiment=original", "--cfg", "job", "--resolve"
+    )
     assert said.code == 0, said.err
     assert "\n  T: 9.0\n" in said.out
     assert "\n  scale: 5\n" in said.out
@@ -126,17 +159,38 @@ def test_a_users_file_wins_over_kds_of_the_same_name(where: str, kd: Callable) -
 
 
 BROKEN = {
-    "a bracket": ("name: logits\nT: [4.0\nbeta: 3\n", "line 3, column 5: expected ',' or ']', but got ':'"),
-    "a tab": ("name: logits\n\talpha: 0.3\n", "line 2, column 1: found character '\\t' that cannot start any token"),
+    "a bracket": (
+        "name: logits\nT: [4.0\nbeta: 3\n",
+        "line 3, column 5: expected ',' or ']', but got ':'",
+    ),
+    "a tab": (
+        "name: logits\n\talpha: 0.3\n",
+        "line 2, column 1: found character '\\t' that cannot start any token",
+    ),
     "a key twice": ("name: logits\nT: 3\nT: 4\n", "line 3, column 1: found duplicate key T"),
     "a list": ("# mine\n- logits\n", "line 2, column 1: should hold keys with values, not a list"),
     "text": ("logits\n", "line 1, column 1: should hold keys with values, not text"),
-    "another encoding": (b"name: logits\n# caf\xe9\n", "line 2, column 6: byte 0xe9 is not UTF-8; save the file"),
-    "UTF-16": ("name: logits\n".encode("utf-16"), "line 1, column 1: byte 0xff is not UTF-8; save the file as UTF-8"),
-    "a control character": ("name: log\x01its\n", "character 10: special characters are not allowed"),
-    "an alias in its anchor": ("name: logits\nT: &a\n  b: *a\n", "line 2, column 4: an alias stands inside its own"),
+    "another encoding": (
+        b"name: logits\n# caf\xe9\n",
+        "line 2, column 6: byte 0xe9 is not UTF-8; save the file",
+    ),
+    "UTF-16": (
+        "name: logits\n".encode("utf-16"),
+        "line 1, column 1: byte 0xff is not UTF-8; save the file as UTF-8",
+    ),
+    "a control character": (
+        "name: log\x01its\n",
+        "character 10: special characters are not allowed",
+    ),
+    "an alias in its anchor": (
+        "name: logits\nT: &a\n  b: *a\n",
+        "line 2, column 4: an alias stands inside its own",
+    ),
     "two documents": ("name: logits\n---\nT: 4\n", "line 2, column 1: but found another document"),
-    "an object": ("name: !!python/name:os.system\n", "line 1, column 7: could not determine a constructor for"),
+    "an object": (
+        "name: !!python/name:os.system\n",
+        "line 1, column 7: could not determine a constructor for",
+    ),
     "an interpolation": ("name: logits\nT: ${method.alpha\n", "no viable alternative at input"),
     "a header": ("# @package\nname: logits\n", "Expected header format"),
 }
@@ -154,7 +208,10 @@ def test_a_broken_file_of_the_users(where: str, text: Any, problem: str, kd: Cal
 
 def test_a_file_that_includes_itself(kd: Callable) -> None:
     write("own/method/logits.yaml", "defaults: [logits]\nT: 3\n")
-    assert is_one_line(kd("--config-dir=own", *TOY, "method=logits"), "method/logits: its defaults list leads back to")
+    assert is_one_line(
+        kd("--config-dir=own", *TOY, "method=logits"),
+        "method/logits: its defaults list leads back to",
+    )
 
 
 def test_a_file_with_a_byte_order_mark(kd: Callable) -> None:
@@ -162,7 +219,9 @@ def test_a_file_with_a_byte_order_mark(kd: Callable) -> None:
     assert "\nseed: 31\n" in kd("--config-dir=own", "+experiment=mine", "--cfg", "job").out
 
 
-@pytest.mark.parametrize("flag", ["--config-dir=none", "hydra.searchpath=[none]", "hydra.searchpath=[file://none]"])
+@pytest.mark.parametrize(
+    "flag", ["--config-dir=none", "hydra.searchpath=[none]", "hydra.searchpath=[file://none]"]
+)
 def test_a_directory_that_is_not_there(flag: str, kd: Callable) -> None:
     key = flag.partition("=")[0]
     assert is_one_line(kd(*TOY, flag), f"{key}: there is no directory {Path('none').absolute()}")
@@ -179,8 +238,10 @@ def test_a_directory_that_is_not_there(flag: str, kd: Callable) -> None:
 def test_the_remedy_for_a_value_is_right(value: str) -> None:
     """What the line says to type is read, by the shell and by Hydra, as what was meant."""
     with pytest.raises(UserError) as raised:
-        arguments([f"teacher.checkpoint={value}"])
-    line, remedy = str(raised.value).split("the value must be quoted, for Hydra and for the shell: ")
+        split_arguments([f"teacher.checkpoint={value}"])
+    line, remedy = str(raised.value).split(
+        "the value must be quoted, for Hydra and for the shell: "
+    )
     key = line.partition(": ")[0]
     (word,) = shlex.split(remedy)
     override = parse(word)
@@ -211,15 +272,23 @@ def test_two_choices_of_which_one_would_be_lost(kd: Callable) -> None:
 
 
 def test_flags_and_overrides_come_in_any_order(kd: Callable) -> None:
-    for words in (["~pair", "--cfg", "job", "seed=3"], ["--cfg", "job", "~pair", "seed=3"], ["seed=3", "-c=job"]):
+    for words in (
+        ["~pair", "--cfg", "job", "seed=3"],
+        ["--cfg", "job", "~pair", "seed=3"],
+        ["seed=3", "-c=job"],
+    ):
         said = kd(*words)
         assert "\nseed: 3\n" in said.out, said.err
 
 
-@pytest.mark.parametrize("word", ["seed=range(3,0)", "method=glob(zzz*)", "method=glob(*,exclude=*)", "seed=range(0)"])
+@pytest.mark.parametrize(
+    "word", ["seed=range(3,0)", "method=glob(zzz*)", "method=glob(*,exclude=*)", "seed=range(0)"]
+)
 def test_a_sweep_over_nothing(word: str, kd: Callable) -> None:
     said = kd("-m", *TOY, word)
-    assert is_one_line(said, f"{word.partition('=')[0]}: {word.partition('=')[2]} stands for no value"), said.err
+    assert is_one_line(
+        said, f"{word.partition('=')[0]}: {word.partition('=')[2]} stands for no value"
+    ), said.err
     assert nothing_made()
 
 
@@ -235,9 +304,15 @@ def test_a_sweep_that_cannot_be(word: str, line: str, kd: Callable) -> None:
 
 def test_values_of_hydras_in_a_sweep(planned: Planned) -> None:
     """${hydra:job.num} counts the jobs, on the command line and in YAML."""
-    write("own/experiment/mine.yaml", "# @package _global_\ntracker: {notes: 'job ${hydra:job.num}'}\n")
+    write(
+        "own/experiment/mine.yaml",
+        "# @package _global_\ntracker: {notes: 'job ${hydra:job.num}'}\n",
+    )
     words = ["--config-dir=own", "+experiment=mine", "hydra/launcher=basic", "method=standard"]
-    jobs = [job["config"] for job in planned("-m", *words, "student.dropout=0.1,0.2", "seed=${hydra:job.num}")]
+    jobs = [
+        job["config"]
+        for job in planned("-m", *words, "student.dropout=0.1,0.2", "seed=${hydra:job.num}")
+    ]
     assert [job["seed"] for job in jobs] == [0, 1]
     assert [job["tracker"]["notes"] for job in jobs] == ["job 0", "job 1"]
 
@@ -245,10 +320,19 @@ def test_values_of_hydras_in_a_sweep(planned: Planned) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_values_of_hydras_in_a_worker(packed: bool, kd: Callable) -> None:
     pack = ["hydra.launcher.pack=2"] if packed else []
-    words = ["method=standard", "seed=0,1", "tracker.notes='job ${hydra:job.num}'", "hydra.launcher.slots=1", *pack]
+    words = [
+        "method=standard",
+        "seed=0,1",
+        "tracker.notes='job ${hydra:job.num}'",
+        "hydra.launcher.slots=1",
+        *pack,
+    ]
     said = kd("-m", *TOY, *words)
     assert said.code == 0, said.err
-    notes = [json.loads(path.read_text())["config"]["tracker"]["notes"] for path in Path().glob("runs/*/result.json")]
+    notes = [
+        json.loads(path.read_text())["config"]["tracker"]["notes"]
+        for path in Path().glob("runs/*/result.json")
+    ]
     assert sorted(notes) == ["job 0", "job 1"]
 
 
@@ -258,8 +342,12 @@ def test_values_of_hydras_in_a_worker(packed: bool, kd: Callable) -> None:
       [{"scale": 1, "epochs": 2}, {"scale": 2, "epochs": 3}]),
      ("method={T:1,alpha:0.5},{T:2,alpha:0.1}", "method", [{"T": 1.0, "alpha": 0.5}, {"T": 2.0, "alpha": 0.1}])],
 )  # fmt: skip
-def test_pairs_of_values_instead_of_a_product(word: str, key: str, pairs: Any, planned: Planned) -> None:
-    jobs = planned("-m", "hydra/launcher=basic", "+experiment=temperature", "seed=0", "method.T=3", word)
+def test_pairs_of_values_instead_of_a_product(
+    word: str, key: str, pairs: Any, planned: Planned
+) -> None:
+    jobs = planned(
+        "-m", "hydra/launcher=basic", "+experiment=temperature", "seed=0", "method.T=3", word
+    )
     assert [{name: job["config"][key][name] for name in pairs[0]} for job in jobs] == pairs
 
 
@@ -303,6 +391,7 @@ def test_an_interval_has_the_type_of_its_key(word: str, ends: tuple[Any, Any]) -
 def test_an_interval_of_integers_with_a_broken_end() -> None:
     override = parse("student.epochs=interval(1.5,4)")
     with pytest.raises(
-        UserError, match=re.escape("student.epochs: takes integers, so the ends of its interval must be")
+        UserError,
+        match=re.escape("student.epochs: takes integers, so the ends of its interval must be"),
     ):
         search_integers({"student.epochs": override}, COMPOSED)

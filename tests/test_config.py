@@ -10,15 +10,22 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from kd import cli, data, models
-from kd.config.schema import check
+from kd.config.schema import validate_config
 from kd.core.errors import UserError
 from kd.core.registry import choices
-from kd.methods import Spec
+from kd.methods import MethodContext
 from kd.models import weights
 from kd.optim import Schedule
 
 METHODS = choices("methods")
-DIGITS = ["data=digits", "student.epochs=1", "teacher.epochs=1", "student.scale=1", "teacher.scale=2", "device=cpu"]
+DIGITS = [
+    "data=digits",
+    "student.epochs=1",
+    "teacher.epochs=1",
+    "student.scale=1",
+    "teacher.scale=2",
+    "device=cpu",
+]
 
 BAD = {  # what is typed: what the one line must say
     "unknown key": (
@@ -33,7 +40,10 @@ BAD = {  # what is typed: what the one line must say
         "+optimizer.momentun=0.9",
         "optimizer.momentun: unknown key; did you mean optimizer.momentum? Valid: ",
     ),
-    "in another case": ("method.t=3", "method.t: unknown key; did you mean method.T? Valid: name, alpha, T"),
+    "in another case": (
+        "method.t=3",
+        "method.t: unknown key; did you mean method.T? Valid: name, alpha, T",
+    ),
     "a group's name": ("metod=dkd", "metod: unknown key; did you mean method? Valid: "),
     "nothing near": ("method.zzz=3", "method.zzz: unknown key; valid: name, alpha, T"),
     "near miss at the top": ("+sed=1", "sed: unknown key; did you mean seed? Valid: "),
@@ -45,14 +55,23 @@ BAD = {  # what is typed: what the one line must say
         "method=logit",
         "Could not find 'method/logit' Available options in 'method': " + " ".join(METHODS),
     ),
-    "unknown name": ("method.name=nope", "method.name: 'nope' is not known; allowed: " + ", ".join(METHODS)),
+    "unknown name": (
+        "method.name=nope",
+        "method.name: 'nope' is not known; allowed: " + ", ".join(METHODS),
+    ),
     "unknown model name": ("student.name=nope", "student.name: 'nope' is not known; allowed: cnn"),
     "word for a number": ("method.T=hot", "method.T: should be a valid number, got 'hot'"),
     "temperature nan": ("method.T=nan", "method.T: should be a finite number, got nan"),
     "temperature inf": ("method.T=inf", "method.T: should be a finite number, got inf"),
     "temperature zero": ("method.T=0", "method.T: should be greater than or equal to 0.001, got 0"),
-    "alpha above one": ("method.alpha=1.5", "method.alpha: should be less than or equal to 1, got 1.5"),
-    "alpha below zero": ("method.alpha=-0.1", "method.alpha: should be greater than or equal to 0, got -0.1"),
+    "alpha above one": (
+        "method.alpha=1.5",
+        "method.alpha: should be less than or equal to 1, got 1.5",
+    ),
+    "alpha below zero": (
+        "method.alpha=-0.1",
+        "method.alpha: should be greater than or equal to 0, got -0.1",
+    ),
     "alpha and beta": (
         "method=feature method.alpha=0.6 method.beta=0.6",
         "method: alpha + beta must be <= 1, got 0.6 + 0.6",
@@ -63,8 +82,14 @@ BAD = {  # what is typed: what the one line must say
     "negative seed": ("seed=-1", "seed: should be greater than or equal to 0, got -1"),
     "no width": ("student.scale=0", "student.scale: should be greater than or equal to 1, got 0"),
     "learning rate zero": ("optimizer.lr=0", "optimizer.lr: should be greater than 0, got 0"),
-    "teacher's learning rate": ("teacher.optimizer.lr=-1", "teacher.optimizer.lr: should be greater than 0, got -1"),
-    "unknown optimizer": ("optimizer=lion", "Could not find 'optimizer/lion' Available options in 'optimizer': adam"),
+    "teacher's learning rate": (
+        "teacher.optimizer.lr=-1",
+        "teacher.optimizer.lr: should be greater than 0, got -1",
+    ),
+    "unknown optimizer": (
+        "optimizer=lion",
+        "Could not find 'optimizer/lion' Available options in 'optimizer': adam",
+    ),
     "nesterov alone": ("optimizer.momentum=0", "optimizer: nesterov=true needs momentum > 0"),
     "outputs of another order": (
         "teacher.outputs=shuffled",
@@ -111,15 +136,27 @@ BAD = {  # what is typed: what the one line must say
         "+pair=vgg13_vgg8",
         "pair: there is one already; choose another with pair=..., without the +",
     ),
-    "unknown pair": ("pair=vgg13", "Could not find 'pair/vgg13' Available options in 'pair': resnet110_resnet20"),
-    "tracker": ("tracker.mode=maybe", "tracker.mode: should be 'auto', 'online', 'offline' or 'disabled', got 'maybe'"),
+    "unknown pair": (
+        "pair=vgg13",
+        "Could not find 'pair/vgg13' Available options in 'pair': resnet110_resnet20",
+    ),
+    "tracker": (
+        "tracker.mode=maybe",
+        "tracker.mode: should be 'auto', 'online', 'offline' or 'disabled', got 'maybe'",
+    ),
     "device": ("device=tpu", "device: 'tpu' is not known; allowed: auto, cpu, mps, cuda"),
-    "missing root": ("data=imagefolder", "data.root: this key is missing; set it with data.root=..."),
+    "missing root": (
+        "data=imagefolder",
+        "data.root: this key is missing; set it with data.root=...",
+    ),
     "missing folder": (
         "data=imagefolder data.root=nowhere",
         "data.root: no folder nowhere; it must hold train/<class>/*",
     ),
-    "no checkpoint": ("teacher.checkpoint=none.safetensors", "teacher.checkpoint: no file none.safetensors"),
+    "no checkpoint": (
+        "teacher.checkpoint=none.safetensors",
+        "teacher.checkpoint: no file none.safetensors",
+    ),
     "grammar": ("method.T=[1", "no viable alternative at input '[1'"),
     "flag": ("--cfg job --info all", "Only one of"),
 }
@@ -146,12 +183,18 @@ def test_a_sweep_is_checked_before_its_first_job(kd: Callable) -> None:
 @pytest.mark.parametrize(
     ("word", "line"),
     [
-        ("method.T=interval(1,4)", "kd: method.T: interval(a,b) is for hydra/sweeper=optuna; a grid takes values, as "),
+        (
+            "method.T=interval(1,4)",
+            "kd: method.T: interval(a,b) is for hydra/sweeper=optuna; a grid takes values, as ",
+        ),
         (
             "hydra.launcher.slots=two",
             "kd: hydra.launcher.slots: Value 'two' of type 'str' could not be converted to Int",
         ),
-        ("hydra/launcher=nope", "kd: In 'hydra/config': Could not find 'hydra/launcher/nope' Available options in "),
+        (
+            "hydra/launcher=nope",
+            "kd: In 'hydra/config': Could not find 'hydra/launcher/nope' Available options in ",
+        ),
     ],
 )
 def test_a_sweeps_own_mistakes(word: str, line: str, kd: Callable) -> None:
@@ -187,24 +230,45 @@ def test_cifar_that_cannot_be_downloaded(kd: Callable, monkeypatch: pytest.Monke
     said = kd("data=cifar10", "method=standard", "data.root=here", "device=cpu")
     assert said.code == 2
     line = said.err.splitlines()[-1]
-    assert "data.root: CIFAR10 is not in here and cannot be downloaded (Network is unreachable)" in line
+    assert (
+        "data.root: CIFAR10 is not in here and cannot be downloaded (Network is unreachable)"
+        in line
+    )
     assert "use data=digits (needs no download) or data=imagefolder data.root=PATH" in line
 
 
 @pytest.mark.parametrize(
     ("harm", "expected"),
     [
-        (lambda root: (root / "train" / "empty").mkdir(), "train/empty holds no image; fill or remove it"),
-        (lambda root: [p.unlink() for p in (root / "test" / "dark").iterdir()], "test/dark holds no image"),
-        (lambda root: (root / "train" / "dark" / "03.png").write_bytes(b"no image"), "train/dark/03.png"),
+        (
+            lambda root: (root / "train" / "empty").mkdir(),
+            "train/empty holds no image; fill or remove it",
+        ),
+        (
+            lambda root: [p.unlink() for p in (root / "test" / "dark").iterdir()],
+            "test/dark holds no image",
+        ),
+        (
+            lambda root: (root / "train" / "dark" / "03.png").write_bytes(b"no image"),
+            "train/dark/03.png",
+        ),
         (lambda root: (root / "test" / "dark" / "01.png").write_bytes(b""), "test/dark/01.png"),
-        (lambda root: (root / "train" / "dark").rename(root / "train" / "dim"), "classes of test/ and train/ differ"),
+        (
+            lambda root: (root / "train" / "dark").rename(root / "train" / "dim"),
+            "classes of test/ and train/ differ",
+        ),
     ],
     ids=["empty class", "emptied class", "corrupt image", "empty image", "other classes"],
 )
 def test_a_bad_image_folder(kd: Callable, folder: Path, harm: Callable, expected: str) -> None:
     harm(folder)
-    said = kd("data=imagefolder", f"data.root={folder}", "method=standard", "student.scale=1", "device=cpu")
+    said = kd(
+        "data=imagefolder",
+        f"data.root={folder}",
+        "method=standard",
+        "student.scale=1",
+        "device=cpu",
+    )
     assert said.code == 2
     assert said.err.splitlines()[-1].startswith("kd: data.root: ")
     assert expected in said.err.splitlines()[-1]
@@ -213,11 +277,15 @@ def test_a_bad_image_folder(kd: Callable, folder: Path, harm: Callable, expected
 
 def card(classes: int = 10, size: int = 32) -> dict:
     model = {"name": "cnn", "scale": 2, "activation": "relu", "dropout": 0.5}
-    return weights.card(model, tuple(map(str, range(classes))), size, torch.zeros(3), torch.ones(3))
+    return weights.build_metadata(
+        model, tuple(map(str, range(classes))), size, torch.zeros(3), torch.ones(3)
+    )
 
 
 def saved(path: Path, classes: int = 10, size: int = 32, scale: int = 2) -> Path:
-    config = models.find("cnn", "model").Config(name="cnn", scale=scale, activation="relu", dropout=0.5)
+    config = models.find("cnn", "model").Config(
+        name="cnn", scale=scale, activation="relu", dropout=0.5
+    )
     weights.save(models.build(config, classes, size), path, card(classes, size))
     return path
 
@@ -225,7 +293,10 @@ def saved(path: Path, classes: int = 10, size: int = 32, scale: int = 2) -> Path
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda p: saved(p, classes=7), "knows 7 classes, the data has 10; teacher and student must share them"),
+        (
+            lambda p: saved(p, classes=7),
+            "knows 7 classes, the data has 10; teacher and student must share them",
+        ),
         (
             lambda p: saved(p, size=16),
             "takes images of 16 pixels, the data has 32; teacher and student must see the same",
@@ -233,8 +304,14 @@ def saved(path: Path, classes: int = 10, size: int = 32, scale: int = 2) -> Path
         (lambda p: saved(p, scale=3), "does not fit the teacher model: "),
         (lambda p: p.write_bytes(saved(p).read_bytes()[:-100]), "is not a whole safetensors file"),
         (lambda p: p.write_bytes(b""), "is not a whole safetensors file"),
-        (lambda p: torch.save({"a": torch.ones(1)}, p), "is a pickle, which could run code when read"),
-        (lambda p: p.write_bytes(pickle.dumps({"a": 1})), "is a pickle, which could run code when read"),
+        (
+            lambda p: torch.save({"a": torch.ones(1)}, p),
+            "is a pickle, which could run code when read",
+        ),
+        (
+            lambda p: p.write_bytes(pickle.dumps({"a": 1})),
+            "is a pickle, which could run code when read",
+        ),
     ],
     ids=["classes", "size", "architecture", "truncated", "empty", "torch.save", "pickle"],
 )
@@ -268,12 +345,15 @@ def test_every_yaml_composes_and_builds(choice: str, composed: Callable, folder:
     }.get(group, [choice])
     config = composed(*words, small=group not in ("data", "experiment", "model", "pair"))
     with torch.device("meta" if group in ("model", "pair") else "cpu"):  # some are large
-        nets = [models.build(m, len(config.described.classes), 32) for m in (config.student, config.teacher)]
+        nets = [
+            models.build(m, len(config.description.classes), 32)
+            for m in (config.student, config.teacher)
+        ]
     shapes = [net.shapes(32) for net in nets]
     labels = torch.zeros(2000, dtype=torch.int64)
-    spec = Spec(*shapes, len(config.described.classes), 2000, *nets, labels=labels)
+    spec = MethodContext(*shapes, len(config.description.classes), 2000, *nets, labels=labels)
     method = config.method_class(config.method, spec)
-    for recipe in (config.root, config.teaching):
+    for recipe in (config.root, config.teacher_settings):
         for optimizer in recipe.optimizer.build([*nets[0].parameters(), *method.parameters()]):
             optimizer.step()
         assert all(0 <= recipe.schedule.factor(step, 100) <= 1 for step in range(100))
@@ -297,15 +377,38 @@ def test_flags_may_come_last(kd: Callable) -> None:
 
 def test_the_identity_is_what_determines_the_result(composed: Callable, tmp_path: Path) -> None:
     base = composed("method=logits").identity()
-    same = ["threads=1", "tracker.mode=offline", "tracker.tags=[a]", "rerun=true", "device=auto", "method.T=4"]
+    same = [
+        "threads=1",
+        "tracker.mode=offline",
+        "tracker.tags=[a]",
+        "rerun=true",
+        "device=auto",
+        "method.T=4",
+    ]
     for word in [*same, f"paths.runs={tmp_path}"]:
         assert composed("method=logits", word).identity() == base, word
-    other = ["method.T=5", "seed=1", "student.scale=2", "student.epochs=2", "optimizer.lr=0.1", "teacher.scale=3"]
-    other += ["teacher.seed=7", "data.val_size=100", "data.augment.crop=2", "batch_size=32", "schedule.warmup=0.3"]
+    other = [
+        "method.T=5",
+        "seed=1",
+        "student.scale=2",
+        "student.epochs=2",
+        "optimizer.lr=0.1",
+        "teacher.scale=3",
+    ]
+    other += [
+        "teacher.seed=7",
+        "data.val_size=100",
+        "data.augment.crop=2",
+        "batch_size=32",
+        "schedule.warmup=0.3",
+    ]
     found = {composed("method=logits", word).identity() for word in other}
     assert base not in found
     assert len(found) == len(other)
-    assert composed("method=standard", "teacher.scale=3").identity() == composed("method=standard").identity()
+    assert (
+        composed("method=standard", "teacher.scale=3").identity()
+        == composed("method=standard").identity()
+    )
 
 
 def test_the_root_of_an_image_folder_is_not_its_identity(composed: Callable, folder: Path) -> None:
@@ -335,11 +438,11 @@ def test_schedules(name: str, points: list) -> None:
 
 def test_check_needs_no_hydra() -> None:
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        plain = cli.plain(compose("config", ["data=digits"]))
-    assert check(plain).plain()["data"] == plain["data"]
+        plain = cli.to_container(compose("config", ["data=digits"]))
+    assert validate_config(plain).to_dict()["data"] == plain["data"]
     with pytest.raises(UserError, match="this key is missing"):
-        check({k: v for k, v in plain.items() if k != "seed"})
-    assert data.describe(check(plain).data).classes[0] == "0"
+        validate_config({k: v for k, v in plain.items() if k != "seed"})
+    assert data.describe(validate_config(plain).data).classes[0] == "0"
 
 
 def test_an_agents_commands_are_understood(composed: Callable) -> None:

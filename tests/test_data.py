@@ -16,10 +16,15 @@ from kd.core.errors import UserError
 from kd.data import augment as views
 from kd.data import base, cache, imagefolder
 from kd.data.base import Arrays
-from kd.data.loader import batches, plain
+from kd.data.loader import batches, eval_batches
 
 CPU = torch.device("cpu")
-KEYS = {"split_seed": 0, "augment": {"crop": 4, "padding": "zeros", "flip": True}, "mean": None, "std": None}
+KEYS = {
+    "split_seed": 0,
+    "augment": {"crop": 4, "padding": "zeros", "flip": True},
+    "mean": None,
+    "std": None,
+}
 TABLE = {  # data set: (classes, size, training images)
     "digits": (10, 32, 1437),
     "cifar10": (10, 32, 50_000),
@@ -42,7 +47,7 @@ def test_every_data_set_has_a_row_here() -> None:
 @pytest.mark.parametrize("name", TABLE)
 def test_a_description_is_what_its_row_says(name: str, composed: Callable, folder: Path) -> None:
     words = [f"data.root={folder}", "data.size=16"] if name == "imagefolder" else []
-    described = composed(f"data={name}", *words).described
+    described = composed(f"data={name}", *words).description
     assert (len(described.classes), described.size, described.train) == TABLE[name]
 
 
@@ -52,12 +57,12 @@ def load(config: imagefolder.Config, folder: Path) -> base.Data:
 
 def test_held_out_images_are_stratified_seeded_and_apart() -> None:
     labels = torch.tensor([0] * 500 + [1] * 300 + [2] * 200)
-    train, held = base.hold_out(labels, 101, seed=0)
+    train, held = base.split_validation(labels, 101, seed=0)
     assert len(held) == 101
     assert sorted(torch.cat([train, held]).tolist()) == list(range(1000))
     assert sorted(Counter(labels[held].tolist()).values()) == [20, 30, 51]
-    assert torch.equal(held, base.hold_out(labels, 101, seed=0)[1])
-    assert not torch.equal(held, base.hold_out(labels, 101, seed=1)[1])
+    assert torch.equal(held, base.split_validation(labels, 101, seed=0)[1])
+    assert not torch.equal(held, base.split_validation(labels, 101, seed=1)[1])
 
 
 def test_a_batch_names_its_samples_and_shows_their_views(tmp_path: Path, folder: Path) -> None:
@@ -66,8 +71,8 @@ def test_a_batch_names_its_samples_and_shows_their_views(tmp_path: Path, folder:
     seen = []
     for batch in batches(found.train, 4, seed=1, epoch=2, augment=augment):
         assert torch.equal(batch.y, found.train.labels[batch.index])
-        assert torch.equal(batch.view, views.choose(1, 2, batch.index, augment))
-        pixels = views.show(found.train.images, batch.index, batch.view, augment)
+        assert torch.equal(batch.view, views.sample_views(1, 2, batch.index, augment))
+        pixels = views.apply_view(found.train.images, batch.index, batch.view, augment)
         assert torch.equal(batch.x, views.normalise(pixels, found.train.mean, found.train.std))
         seen += batch.index.tolist()
     assert len(seen) == len(set(seen)) == 16  # 18 are left to train on: four full batches
@@ -76,7 +81,7 @@ def test_a_batch_names_its_samples_and_shows_their_views(tmp_path: Path, folder:
 
 def test_evaluation_sees_plain_images_in_order(tmp_path: Path, folder: Path) -> None:
     found = load(folder_config(folder), tmp_path / "cache")
-    x = torch.cat(list(plain(found.test, batch_size=3)))
+    x = torch.cat(list(eval_batches(found.test, batch_size=3)))
     assert torch.equal(x, views.normalise(found.test.images, found.test.mean, found.test.std))
     assert found.test.targets.tolist() == [0] * 4 + [1] * 4
 
@@ -88,7 +93,9 @@ def test_an_image_folder_is_read_as_it_is(tmp_path: Path, folder: Path) -> None:
     assert found.train.images[3, 0, 0].tolist() == [43, 43, 90]
     Image.new("L", (5, 5), 7).save(folder / "train" / "dark" / "grey.png")
     Image.new("RGBA", (40, 30), (1, 2, 3, 255)).save(folder / "train" / "dark" / "alpha.png")
-    Image.new("RGB", (16, 16), (9, 8, 7)).convert("P").save(folder / "train" / "dark" / "palette.png")
+    Image.new("RGB", (16, 16), (9, 8, 7)).convert("P").save(
+        folder / "train" / "dark" / "palette.png"
+    )
     again = load(folder_config(folder), tmp_path / "cache")  # other content: decoded anew
     assert len(again.train.images) == 27
 
@@ -108,7 +115,9 @@ def arrays(shade: int) -> Arrays:
     return Arrays(images, torch.arange(3), images[:1].clone(), torch.arange(1))
 
 
-def test_the_cache_decodes_once_and_mends_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_cache_decodes_once_and_mends_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     calls = []
 
     def decode() -> Arrays:
@@ -130,14 +139,20 @@ def test_the_cache_decodes_once_and_mends_itself(tmp_path: Path, caplog: pytest.
     assert [p.name for p in tmp_path.glob("*.part")] == []
 
 
-def test_a_cache_that_cannot_be_written_stays_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cache_that_cannot_be_written_stays_in_memory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("")
-    assert torch.equal(cache.cached(tmp_path / "file", "k", lambda: arrays(5)).train_images, arrays(5).train_images)
+    assert torch.equal(
+        cache.cached(tmp_path / "file", "k", lambda: arrays(5)).train_images, arrays(5).train_images
+    )
     assert "stay in memory" in caplog.text
 
 
 def test_moments_are_those_of_the_pixels() -> None:
-    images = torch.randint(0, 256, (5000, 4, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    mean, std = base.moments(images)
+    images = torch.randint(
+        0, 256, (5000, 4, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    mean, std = base.channel_statistics(images)
     np.testing.assert_allclose(mean, images.numpy().mean((0, 1, 2)) / 255, atol=1e-4)
     np.testing.assert_allclose(std, images.numpy().std((0, 1, 2)) / 255, atol=1e-4)

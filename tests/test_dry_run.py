@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import SWEPT, is_one_line
 
-from kd.config.schema import folder_of
+from kd.config.schema import run_dir
 from kd.runs import directory
 
 DRY = "dry_run=true"
@@ -27,7 +27,11 @@ def state(*folders: Path) -> dict[str, tuple[int, int]]:
 
 def rows(out: str) -> list[list[str]]:
     """The columns of the table: number, state, time, overrides."""
-    return [re.split(r"\s{2,}", line) for line in out.splitlines() if re.match(r"\d+ +(?!jobs: )\D", line)]
+    return [
+        re.split(r"\s{2,}", line)
+        for line in out.splitlines()
+        if re.match(r"\d+ +(?!jobs: )\D", line)
+    ]
 
 
 @pytest.fixture
@@ -63,10 +67,14 @@ def test_an_experiment_is_listed_job_by_job(kd: Callable, folder: Path) -> None:
     assert [row[0] for row in listed] == [str(n) for n in range(1, 16)]
     assert [row[3] for row in listed[:4]] == ["method.T=1 seed=0", "method.T=1 seed=1", "method.T=1 seed=2",
                                               "method.T=2 seed=0"]  # fmt: skip
-    assert len(re.findall(r"^teacher .*runs/standard-cnn-2-s1000-", done.out, re.M)) == 1, "the teacher once"
+    assert len(re.findall(r"^teacher .*runs/standard-cnn-2-s1000-", done.out, re.M)) == 1, (
+        "the teacher once"
+    )
 
 
-def test_what_is_there_is_told_from_what_is_to_do(kd: Callable, composed: Callable, folder: Path) -> None:
+def test_what_is_there_is_told_from_what_is_to_do(
+    kd: Callable, composed: Callable, folder: Path
+) -> None:
     """One run is done, one was interrupted after an epoch; the time of the others is that of their kind."""
     runs = f"paths.runs={folder / 'runs'}"
     sweep = ["-m", *SWEPT, runs, "student.epochs=4", "method=standard,logits", "seed=0,1"]
@@ -80,9 +88,13 @@ def test_what_is_there_is_told_from_what_is_to_do(kd: Callable, composed: Callab
     assert [row[:3] for row in rows(first.out)] == [
         ["1", "to train", "6:40"], ["2", "to train", "6:40"], ["3", "to train", "unknown"], ["4", "to train", "unknown"]
     ]  # fmt: skip
-    assert "time     about 15:00, and 2 runs of which nothing similar" in first.out, "the teacher is of a known kind"
+    assert "time     about 15:00, and 2 runs of which nothing similar" in first.out, (
+        "the teacher is of a known kind"
+    )
 
-    interrupted = folder_of(composed(*SWEPT, "student.epochs=4", "method=standard", "seed=1", small=False))
+    interrupted = run_dir(
+        composed(*SWEPT, "student.epochs=4", "method=standard", "seed=1", small=False)
+    )
     (interrupted / "checkpoints").mkdir(parents=True)
     (interrupted / "checkpoints" / "000001-00000000-0.pt").write_bytes(b"")
     (interrupted / "status.json").write_text(json.dumps({"state": "killed"}))
@@ -114,7 +126,10 @@ def test_a_refused_job_ends_in_one_line(kd: Callable, folder: Path) -> None:
         (["-m", "dry_run=1"], "dry_run: should be true or false, got 1"),
         (["-m", "dry_run=true,false"], "dry_run: is for the whole command"),
         (["hydra.mode=RUN", DRY], "dry_run: is for the whole command"),
-        (["-m", "--cfg", "job"], "--cfg prints one configuration, without -m; dry_run=true lists the jobs of a sweep"),
+        (
+            ["-m", "--cfg", "job"],
+            "--cfg prints one configuration, without -m; dry_run=true lists the jobs of a sweep",
+        ),
     ],
 )
 def test_a_mistake_trains_nothing(words: list[str], line: str, kd: Callable, folder: Path) -> None:
@@ -125,7 +140,7 @@ def test_a_mistake_trains_nothing(words: list[str], line: str, kd: Callable, fol
 
 def test_it_is_no_part_of_a_run(composed: Callable) -> None:
     """Neither of its identity nor of the configuration that its directory keeps."""
-    plain = composed("dry_run=false").plain()
+    plain = composed("dry_run=false").to_dict()
     assert "dry_run" not in plain
     assert composed().identity() == composed("dry_run=false").identity()
 
@@ -158,7 +173,7 @@ def test_a_search_is_described(kd: Callable, folder: Path) -> None:
         done = kd(*SEARCH, DRY, f"hydra.sweeper.storage={storage}", f"hydra.sweeper.study={name}")
         assert (done.code, state(folder)) == (0, before)
         assert f"trials   {line}\n" in done.out
-    assert directory.status(folder) == ("planned", "")
+    assert directory.read_status(folder) == ("planned", "")
     assert os.listdir(folder / "cwd") == []
     Path("new.db").touch()
     done = kd(*SEARCH, DRY, "hydra.sweeper.storage=sqlite:///new.db")

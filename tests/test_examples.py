@@ -18,7 +18,14 @@ def printed(name: str, *words: str) -> str:
 
 
 def test_examples_read_what_a_sweep_leaves(kd: Callable) -> None:
-    words = ["-m", *SMALL, "method=standard", "seed=0,1", "hydra/launcher=basic", "hydra.sweep.dir=out"]
+    words = [
+        "-m",
+        *SMALL,
+        "method=standard",
+        "seed=0,1",
+        "hydra/launcher=basic",
+        "hydra.sweep.dir=out",
+    ]
     assert kd(*words, "tracker.mode=disabled").code == 0
     run = min(Path("runs").glob("standard-cnn-1-s0-*"))
     Image.new("RGB", (50, 40), (200, 10, 10)).save("image.png")

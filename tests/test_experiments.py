@@ -31,9 +31,18 @@ def experiment(name: str, text: str) -> None:
 @pytest.fixture
 def own(kd: Callable) -> Callable:
     """Experiments of the user's, in own/."""
-    experiment("hot", "hydra: {mode: MULTIRUN, sweeper: {params: {method: logits, method.T: '5,6', seed: '0,1'}}}\n")
-    experiment("methods", "hydra: {mode: MULTIRUN, sweeper: {params: {method: 'standard,logits', seed: '7'}}}\n")
-    experiment("deep/more", "defaults: [/experiment/methods, _self_]\nhydra: {sweeper: {params: {seed: '8'}}}\n")
+    experiment(
+        "hot",
+        "hydra: {mode: MULTIRUN, sweeper: {params: {method: logits, method.T: '5,6', seed: '0,1'}}}\n",
+    )
+    experiment(
+        "methods",
+        "hydra: {mode: MULTIRUN, sweeper: {params: {method: 'standard,logits', seed: '7'}}}\n",
+    )
+    experiment(
+        "deep/more",
+        "defaults: [/experiment/methods, _self_]\nhydra: {sweeper: {params: {seed: '8'}}}\n",
+    )
     experiment("plain", "defaults: [override /method: standard]\nseed: 9\n")
     return kd
 
@@ -84,7 +93,9 @@ SWEPT = {  # what is typed: experiment, method, T and seed of each job, where th
 
 @pytest.mark.usefixtures("own")
 @pytest.mark.parametrize(("words", "expected"), SWEPT.values(), ids=SWEPT)
-def test_swept_experiments_keep_their_grids(words: str, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swept_experiments_keep_their_grids(
+    words: str, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Plugins.instance()
     monkeypatch.setenv(DIRECTORIES, json.dumps([str(Path("own").absolute())]))
     loader = ConfigLoaderImpl(create_config_search_path(str(cli.CONF)))
@@ -99,7 +110,10 @@ def test_swept_experiments_keep_their_grids(words: str, expected: Any, monkeypat
 @pytest.mark.usefixtures("own")
 @pytest.mark.parametrize(
     "words",
-    [["--config-dir=own", "experiment=hot,methods"], ["hydra.searchpath=[file://own]", "+experiment=hot,methods"]],
+    [
+        ["--config-dir=own", "experiment=hot,methods"],
+        ["hydra.searchpath=[file://own]", "+experiment=hot,methods"],
+    ],
     ids=["without the +, in --config-dir", "on the search path"],
 )
 def test_swept_experiments_are_run(words: list[str], planned: Planned) -> None:
@@ -115,19 +129,30 @@ def test_an_experiment_chooses_the_launcher(swept: bool, planned: Planned) -> No
     """Only Hydra's basic launcher runs jobs in this process, which is where `planned` sees them."""
     for name, seed in (("a", 1), ("b", 2)):
         grid_ = f"hydra: {{mode: MULTIRUN, sweep: {{dir: out}}, sweeper: {{params: {{seed: '{seed}'}}}}}}\n"
-        experiment(name, f"defaults: [override /method: standard, override /hydra/launcher: basic]\n{grid_}")
-    jobs = planned("--config-dir", "own", *(["-m", "+experiment=a,b"] if swept else ["+experiment=b"]))
+        experiment(
+            name,
+            f"defaults: [override /method: standard, override /hydra/launcher: basic]\n{grid_}",
+        )
+    jobs = planned(
+        "--config-dir", "own", *(["-m", "+experiment=a,b"] if swept else ["+experiment=b"])
+    )
     assert [job["config"]["seed"] for job in jobs] == ([1, 2] if swept else [2])
     assert Path("out/jobs.json").exists(), "an experiment's own directory, though it is swept"
 
 
 @pytest.mark.usefixtures("own")
 def test_the_command_line_wins_over_an_experiments_launcher(planned: Planned) -> None:
-    experiment("cluster", "defaults: [override /hydra/launcher: submitit_slurm]\nmethod: {alpha: 0.2}\n")
-    assert [job["config"]["method"]["alpha"] for job in planned(*OWN, "+experiment=cluster", BASIC)] == [0.2]
+    experiment(
+        "cluster", "defaults: [override /hydra/launcher: submitit_slurm]\nmethod: {alpha: 0.2}\n"
+    )
+    assert [
+        job["config"]["method"]["alpha"] for job in planned(*OWN, "+experiment=cluster", BASIC)
+    ] == [0.2]
 
 
-@pytest.mark.parametrize("directory", ["--config-dir=own", "hydra.searchpath=[file://own]", "--config-name=mine"])
+@pytest.mark.parametrize(
+    "directory", ["--config-dir=own", "hydra.searchpath=[file://own]", "--config-name=mine"]
+)
 def test_an_experiments_choices_hold(directory: str, own: Callable) -> None:
     experiment(
         "cluster",
@@ -144,22 +169,33 @@ hydra: {launcher: {partition: gpu, timeout_min: 7}, sweeper: {n_trials: 3, param
     )
     words = [directory, "+experiment=cluster"]
     if directory == "--config-name=mine":
-        write("own/mine.yaml", "defaults: [config, _self_]\nhydra: {searchpath: [file://own]}\nseed: 5\n")
+        write(
+            "own/mine.yaml",
+            "defaults: [config, _self_]\nhydra: {searchpath: [file://own]}\nseed: 5\n",
+        )
         words.append("--config-dir=own")
     composed = yaml.safe_load(own(*words, "--cfg", "all").out)
     assert composed["hydra"]["launcher"]["_target_"].endswith("SlurmLauncher")
-    assert (composed["hydra"]["launcher"]["partition"], composed["hydra"]["launcher"]["timeout_min"]) == ("gpu", 7)
+    assert (
+        composed["hydra"]["launcher"]["partition"],
+        composed["hydra"]["launcher"]["timeout_min"],
+    ) == ("gpu", 7)
     assert composed["hydra"]["sweeper"]["n_trials"] == 3
     assert composed["hydra"]["sweeper"]["params"] == {"method.T": "interval(1,4)"}
     assert composed["method"]["name"] == "dkd"
-    assert (composed["teacher"]["name"], composed["teacher"]["optimizer"]["name"]) == ("resnet", "adamw")
+    assert (composed["teacher"]["name"], composed["teacher"]["optimizer"]["name"]) == (
+        "resnet",
+        "adamw",
+    )
     assert composed["schedule"]["name"] == "step"
 
 
 def test_launchers_of_swept_experiments_differ(own: Callable) -> None:
     experiment("cluster", "defaults: [override /hydra/launcher: submitit_slurm]\n")
     said = own(*OWN, "data=digits", "+experiment=plain,cluster")
-    assert is_one_line(said, "hydra.launcher: +experiment=plain and +experiment=cluster differ in it")
+    assert is_one_line(
+        said, "hydra.launcher: +experiment=plain and +experiment=cluster differ in it"
+    )
     assert not list(Path().glob("multirun/*/*/*"))
 
 
@@ -168,7 +204,9 @@ def test_experiments_that_search_are_not_swept(own: Callable) -> None:
     for name in ("one", "two"):
         experiment(name, search)
     assert is_one_line(own(*OWN, "data=digits", "+experiment=one,two"), "hydra/sweeper: ")
-    assert is_one_line(own(*OWN, "hydra/sweeper=optuna", "+experiment=hot,methods"), "experiment: each choice has ")
+    assert is_one_line(
+        own(*OWN, "hydra/sweeper=optuna", "+experiment=hot,methods"), "experiment: each choice has "
+    )
 
 
 def test_a_search_by_an_experiment_from_another_directory(own: Callable) -> None:

@@ -24,7 +24,9 @@ GIT = {
 
 def git(where: Path, *arguments: str) -> str:
     command = ["git", "-c", "protocol.file.allow=always", *arguments]
-    return subprocess.run(command, cwd=where, env=GIT, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        command, cwd=where, env=GIT, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def repository(where: Path, ignored: str = "") -> str:
@@ -40,7 +42,9 @@ def repository(where: Path, ignored: str = "") -> str:
 
 def copied(into: Path) -> Path:
     """Copy kd's own files into a directory, as an installation does. Return the package's folder."""
-    shutil.copytree(Path(kd.__file__).parent, into / "kd", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(kd.__file__).parent, into / "kd", ignore=shutil.ignore_patterns("__pycache__")
+    )
     return into / "kd"
 
 
@@ -49,10 +53,17 @@ def state(package: Path, **environment: str) -> Any:
     code = "import json, kd.runs.directory as r; print(json.dumps([r.__file__, r.git_state()]))"
     path = {**GIT, "PYTHONPATH": str(package.parent), **environment}
     said = subprocess.run(
-        [sys.executable, "-c", code], cwd=package.parent, env=path, check=True, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=package.parent,
+        env=path,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     file, found = json.loads(said.stdout)
-    assert Path(file).resolve() == (package / "runs" / "directory.py").resolve(), "another kd was imported"
+    assert Path(file).resolve() == (package / "runs" / "directory.py").resolve(), (
+        "another kd was imported"
+    )
     return found
 
 
@@ -60,7 +71,9 @@ INSTALLED = ".venv/lib/python3.12/site-packages"
 
 
 @pytest.mark.parametrize("ignored", [".venv/\n", ""], ids=["ignored", "untracked"])
-def test_a_kd_installed_in_the_users_repository_has_not_the_users_commit(tmp_path: Path, ignored: str) -> None:
+def test_a_kd_installed_in_the_users_repository_has_not_the_users_commit(
+    tmp_path: Path, ignored: str
+) -> None:
     repository(tmp_path / "mine", ignored)
     assert state(copied(tmp_path / "mine" / INSTALLED)) is None
 
@@ -97,7 +110,14 @@ def worktree(tmp_path: Path) -> tuple[Path, str]:
 def submodule(tmp_path: Path) -> tuple[Path, str]:
     commit = tracked(tmp_path / "kd-source")
     users = repository(tmp_path / "mine")
-    git(tmp_path / "mine", "submodule", "--quiet", "add", str(tmp_path / "kd-source"), "libraries/kd-source")
+    git(
+        tmp_path / "mine",
+        "submodule",
+        "--quiet",
+        "add",
+        str(tmp_path / "kd-source"),
+        "libraries/kd-source",
+    )
     assert users != commit
     return tmp_path / "mine" / "libraries" / "kd-source", commit
 
@@ -112,7 +132,9 @@ def linked(tmp_path: Path) -> tuple[Path, str]:
 
 @pytest.mark.parametrize("changed", ["kd/runs/directory.py", "conf/config.yaml"])
 @pytest.mark.parametrize("make", [own, worktree, submodule, linked])
-def test_a_source_tree_of_kd_has_its_own_commit(tmp_path: Path, make: Callable, changed: str) -> None:
+def test_a_source_tree_of_kd_has_its_own_commit(
+    tmp_path: Path, make: Callable, changed: str
+) -> None:
     where, commit = make(tmp_path)
     assert state(where / "kd") == {"commit": commit, "dirty": False}
     with open((where / "kd").resolve().parent / changed, "a") as file:
@@ -128,7 +150,9 @@ def test_a_git_hook_of_the_user_does_not_lend_its_repository(tmp_path: Path) -> 
     assert state(copied(tmp_path / "mine" / INSTALLED), **hook) is None
 
 
-def test_without_a_repository_or_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_repository_or_git_there_is_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = copied(tmp_path / "site-packages")
     assert state(package, GIT_CEILING_DIRECTORIES=str(tmp_path)) is None
     assert state(package, PATH=str(tmp_path)) is None

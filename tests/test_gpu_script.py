@@ -19,14 +19,19 @@ def test_packed_images_come_back_byte_for_byte(folder: Path, tmp_path: Path) -> 
     packed_images.pack(folder, tmp_path / "images.npz")
     count = packed_images.unpack(tmp_path / "images.npz", tmp_path / "again")
     before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.png")}
-    after = {path.relative_to(tmp_path / "again"): path.read_bytes() for path in (tmp_path / "again").rglob("*.png")}
+    after = {
+        path.relative_to(tmp_path / "again"): path.read_bytes()
+        for path in (tmp_path / "again").rglob("*.png")
+    }
     assert after == before
     assert count == len(before)
     with np.load(tmp_path / "images.npz") as arrays:
         assert arrays["content"].dtype == np.uint8
 
 
-def test_a_file_that_cannot_travel_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_travel_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(packed_images, "LIMIT", 1000)
     with pytest.raises(ValueError, match="the limit is"):
         packed_images.pack(folder, tmp_path / "images.npz")
@@ -43,13 +48,17 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "escaped.png").exists()
 
 
-def test_a_failed_part_is_recorded_and_the_next_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_part_is_recorded_and_the_next_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(bench: gpu.Bench) -> dict[str, Any]:
         raise gpu.PartError("no such kernel")
 
     monkeypatch.setitem(gpu.PARTS, "device", gpu.Part(fail, 1))
     monkeypatch.setitem(gpu.PARTS, "tests", gpu.Part(lambda bench: {"tests": 3}, 1))
-    monkeypatch.setattr(sys, "argv", ["gpu", "--dry", "--parts", "device,tests", "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(
+        sys, "argv", ["gpu", "--dry", "--parts", "device,tests", "--out", str(tmp_path / "out")]
+    )
     with pytest.raises(SystemExit) as ended:
         gpu.main()
     assert ended.value.code == 1
@@ -65,11 +74,15 @@ def test_a_part_that_hangs_is_ended(tmp_path: Path) -> None:
         bench.python("-c", "import time; time.sleep(600)")
 
 
-@pytest.mark.parametrize("words", [["--parts", "device,warp"], ["--device", "cuda:9", "--parts", "device"]])
+@pytest.mark.parametrize(
+    "words", [["--parts", "device,warp"], ["--device", "cuda:9", "--parts", "device"]]
+)
 def test_what_cannot_be_run_is_one_line(words: list[str], tmp_path: Path) -> None:
     command = ["bash", "benchmarks/gpu.sh", *words, "--out", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHON": sys.executable}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()

@@ -47,11 +47,15 @@ def few(tmp_path: Path) -> Path:
     return root
 
 
-def png(width: int, height: int, content: bytes, chunks: tuple[tuple[bytes, bytes], ...] = ()) -> bytes:
+def png(
+    width: int, height: int, content: bytes, chunks: tuple[tuple[bytes, bytes], ...] = ()
+) -> bytes:
     """A grey PNG of 1 bit, whatever its content is."""
 
     def chunk(name: bytes, held: bytes) -> bytes:
-        return struct.pack(">I", len(held)) + name + held + struct.pack(">I", zlib.crc32(name + held))
+        return (
+            struct.pack(">I", len(held)) + name + held + struct.pack(">I", zlib.crc32(name + held))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
     between = b"".join(chunk(*one) for one in chunks)
@@ -61,7 +65,9 @@ def png(width: int, height: int, content: bytes, chunks: tuple[tuple[bytes, byte
 def zeros(size: int) -> bytes:
     """Compressed zeros, without ever holding them all."""
     packer = zlib.compressobj(1)
-    parts = [packer.compress(bytes(min(1 << 20, size - start))) for start in range(0, size, 1 << 20)]
+    parts = [
+        packer.compress(bytes(min(1 << 20, size - start))) for start in range(0, size, 1 << 20)
+    ]
     return b"".join(parts) + packer.flush()
 
 
@@ -83,31 +89,69 @@ def loop(path: Path) -> None:
     path.symlink_to(path.name)
 
 
-BAD_IMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {  # made at train/a/x.png: what the line says
+BAD_IMAGES: dict[
+    str, tuple[Callable[[Path], Any], str]
+] = {  # made at train/a/x.png: what the line says
     "truncated": (lambda p: p.write_bytes(whole()[:900]), "x.png (image file is truncated"),
     "truncated header": (lambda p: p.write_bytes(whole()[:20]), "x.png ("),
     "empty": (lambda p: p.write_bytes(b""), "x.png is named as an image but is empty"),
-    "text": (lambda p: p.write_text("<html>"), "x.png (its content is none of BMP, GIF, JPEG, PNG,"),
-    "postscript": (lambda p: p.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "is none of BMP, GIF"),
+    "text": (
+        lambda p: p.write_text("<html>"),
+        "x.png (its content is none of BMP, GIF, JPEG, PNG,",
+    ),
+    "postscript": (
+        lambda p: p.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+        "is none of BMP, GIF",
+    ),
     "directory": (lambda p: p.mkdir(), "x.png is named as an image but is not a file"),
     "pipe": (os.mkfifo, "x.png is named as an image but is not a file"),
     "device": (lambda p: p.symlink_to("/dev/zero"), "x.png is named as an image but is not a file"),
     "loop": (loop, "x.png (Too many levels of symbolic links)"),
     "dangling": (lambda p: p.symlink_to("nowhere.png"), "x.png (No such file or directory)"),
-    "class that is a loop": (lambda p: loop(p.parents[1] / "c"), "train/c (Too many levels of symbolic links)"),
-    "class that dangles": (lambda p: (p.parents[1] / "c").symlink_to("no"), "train/c (No such file or directory)"),
-    "split that is a loop": (lambda p: (shutil.rmtree(p.parents[1]), loop(p.parents[1])), "no folder "),
-    "integers of 32 bits": (lambda p: tiff(p, np.int32), "x.tif (its pixels are 32-bit numbers, whose scale"),
-    "floats": (lambda p: tiff(p, np.float32), "x.tif (its pixels are 32-bit numbers, whose scale is not known; save"),
-    "bomb of 900 megapixels": (lambda p: p.write_bytes(bomb(30_000)), "(Image size (900000000 pixels) exceeds limit"),
-    "bomb of 100 megapixels": (lambda p: p.write_bytes(bomb(10_000)), "(Image size (100000000 pixels) exceeds limit"),
+    "class that is a loop": (
+        lambda p: loop(p.parents[1] / "c"),
+        "train/c (Too many levels of symbolic links)",
+    ),
+    "class that dangles": (
+        lambda p: (p.parents[1] / "c").symlink_to("no"),
+        "train/c (No such file or directory)",
+    ),
+    "split that is a loop": (
+        lambda p: (shutil.rmtree(p.parents[1]), loop(p.parents[1])),
+        "no folder ",
+    ),
+    "integers of 32 bits": (
+        lambda p: tiff(p, np.int32),
+        "x.tif (its pixels are 32-bit numbers, whose scale",
+    ),
+    "floats": (
+        lambda p: tiff(p, np.float32),
+        "x.tif (its pixels are 32-bit numbers, whose scale is not known; save",
+    ),
+    "bomb of 900 megapixels": (
+        lambda p: p.write_bytes(bomb(30_000)),
+        "(Image size (900000000 pixels) exceeds limit",
+    ),
+    "bomb of 100 megapixels": (
+        lambda p: p.write_bytes(bomb(10_000)),
+        "(Image size (100000000 pixels) exceeds limit",
+    ),
     "bomb of text": (
         lambda p: p.write_bytes(png(8, 8, zeros(16), ((b"zTXt", b"a\0\0" + zeros(1 << 28)),))),
         "x.png (Decompressed data too large",
     ),
-    "name of a file": (lambda p: p.with_name("\udcff.png").write_bytes(whole()), r"\udcff.png is not valid UTF-8"),
-    "name of a class": (lambda p: p.parents[1].joinpath("\udcff").mkdir(), r"\udcff is not valid UTF-8; rename it"),
-    "name with a line": (lambda p: p.with_name("a\nb\x1b[2J.png").write_text("x"), r"train/a/a\nb\x1b[2J.png (its"),
+    "name of a file": (
+        lambda p: p.with_name("\udcff.png").write_bytes(whole()),
+        r"\udcff.png is not valid UTF-8",
+    ),
+    "name of a class": (
+        lambda p: p.parents[1].joinpath("\udcff").mkdir(),
+        r"\udcff is not valid UTF-8; rename it",
+    ),
+    "name with a line": (
+        lambda p: p.with_name("a\nb\x1b[2J.png").write_text("x"),
+        r"train/a/a\nb\x1b[2J.png (its",
+    ),
 }
 
 
@@ -125,28 +169,44 @@ def test_a_bad_image_is_one_line(case: str, few: Path, monkeypatch: pytest.Monke
     assert expected in line
 
 
-@pytest.mark.parametrize("case", ["truncated", "pipe", "bomb of 100 megapixels", "name of a file", "name with a line"])
+@pytest.mark.parametrize(
+    "case", ["truncated", "pipe", "bomb of 100 megapixels", "name of a file", "name with a line"]
+)
 def test_a_bad_image_ends_the_command(case: str, few: Path, kd: Callable) -> None:
     make, expected = BAD_IMAGES[case]
     make(few / "train" / "a" / "x.png")
-    said = kd("data=imagefolder", f"data.root={few}", f"data.size={SIZE}", "method=standard", "device=cpu")
+    said = kd(
+        "data=imagefolder", f"data.root={few}", f"data.size={SIZE}", "method=standard", "device=cpu"
+    )
     assert is_one_line(said, "data.root: ")
     assert expected in said.err
 
 
-def test_what_may_not_be_read_is_said(few: Path, kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_not_be_read_is_said(
+    few: Path, kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tests may run as root, whom no permission stops."""
     scandir, image_open = os.scandir, Image.open
-    words = ("data=imagefolder", f"data.root={few}", f"data.size={SIZE}", "method=standard", "device=cpu")
+    words = (
+        "data=imagefolder",
+        f"data.root={few}",
+        f"data.size={SIZE}",
+        "method=standard",
+        "device=cpu",
+    )
 
     def closed(path: Any, where: str) -> None:
         if str(getattr(path, "path", path)).endswith(where):
             raise PermissionError(13, "Permission denied", str(getattr(path, "path", path)))
 
     monkeypatch.setattr(os, "scandir", lambda path: closed(path, "train/b") or scandir(path))
-    assert f"kd: data.root: cannot read the folder {few}/train/b (Permission denied)" in kd(*words).err
+    assert (
+        f"kd: data.root: cannot read the folder {few}/train/b (Permission denied)" in kd(*words).err
+    )
     monkeypatch.setattr(os, "scandir", scandir)
-    monkeypatch.setattr(Image, "open", lambda path, **keys: closed(path, "b/z.png") or image_open(path, **keys))
+    monkeypatch.setattr(
+        Image, "open", lambda path, **keys: closed(path, "b/z.png") or image_open(path, **keys)
+    )
     said = kd(*words)
     assert is_one_line(said, "data.root: ")
     assert f"cannot read the image {few}/train/b/z.png (Permission denied); mend" in said.err
@@ -181,7 +241,10 @@ def one(mode: str, colour: Any, size: tuple[int, int] = (SIZE, SIZE)) -> Callabl
     return lambda path: Image.new(mode, size, colour).save(path)
 
 
-RAMP = [[[round(x / 257)] for x in row] for row in np.linspace(0, 65535, 64).astype(int).reshape(8, 8).tolist()]
+RAMP = [
+    [[round(x / 257)] for x in row]
+    for row in np.linspace(0, 65535, 64).astype(int).reshape(8, 8).tolist()
+]
 GOOD_IMAGES: dict[str, tuple[str, Callable[[Path], Any], Any]] = {  # name: file, how it is made, its colour or pixels
     "grey": ("x.png", one("L", 7), (7, 7, 7)),
     "grey with alpha": ("x.png", one("LA", (7, 255)), (7, 7, 7)),
@@ -216,11 +279,21 @@ def test_an_odd_image_is_read_as_it_looks(case: str, few: Path) -> None:
     image = read(few)[0].int()
     parts = expected.items() if isinstance(expected, dict) else [(slice(None), expected)]
     for where, colour in parts:
-        assert (image[where] - torch.tensor(colour)).abs().max() <= (3 if name in ("x.jpg", "x.webp") else 1)
+        assert (image[where] - torch.tensor(colour)).abs().max() <= (
+            3 if name in ("x.jpg", "x.webp") else 1
+        )
 
 
 def test_a_class_may_have_any_name_and_be_a_link(few: Path) -> None:
-    names = [" a b", "<img src=x onerror=alert(1)>", "é漢😀", "new\nline", "-rf", "'\"\\", "${seed}"]
+    names = [
+        " a b",
+        "<img src=x onerror=alert(1)>",
+        "é漢😀",
+        "new\nline",
+        "-rf",
+        "'\"\\",
+        "${seed}",
+    ]
     for split in ("train", "test"):
         for name in names:
             (few / split / name).symlink_to(few / split / "a", target_is_directory=True)
@@ -254,10 +327,14 @@ def test_damaged_images_never_end_in_another_error(few: Path) -> None:
     draw = random.Random(0)
     place, refused = few / "train" / "a", 0
     for name in ("x.png", "x.jpg", "x.gif", "x.bmp", "x.tif", "x.webp", "x.ppm"):
-        rotated(place / name) if name in ("x.jpg", "x.png", "x.webp") else one("RGB", (1, 200, 3))(place / name)
+        rotated(place / name) if name in ("x.jpg", "x.png", "x.webp") else one("RGB", (1, 200, 3))(
+            place / name
+        )
         content = (place / name).read_bytes()
         for _ in range(40):
-            harmed = bytearray(content[: draw.choice([len(content), draw.randrange(1, len(content))])])
+            harmed = bytearray(
+                content[: draw.choice([len(content), draw.randrange(1, len(content))])]
+            )
             for _ in range(draw.randrange(1, 6)):
                 harmed[draw.randrange(len(harmed))] = draw.randrange(256)
             (place / name).write_bytes(harmed)

@@ -32,8 +32,12 @@ def net(scale: int = 1, classes: int = 2, size: int = SIZE) -> models.Net:
     return models.build(models.find("cnn", "model").Config(**said), classes, size)
 
 
-CARD = weights.card(
-    {"name": "cnn", "scale": 1, "activation": "relu", "dropout": 0.5}, ("a", "b"), SIZE, torch.zeros(3), torch.ones(3)
+CARD = weights.build_metadata(
+    {"name": "cnn", "scale": 1, "activation": "relu", "dropout": 0.5},
+    ("a", "b"),
+    SIZE,
+    torch.zeros(3),
+    torch.ones(3),
 )
 
 
@@ -71,8 +75,13 @@ def flipped(path: Path, place: int = -1, bit: int = 0) -> None:
 
 
 BROKEN, PICKLE = "is not a whole safetensors file (", "is a pickle, which could run code when read"
-BAD_WEIGHTS: dict[str, tuple[Callable[[Path], Any], str]] = {  # how they are made: what the line says
-    "a bit flipped": (lambda p: flipped(saved(p)), "is damaged: its weights are not those that were written"),
+BAD_WEIGHTS: dict[
+    str, tuple[Callable[[Path], Any], str]
+] = {  # how they are made: what the line says
+    "a bit flipped": (
+        lambda p: flipped(saved(p)),
+        "is damaged: its weights are not those that were written",
+    ),
     "truncated": (lambda p: p.write_bytes(saved(p).read_bytes()[:-1]), BROKEN),
     "longer": (lambda p: p.write_bytes(saved(p).read_bytes() + b"1"), BROKEN),
     "huge header": (lambda p: headed(p, 2**63), BROKEN),
@@ -89,13 +98,31 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[Path], Any], str]] = {  # how they are ma
     "pickle 5": (lambda p: p.write_bytes(pickle.dumps(Trap(), 5)), PICKLE),
     "torch.save": (lambda p: torch.save(Trap(), p), PICKLE),
     "integers": (lambda p: changed(p, lambda _, t: t.int()), "of integers there and ["),
-    "not a number": (lambda p: changed(p, lambda n, t: poisoned(n, t, float("nan"))), "head.1.bias is not finite"),
-    "infinite": (lambda p: changed(p, lambda n, t: poisoned(n, t, float("inf"))), "head.1.bias is not finite"),
-    "too large": (lambda p: save_file(net(2).state_dict(), p), "is [2, 3, 3, 3] there and [1, 3, 3, 3] in the model"),
-    "one tensor more": (lambda p: save_file({**net().state_dict(), "x": torch.ones(1)}, p), "x is [1] there and abs"),
+    "not a number": (
+        lambda p: changed(p, lambda n, t: poisoned(n, t, float("nan"))),
+        "head.1.bias is not finite",
+    ),
+    "infinite": (
+        lambda p: changed(p, lambda n, t: poisoned(n, t, float("inf"))),
+        "head.1.bias is not finite",
+    ),
+    "too large": (
+        lambda p: save_file(net(2).state_dict(), p),
+        "is [2, 3, 3, 3] there and [1, 3, 3, 3] in the model",
+    ),
+    "one tensor more": (
+        lambda p: save_file({**net().state_dict(), "x": torch.ones(1)}, p),
+        "x is [1] there and abs",
+    ),
     "no tensor": (lambda p: save_file({}, p), "is absent there and"),
-    "other classes": (lambda p: weights.save(net(1, 3), p, {**CARD, "classes": ["a", "b", "c"]}), "knows 3 classes"),
-    "other size": (lambda p: weights.save(net(1, 2, 16), p, {**CARD, "size": 16}), "takes images of 16 pixels"),
+    "other classes": (
+        lambda p: weights.save(net(1, 3), p, {**CARD, "classes": ["a", "b", "c"]}),
+        "knows 3 classes",
+    ),
+    "other size": (
+        lambda p: weights.save(net(1, 2, 16), p, {**CARD, "size": 16}),
+        "takes images of 16 pixels",
+    ),
 }
 BAD_CARDS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "not JSON": (lambda p: carded(p, "{"), "cannot be used (it is not JSON)"),
@@ -103,14 +130,29 @@ BAD_CARDS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a list": (lambda p: carded(p, "[]"), "cannot be used (should be a valid dictionary"),
     "null": (lambda p: carded(p, "null"), "cannot be used (should be a valid dictionary"),
     "empty": (lambda p: carded(p, "{}"), "cannot be used (model is missing)"),
-    "model of a wrong type": (lambda p: saved(p, model="cnn"), "cannot be used (model: should be a valid dictionary"),
-    "classes of a wrong type": (lambda p: saved(p, classes=[1, 2]), "(classes.0: should be a valid string)"),
+    "model of a wrong type": (
+        lambda p: saved(p, model="cnn"),
+        "cannot be used (model: should be a valid dictionary",
+    ),
+    "classes of a wrong type": (
+        lambda p: saved(p, classes=[1, 2]),
+        "(classes.0: should be a valid string)",
+    ),
     "no class": (lambda p: saved(p, classes=[]), "(classes: List should have at least 1 item"),
     "size of a wrong type": (lambda p: saved(p, size="8"), "(size: should be a valid integer)"),
     "huge size": (lambda p: saved(p, size=10**9), "(size: should be less than or equal to 4096)"),
-    "mean of two": (lambda p: saved(p, mean=[0.0, 0.0]), "(mean: List should have at least 3 items"),
-    "mean that is no number": (lambda p: saved(p, mean=[float("nan"), 0.0, 0.0]), "(mean.0: should be a finite numb"),
-    "std of 1e400": (lambda p: carded(p, json.dumps(CARD).replace("1.0", "1e400", 1)), "(std.0: should be a finite"),
+    "mean of two": (
+        lambda p: saved(p, mean=[0.0, 0.0]),
+        "(mean: List should have at least 3 items",
+    ),
+    "mean that is no number": (
+        lambda p: saved(p, mean=[float("nan"), 0.0, 0.0]),
+        "(mean.0: should be a finite numb",
+    ),
+    "std of 1e400": (
+        lambda p: carded(p, json.dumps(CARD).replace("1.0", "1e400", 1)),
+        "(std.0: should be a finite",
+    ),
     "sum of a wrong type": (
         lambda p: carded(p, json.dumps({**CARD, "sha256": 1})),
         "(sha256: should be a valid string",
@@ -123,19 +165,27 @@ BAD_MODELS: dict[str, tuple[dict[str, Any], str]] = {
     "a list": ({"name": ["cnn"]}, "['cnn'] is not known; allowed: cnn"),
     "no model": ({"name": "base"}, "'base' is not known; allowed: cnn"),
     "no scale": ({"name": "cnn"}, "model.scale is missing"),
-    "huge": ({**CARD["model"], "scale": 10**6}, "model.scale: should be less than or equal to 1024"),
-    "large": ({**CARD["model"], "scale": 1024}, "does not fit its card: stages.conv1.0.weight is [1, 3, 3, 3] there"),
+    "huge": (
+        {**CARD["model"], "scale": 10**6},
+        "model.scale: should be less than or equal to 1024",
+    ),
+    "large": (
+        {**CARD["model"], "scale": 1024},
+        "does not fit its card: stages.conv1.0.weight is [1, 3, 3, 3] there",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", [*BAD_WEIGHTS, *BAD_CARDS])
-def test_bad_weights_of_a_teacher_are_one_line(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_weights_of_a_teacher_are_one_line(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make, expected = {**BAD_WEIGHTS, **BAD_CARDS}[case]
     path = tmp_path / "weights.safetensors"
     monkeypatch.chdir(tmp_path)
     make(path)
     with pytest.raises(UserError) as error:
-        weights.check(path, net(), ("a", "b"), SIZE)
+        weights.validate_weights(path, net(), ("a", "b"), SIZE)
     line = str(error.value)
     assert line.startswith("teacher.checkpoint: ")
     assert expected.format(path=path) in line
@@ -148,21 +198,31 @@ def test_bad_weights_end_the_command(case: str, tmp_path: Path, kd: Callable) ->
     make, expected = {**BAD_WEIGHTS, **BAD_CARDS}[case]
     make(tmp_path / "w")
     if case == "a bit flipped":
-        weights.save(net(1, 10, 32), tmp_path / "w", {**CARD, "classes": list("0123456789"), "size": 32})
+        weights.save(
+            net(1, 10, 32), tmp_path / "w", {**CARD, "classes": list("0123456789"), "size": 32}
+        )
         flipped(tmp_path / "w")
-    said = kd("data=digits", "method=logits", "teacher.scale=1", f"teacher.checkpoint={tmp_path / 'w'}")
+    said = kd(
+        "data=digits", "method=logits", "teacher.scale=1", f"teacher.checkpoint={tmp_path / 'w'}"
+    )
     assert is_one_line(said, "teacher.checkpoint: ")
     assert expected in said.err
     assert not list(Path().iterdir())
 
 
-@pytest.mark.parametrize("case", ["a bit flipped", "truncated", "torch.save", "integers", "not a number", *BAD_CARDS])
-def test_bad_weights_are_not_loaded(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "case", ["a bit flipped", "truncated", "torch.save", "integers", "not a number", *BAD_CARDS]
+)
+def test_bad_weights_are_not_loaded(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make, expected = {**BAD_WEIGHTS, **BAD_CARDS}[case]
     monkeypatch.chdir(tmp_path)
     make(Path("w"))
     if case in ("integers", "not a number"):
-        save_file({name: t.clone() for name, t in load_file("w").items()}, "w", {"kd": json.dumps(CARD)})
+        save_file(
+            {name: t.clone() for name, t in load_file("w").items()}, "w", {"kd": json.dumps(CARD)}
+        )
     with pytest.raises(UserError) as error:
         package.load("w")
     assert expected in str(error.value)
@@ -193,15 +253,17 @@ def test_other_sound_weights_are_taken(tmp_path: Path) -> None:
         way()
         other = net()
         torch.nn.init.zeros_(other.head[1].weight)
-        weights.check(path, other, ("a", "b"), SIZE)
-        weights.fill(other, path)
-        assert all(torch.allclose(t, wanted[name], atol=1e-3) for name, t in other.state_dict().items())
+        weights.validate_weights(path, other, ("a", "b"), SIZE)
+        weights.load_weights(other, path)
+        assert all(
+            torch.allclose(t, wanted[name], atol=1e-3) for name, t in other.state_dict().items()
+        )
     for length in (0x4B50, 0x2480):  # such a file begins as a zip archive, or as a pickle does
         save_file(wanted, path, {"x": ""})
         missing = length - struct.unpack("<Q", path.read_bytes()[:8])[0]
         save_file(wanted, path, {"x": "x" * missing})
         assert struct.unpack("<Q", path.read_bytes()[:8])[0] == length
-        weights.check(path, net(), ("a", "b"), SIZE)
+        weights.validate_weights(path, net(), ("a", "b"), SIZE)
 
 
 def test_weights_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,24 +274,35 @@ def test_weights_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
     with monkeypatch.context() as closed:
         closed.setattr("builtins.open", refuse)
-        with pytest.raises(UserError, match=r"^teacher\.checkpoint: cannot read .*/w \(Permission denied\)$"):
-            weights.check(path, net(), ("a", "b"), SIZE)
-        with pytest.raises(UserError, match=r"^teacher: cannot read its weights in .*/w \(Permission denied\)$"):
+        with pytest.raises(
+            UserError, match=r"^teacher\.checkpoint: cannot read .*/w \(Permission denied\)$"
+        ):
+            weights.validate_weights(path, net(), ("a", "b"), SIZE)
+        with pytest.raises(
+            UserError, match=r"^teacher: cannot read its weights in .*/w \(Permission denied\)$"
+        ):
             schema.file_digest(path)
     monkeypatch.setattr(os, "access", lambda *_: False)
     denied = PermissionError(13, "Permission denied", str(path))
     assert cli._explain(denied) == (2, f"cannot read {path} (Permission denied)")
-    assert "cannot write to" in str(cli._explain(PermissionError(13, "Permission denied", str(path) + "x"))[1])
+    assert "cannot write to" in str(
+        cli._explain(PermissionError(13, "Permission denied", str(path) + "x"))[1]
+    )
 
 
 def test_a_teachers_own_run_that_was_damaged(composed: Callable, tmp_path: Path) -> None:
     made = composed("method=logits", "teacher.scale=1", "data.val_size=0")
-    images = data.load(made.data, made.described, tmp_path / "cache", torch.device("cpu"))
-    weights.save(net(1, 10, 32), tmp_path / "w", {**CARD, "classes": list("0123456789"), "size": 32})
+    images = data.load(made.data, made.description, tmp_path / "cache", torch.device("cpu"))
+    weights.save(
+        net(1, 10, 32), tmp_path / "w", {**CARD, "classes": list("0123456789"), "size": 32}
+    )
     device, trained = resolve("cpu", "fp32", tmp_path), {"metrics": {}}
     assert teacher.load(made, images, device, tmp_path / "w", trained).net
     flipped(tmp_path / "w")
-    with pytest.raises(UserError, match=r"^teacher: .*/w is damaged: .*; when .* is removed, the teacher is trained "):
+    with pytest.raises(
+        UserError,
+        match=r"^teacher: .*/w is damaged: .*; when .* is removed, the teacher is trained ",
+    ):
         teacher.load(made, images, device, tmp_path / "w", trained)
 
 
@@ -241,7 +314,7 @@ def test_no_damage_is_silent(tmp_path: Path) -> None:
 
     def filled() -> models.Net:
         other = net()
-        weights.fill(other, path)
+        weights.load_weights(other, path)
         return other
 
     for number in range(200):

@@ -41,7 +41,9 @@ CODE = [
 
 @pytest.mark.parametrize("sweep", [False, True], ids=["run", "sweep"])
 @pytest.mark.parametrize("word", CODE)
-def test_words_are_never_run(word: str, sweep: bool, kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_are_never_run(
+    word: str, sweep: bool, kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("canary.py").write_text(CANARY)
     Path("canary.pickle").write_bytes(pickle.dumps(Trap()))
     monkeypatch.syspath_prepend(str(Path.cwd()))
@@ -52,7 +54,9 @@ def test_words_are_never_run(word: str, sweep: bool, kd: Callable, monkeypatch: 
         said = kd("data=digits", "method=standard", word, *(["-m"] if sweep else []))
     finally:
         sys.modules.pop("canary", None)
-    assert is_one_line(said, "--experimental-rerun: " if word.startswith("--") else "hydra."), said.err
+    assert is_one_line(said, "--experimental-rerun: " if word.startswith("--") else "hydra."), (
+        said.err
+    )
     assert "code" in said.err
     assert sorted(Path().iterdir()) == before
 
@@ -74,7 +78,8 @@ def test_a_target_elsewhere_is_no_key(word: str, kd: Callable) -> None:
     node = word.strip("+").split("=")[0].removesuffix("._target_")
     assert is_one_line(kd("data=digits", word), f"{node}._target_: unknown key; valid: ")
     assert is_one_line(
-        kd("data=digits", "+method={_target_: os.system}"), "method: {'_target_': 'os.system'} is not a "
+        kd("data=digits", "+method={_target_: os.system}"),
+        "method: {'_target_': 'os.system'} is not a ",
     )
 
 

@@ -34,7 +34,9 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 ACTS = pytest.mark.parametrize("act", [kernels.NormReLU, kernels.NormELU])
 
 
-def norms(library: Any, channels: int, act: type[kernels.NormAct]) -> tuple[nn.BatchNorm2d, kernels.NormAct]:
+def norms(
+    library: Any, channels: int, act: type[kernels.NormAct]
+) -> tuple[nn.BatchNorm2d, kernels.NormAct]:
     draw = torch.Generator().manual_seed(1)
     slow, fast = nn.BatchNorm2d(channels).double(), act(channels)
     with torch.no_grad():
@@ -49,7 +51,14 @@ def step(norm: nn.Module, x: Tensor, dy: Tensor, after: nn.Module | None = None)
     leaf = x.clone().requires_grad_()
     y = after(norm(leaf)) if after else norm(leaf)
     y.backward(dy)
-    return [y.detach(), leaf.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
+    return [
+        y.detach(),
+        leaf.grad,
+        norm.weight.grad,
+        norm.bias.grad,
+        norm.running_mean,
+        norm.running_var,
+    ]
 
 
 @pytest.mark.parametrize("shape", [(8, 16, 9, 7), (3, 32, 1, 1), (2, 64, 32, 32), (1, 48, 5, 5)])
@@ -59,25 +68,36 @@ def test_values_gradients_and_statistics_are_those_of_float64(
     library: Any, shape: tuple[int, ...], offset: float, act: Any
 ) -> None:
     draw = torch.Generator().manual_seed(0)
-    x, dy = ((torch.randn(shape, generator=draw) * s + o).to(library.dtype) for s, o in ((3, offset), (1, 0)))
+    x, dy = (
+        (torch.randn(shape, generator=draw) * s + o).to(library.dtype)
+        for s, o in ((3, offset), (1, 0))
+    )
     x, dy = x.to(memory_format=CHANNELS_LAST), dy.to(memory_format=CHANNELS_LAST)
     slow, fast = norms(library, shape[1], act)
     after, names = act.activation(), ("y", "dx", "dw", "db", "mean", "var")
     assert fast._fits(x)
-    near = {torch.bfloat16: {"y": 8e-3, "dx": 8e-3}, torch.float32: dict.fromkeys(names, 2e-5)}[library.dtype]
-    for right, ours, name in zip(step(slow, x.double(), dy.double(), after), step(fast, x, dy), names, strict=True):
+    near = {torch.bfloat16: {"y": 8e-3, "dx": 8e-3}, torch.float32: dict.fromkeys(names, 2e-5)}[
+        library.dtype
+    ]
+    for right, ours, name in zip(
+        step(slow, x.double(), dy.double(), after), step(fast, x, dy), names, strict=True
+    ):
         scale = right.abs().max().item()
         assert (right - ours.double()).abs().max().item() <= near.get(name, 2e-3) * scale, name
     slow.eval(), fast.eval()
     with torch.no_grad():
         off = 0.02 if library.dtype is torch.bfloat16 else 1e-5
-        torch.testing.assert_close(after(slow(x.double())), fast(x).double(), rtol=off / 2, atol=off)
+        torch.testing.assert_close(
+            after(slow(x.double())), fast(x).double(), rtol=off / 2, atol=off
+        )
 
 
 @pytest.mark.parametrize("size", [1e-4, 1.0, 30.0, 1e30])
 def test_the_elu_of_small_and_of_large_numbers(library: Any, size: float) -> None:
     """By its own kernel, to the last bits."""
-    x = size * torch.linspace(-4, 4, 2048).view(2, 16, 8, 8).to(library.dtype).to(memory_format=CHANNELS_LAST)
+    x = size * torch.linspace(-4, 4, 2048).view(2, 16, 8, 8).to(library.dtype).to(
+        memory_format=CHANNELS_LAST
+    )
     norm = kernels.NormELU(16, eps=0.0).eval()
     norm.library = library
     with torch.no_grad():
@@ -97,7 +117,9 @@ def test_no_number_of_threads_changes_a_bit(library: Any, act: Any) -> None:
         torch.set_num_threads(number)
         found.append(step(norms(library, 16, act)[1], x, x))
     torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    assert all(
+        torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True)
+    )
 
 
 @ACTS
@@ -117,21 +139,25 @@ def test_pooling_is_pytorchs_bit_for_bit(library: Any, shape: tuple[int, ...]) -
     x[0, 1, 1, 1] = torch.nan
     x = x.to(memory_format=CHANNELS_LAST)
     slow, fast = nn.MaxPool2d(2), nn.MaxPool2d(2)
-    kernels.quicken(fast, library)
+    kernels.fuse_modules(fast, library)
     assert type(fast) is kernels.MaxPool2x2
     found = []
     for pool in (slow, fast):
         leaf = x.clone().requires_grad_()
         y = pool(leaf)
-        y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(library.dtype))
+        y.backward(
+            torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(library.dtype)
+        )
         found.append((y, leaf.grad))
     for theirs, ours in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("pool", [nn.MaxPool2d(3), nn.MaxPool2d(2, 1), nn.MaxPool2d(2, padding=1)], ids=repr)
+@pytest.mark.parametrize(
+    "pool", [nn.MaxPool2d(3), nn.MaxPool2d(2, 1), nn.MaxPool2d(2, padding=1)], ids=repr
+)
 def test_other_pooling_is_left_alone(library: Any, pool: nn.Module) -> None:
-    kernels.quicken(pool, library)
+    kernels.fuse_modules(pool, library)
     assert type(pool) is nn.MaxPool2d
 
 
@@ -161,11 +187,14 @@ def test_a_quickened_network_keeps_its_names_and_its_values(library: Any) -> Non
         return nn.Sequential(nn.Conv2d(3, 16, 3), *norms)
 
     plain, quick = network(), network()
-    kernels.quicken(quick, library)
+    kernels.fuse_modules(quick, library)
     quick = pickle.loads(pickle.dumps(copy.deepcopy(quick)))
     assert list(plain.state_dict()) == list(quick.state_dict())
     found = [type(m).__name__ for m in quick]
-    assert " ".join(found) == "Conv2d NormReLU Identity BatchNorm2d GELU NormELU Identity BatchNorm2d ELU"
+    assert (
+        " ".join(found)
+        == "Conv2d NormReLU Identity BatchNorm2d GELU NormELU Identity BatchNorm2d ELU"
+    )
     x = torch.randn(4, 3, 8, 8).to(memory_format=CHANNELS_LAST)
     with torch.autocast("cpu", torch.bfloat16, enabled=library.dtype is torch.bfloat16):
         off = 0.05 if library.dtype is torch.bfloat16 else 1e-5
@@ -179,9 +208,9 @@ def test_without_a_compiler_or_with_wrong_kernels_there_are_none(
         """Leaves the output as it was."""
 
     right = {name: value for name, value in vars(library).items() if name != "path"}
-    assert kernels._right(SimpleNamespace(**right))
+    assert kernels._self_test(SimpleNamespace(**right))
     for name in right.keys() - {"dtype"}:
-        assert not kernels._right(SimpleNamespace(**(right | {name: wrong}))), name
+        assert not kernels._self_test(SimpleNamespace(**(right | {name: wrong}))), name
     monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
     assert kernels.library(tmp_path, library.dtype) is None
     monkeypatch.setattr(kernels.shutil, "which", lambda _: "/bin/false")
@@ -206,7 +235,9 @@ def test_bf16_is_tried_once_and_remembered(tmp_path: Path, monkeypatch: pytest.M
     assert tried == [False, True]
 
 
-def test_compile_without_a_compiler_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_without_a_compiler_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(device.shutil, "which", lambda _: None)
     with pytest.raises(UserError, match=r"compile: on a CPU .* needs g\+\+"):
         device.resolve("cpu", "fp32", tmp_path, compile=True)
@@ -234,9 +265,14 @@ def test_a_compiled_student_learns_the_same(composed: Any, tmp_path: Path) -> No
     found = {}
     for compiled in ("true", "false"):
         config = composed(
-            "method=standard", "student.dropout=0", f"compile={compiled}", f"paths.runs={tmp_path}/{compiled}"
+            "method=standard",
+            "student.dropout=0",
+            f"compile={compiled}",
+            f"paths.runs={tmp_path}/{compiled}",
         )
         found[compiled] = run(config)["metrics"]
-        assert counters["stats"]["unique_graphs"] == 1, "all of the network is one graph, and nothing else is compiled"
+        assert counters["stats"]["unique_graphs"] == 1, (
+            "all of the network is one graph, and nothing else is compiled"
+        )
         assert not counters["graph_break"]
     assert found["true"] == pytest.approx(found["false"], rel=0.02, abs=0.02)

@@ -7,18 +7,20 @@ import pytest
 import torch
 from test_train import images
 
-from kd.data import fewer_labels
+from kd.data import keep_label_fraction
 from kd.data.loader import batches
 from kd.methods import Batch
-from kd.methods.base import hard
-from kd.models import Out
+from kd.methods.base import cross_entropy
+from kd.models import ModelOutput
 
 
 def test_the_given_labels_are_the_same_for_every_method(composed: Callable, tmp_path: Path) -> None:
     """A part of each class, by seed; without a teacher the other images are not there, with one they have no label."""
     found = images(composed(), tmp_path)
     count = round(0.1 * len(found.train))
-    alone, taught = (fewer_labels(found, 0.1, 5, unlabelled).train for unlabelled in (False, True))
+    alone, taught = (
+        keep_label_fraction(found, 0.1, 5, unlabelled).train for unlabelled in (False, True)
+    )
     assert len(alone) == count
     assert len(taught) == len(found.train)
     known = taught.index[taught.targets >= 0]
@@ -26,16 +28,20 @@ def test_the_given_labels_are_the_same_for_every_method(composed: Callable, tmp_
     assert torch.equal(alone.targets, found.train.labels[alone.index])
     sizes = torch.bincount(alone.targets) / torch.bincount(found.train.targets)
     assert (sizes - 0.1).abs().max() < 0.01
-    assert set(known.tolist()) != set(fewer_labels(found, 0.1, 6, False).train.index.tolist())
+    assert set(known.tolist()) != set(
+        keep_label_fraction(found, 0.1, 6, False).train.index.tolist()
+    )
     assert (found.train.targets >= 0).all()  # what it was made from is as it was
-    assert fewer_labels(found, 0.1, 5, True).val is found.val
+    assert keep_label_fraction(found, 0.1, 5, True).val is found.val
 
 
-def test_an_epoch_goes_round_the_labelled_images_until_it_is_as_long(composed: Callable, tmp_path: Path) -> None:
+def test_an_epoch_goes_round_the_labelled_images_until_it_is_as_long(
+    composed: Callable, tmp_path: Path
+) -> None:
     """Each as often as any other, in other orders and views; as many steps as with all labels."""
     config = composed()
     found, augment = images(config, tmp_path), config.data.augment
-    few = fewer_labels(found, 0.1, 0, unlabelled=False).train
+    few = keep_label_fraction(found, 0.1, 0, unlabelled=False).train
     assert few.batches(64) == found.train.batches(64)
     seen = list(batches(few, 64, 0, 2, augment))
     assert len(seen) == few.batches(64)
@@ -46,7 +52,10 @@ def test_an_epoch_goes_round_the_labelled_images_until_it_is_as_long(composed: C
     for turn in range(2):  # a round is a whole one
         assert torch.equal(index[turn * n : (turn + 1) * n].sort().values, few.index.sort().values)
     assert not torch.equal(index[:n], index[n : 2 * n])
-    first, second = (dict(zip(index[i * n :][:n].tolist(), view[i * n :][:n].tolist(), strict=True)) for i in (0, 1))
+    first, second = (
+        dict(zip(index[i * n :][:n].tolist(), view[i * n :][:n].tolist(), strict=True))
+        for i in (0, 1)
+    )
     assert sum(first[i] == second[i] for i in first) < 0.1 * n
     after = next(iter(batches(few, 64, 0, 3, augment)))
     assert not any(torch.equal(after.index, b.index) for b in seen)
@@ -57,7 +66,7 @@ def test_an_image_without_a_label_counts_nothing_in_the_mean_of_the_hard_loss() 
     z, y = torch.randn(6, 4, requires_grad=True), torch.tensor([1, -1, 3, -1, -1, 0])
 
     def loss(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return hard(Batch(z, y, y, y, 0.0), Out(z, {}))
+        return cross_entropy(Batch(z, y, y, y, 0.0), ModelOutput(z, {}))
 
     value = loss(z, y)
     known = y >= 0
@@ -76,8 +85,14 @@ def test_an_image_without_a_label_counts_nothing_in_the_mean_of_the_hard_loss() 
 
 def test_all_labels_are_a_run_of_the_name_it_had(composed: Callable) -> None:
     plain, few = composed("method=logits"), composed("method=logits", "student.labels=0.5")
-    assert composed("method=logits", "student.labels=1.0").identity() == plain.identity() != few.identity()
-    assert few.as_teacher().identity() == plain.as_teacher().identity()  # the teacher has all labels
+    assert (
+        composed("method=logits", "student.labels=1.0").identity()
+        == plain.identity()
+        != few.identity()
+    )
+    assert (
+        few.as_teacher().identity() == plain.as_teacher().identity()
+    )  # the teacher has all labels
     assert few.as_standard().labels == 0.5
 
 

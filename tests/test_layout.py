@@ -36,7 +36,9 @@ def test_frameworks_are_imported_in_one_place(path: Path) -> None:
     here = path.relative_to(HERE).as_posix()
     for name in imported(path):
         framework = name.split(".")[0]
-        assert here in ONLY_IN.get(framework, {here}), f"only {ONLY_IN[framework]} may import {framework}"
+        assert here in ONLY_IN.get(framework, {here}), (
+            f"only {ONLY_IN[framework]} may import {framework}"
+        )
 
 
 @pytest.mark.parametrize("kind", ["methods", "models", "data"])

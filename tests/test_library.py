@@ -15,7 +15,7 @@ from kd import data, methods, models
 from kd.config.schema import Config
 from kd.core import registry
 from kd.core.errors import UserError
-from kd.core.interleave import Shared, together
+from kd.core.interleave import RunCache, run_interleaved
 from kd.data import augment as views
 from kd.data.loader import batches
 from kd.models import weights
@@ -24,9 +24,9 @@ from kd.report import tables
 from kd.training import metrics
 from kd.training import run as run_module
 from kd.training.device import resolve
-from kd.training.run import folder_of, run
-from kd.training.teacher import Live
-from kd.training.teacher_cache import Outputs, Place, key
+from kd.training.run import run, run_dir
+from kd.training.teacher import TeacherForward
+from kd.training.teacher_cache import TeacherCache, TeacherCacheSpec, key
 
 ALL = registry.choices("methods")
 QUICK = {"crd": ["method.negatives=64", "method.width=8"]}
@@ -48,15 +48,17 @@ def small(composed: Callable, place: Path) -> Callable[..., Config]:
 
 def seen(config: Config) -> Any:
     device = resolve("cpu", config.root.precision, Path(config.root.paths.cache), False, False)
-    return data.load(config.data, config.described, Path(config.root.paths.cache), device.torch), device
+    return data.load(
+        config.data, config.description, Path(config.root.paths.cache), device.torch
+    ), device
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_run_trains_saves_and_ships_what_it_should(name: str, small: Callable) -> None:
     config = small(f"method={name}", *QUICK.get(name, []))
-    result, folder = run(config), folder_of(config)
+    result, folder = run(config), run_dir(config)
     images, device = seen(config)
-    fresh = run_module._parts(config, images, device, Shared())
+    fresh = run_module._build_components(config, images, device, RunCache())
 
     own = fresh.method.state_dict()
     assert (folder / "method.safetensors").exists() == bool(own)
@@ -68,29 +70,41 @@ def test_a_run_trains_saves_and_ships_what_it_should(name: str, small: Callable)
     assert result["size"]["method_params"] == metrics.count(fresh.method.parameters())
 
     shipped = package.load(folder)
-    logits = metrics.infer(shipped, images.test, device)
+    logits = metrics.predict(shipped, images.test, device)
     for what, value in metrics.metrics(logits, images.test.targets).items():
         assert value == pytest.approx(result["metrics"][f"test_{what}"], abs=1e-3), what
     assert metrics.count(shipped.parameters()) == result["size"]["params"]
     if name != "simkd":
-        assert set(shipped.net.state_dict()) == set(fresh.student.state_dict()), "the student, and nothing else"
+        assert set(shipped.net.state_dict()) == set(fresh.student.state_dict()), (
+            "the student, and nothing else"
+        )
 
 
 def test_simkd_ships_the_teachers_last_layers(small: Callable, tmp_path: Path) -> None:
     config = small("method=simkd")
     run(config)
-    shipped, taught = package.load(folder_of(config)).net, package.load(folder_of(config.as_teacher())).net
+    shipped, taught = (
+        package.load(run_dir(config)).net,
+        package.load(run_dir(config.as_teacher())).net,
+    )
     assert list(shipped.stages)[-3:] == ["projector", "teacher_hidden", "teacher_head"]
     for stage in ("hidden", "head"):
         own = taught.stages[stage].state_dict()
-        assert all(torch.equal(v, own[k]) for k, v in shipped.stages[f"teacher_{stage}"].state_dict().items())
-    trained = weights.safe_open(folder_of(config) / "method.safetensors", "pt")
+        assert all(
+            torch.equal(v, own[k])
+            for k, v in shipped.stages[f"teacher_{stage}"].state_dict().items()
+        )
+    trained = weights.safe_open(run_dir(config) / "method.safetensors", "pt")
     for name, tensor in shipped.stages["projector"].state_dict().items():
         assert torch.equal(tensor, trained.get_tensor(f"projector.{name}")), name
-    card = json.loads(weights.safe_open(folder_of(config) / "student.safetensors", "pt").metadata()["kd"])
+    card = json.loads(
+        weights.safe_open(run_dir(config) / "student.safetensors", "pt").metadata()["kd"]
+    )
     card["graft"]["teacher_tap"] = "nose"
     weights.save(shipped, tmp_path / "bad.safetensors", card)
-    with pytest.raises(UserError, match=r"the card in .*bad.safetensors: graft: there is no tap 'nose'"):
+    with pytest.raises(
+        UserError, match=r"the card in .*bad.safetensors: graft: there is no tap 'nose'"
+    ):
         package.load(tmp_path / "bad.safetensors")
 
 
@@ -154,9 +168,11 @@ def test_a_memory_keeps_the_batch_and_draws_from_what_is_trained_on(composed: Ca
     labels = torch.arange(100) % 10
     labels[60:] = -1
     shapes = {"vec": (5,), "head": (10,)}
-    method = methods.find("crd")(config.method, methods.Spec(shapes, shapes, 10, 100, labels=labels))
+    method = methods.find("crd")(
+        config.method, methods.MethodContext(shapes, shapes, 10, 100, labels=labels)
+    )
     (memory,) = method.memories
-    out = [models.Out(torch.randn(6, 10), {"vec": torch.randn(6, 5)}) for _ in "st"]
+    out = [models.ModelOutput(torch.randn(6, 10), {"vec": torch.randn(6, 5)}) for _ in "st"]
     index = torch.tensor([3, 9, 20, 41, 55, 59])
     batch = methods.Batch(torch.zeros(6, 3, 4, 4), labels[index], index, index, 0.0)
     before = memory.student_bank.clone()
@@ -196,28 +212,40 @@ def test_blends_are_pure_functions_of_seed_epoch_and_sample(composed: Callable) 
     assert not any(torch.equal(first[i], again[i]) for i in set(first) & set(again))
 
     index = images.train.index
-    other_, view, share = views.partners(1, 2, index, index, augment)
+    other_, view, share = views.mixup_params(1, 2, index, index, augment)
     assert set(other_.tolist()) <= set(index.tolist()), "no validation image"
     assert 0 <= share.min() < 0.01 < 0.24 < share.mean() < 0.26 < 0.49 < share.max() < 0.5
     row = int(index[5])
-    own = views.show(images.train.images, index[5:6], views.choose(1, 2, index[5:6], augment), augment).float()
-    mate = views.show(images.train.images, other_[5:6], view[5:6], augment).float()
+    own = views.apply_view(
+        images.train.images, index[5:6], views.sample_views(1, 2, index[5:6], augment), augment
+    ).float()
+    mate = views.apply_view(images.train.images, other_[5:6], view[5:6], augment).float()
     blend = (1 - share[5]) * own + share[5] * mate
     blend = (blend / 255 - images.train.mean) / images.train.std
     assert row in first
     assert torch.allclose(first[row], blend[0].permute(2, 0, 1), atol=1e-5)
 
 
-def test_what_the_teacher_says_of_blends_is_kept_for_their_epoch_alone(composed: Callable, tmp_path: Path) -> None:
+def test_what_the_teacher_says_of_blends_is_kept_for_their_epoch_alone(
+    composed: Callable, tmp_path: Path
+) -> None:
     config = composed("method=function_matching")
     images, device = seen(config)
     torch.manual_seed(0)
     net = models.build(config.teacher, 10, 32).eval().requires_grad_(False)
-    live, augment = Live(net, [], device), config.data.augment
+    live, augment = TeacherForward(net, [], device), config.data.augment
     asked: list[int] = []
 
-    def compare(seed: int, mixed: bool = True) -> Outputs:
-        made = Outputs(live, images.train, augment, seed, 1, Place(tmp_path, 1.0, False, False), mixed)
+    def compare(seed: int, mixed: bool = True) -> TeacherCache:
+        made = TeacherCache(
+            live,
+            images.train,
+            augment,
+            seed,
+            1,
+            TeacherCacheSpec(tmp_path, 1.0, False, False),
+            mixed,
+        )
         for epoch in range(2):
             for batch in batches(images.train, 128, seed, epoch, augment, mixed=mixed):
                 now = live(batch).logits.half().float()
@@ -231,7 +259,10 @@ def test_what_the_teacher_says_of_blends_is_kept_for_their_epoch_alone(composed:
     assert asked[3] == asked[0], "another seed nothing"
     fewer = replace(images.train, index=images.train.index[:-1])
     for mixed in (False, True):  # blends are of what is trained on
-        names = {key("w", config.teacher, "c", split, augment, device, mixed) for split in (images.train, fewer)}
+        names = {
+            key("w", config.teacher, "c", split, augment, device, mixed)
+            for split in (images.train, fewer)
+        }
         assert len(names) == (2 if mixed else 1)
 
 
@@ -249,29 +280,44 @@ def test_an_ensemble_is_the_mean_of_its_members(composed: Callable) -> None:
     assert torch.allclose(Ensemble(nets, "logits")(x), each.mean(dim=0), atol=1e-6)
     said = Ensemble(nets, "probabilities")(x)
     assert torch.allclose(said.softmax(dim=1), each.softmax(dim=2).mean(dim=0), atol=1e-6)
-    assert torch.allclose(said.exp().sum(dim=1), torch.ones(4), atol=1e-5), "they are log probabilities"
+    assert torch.allclose(said.exp().sum(dim=1), torch.ones(4), atol=1e-5), (
+        "they are log probabilities"
+    )
     assert Ensemble(nets, "logits").shapes(32) == {"head": (10,)}
     with pytest.raises(RuntimeError, match="an ensemble has no taps; asked for pool2"):
-        Ensemble(nets, "logits").tapped(x, ["pool2"])
+        Ensemble(nets, "logits").forward_taps(x, ["pool2"])
 
 
 def test_a_student_of_several_teachers(small: Callable, place: Path) -> None:
-    config = small("method=logits", "teacher.members=2", "teacher.mean=probabilities", "teacher.seed=7")
+    config = small(
+        "method=logits", "teacher.members=2", "teacher.mean=probabilities", "teacher.seed=7"
+    )
     result = run(config)
     assert [one.root.seed for one in config.as_teachers()] == [7, 8]
-    folders = [folder_of(one) for one in config.as_teachers()]
-    assert result["teacher"]["source"] == [str(folder / "student.safetensors") for folder in folders]
+    folders = [run_dir(one) for one in config.as_teachers()]
+    assert result["teacher"]["source"] == [
+        str(folder / "student.safetensors") for folder in folders
+    ]
     assert result["teacher"]["name"] == "2 x cnn-2"
-    assert result["teacher"]["params"] == 2 * json.loads((folders[0] / "result.json").read_text())["size"]["params"]
+    assert (
+        result["teacher"]["params"]
+        == 2 * json.loads((folders[0] / "result.json").read_text())["size"]["params"]
+    )
     images, device = seen(config)
     nets = [package.load(folder).net for folder in folders]
-    both = metrics.infer(Ensemble(nets, "probabilities"), images.test, device)
+    both = metrics.predict(Ensemble(nets, "probabilities"), images.test, device)
     accuracy = metrics.metrics(both, images.test.targets)["accuracy"]
     assert result["teacher"]["metrics"]["test_accuracy"] == pytest.approx(accuracy, abs=1e-3)
     words = ["method=logits", "teacher.seed=7"]
-    others = [small(*words), small(*words, "teacher.members=2"), small(*words, "teacher.members=2", "teacher.seed=8")]
+    others = [
+        small(*words),
+        small(*words, "teacher.members=2"),
+        small(*words, "teacher.members=2", "teacher.seed=8"),
+    ]
     assert len({config.identity(), *(other.identity() for other in others)}) == 4
-    assert small(*words, "teacher.mean=probabilities").identity() == others[0].identity(), "of one there is no mean"
+    assert small(*words, "teacher.mean=probabilities").identity() == others[0].identity(), (
+        "of one there is no mean"
+    )
 
 
 def test_generations_teach_one_another(small: Callable) -> None:
@@ -282,27 +328,39 @@ def test_generations_teach_one_another(small: Callable) -> None:
     assert first.root.optimizer == config.root.optimizer
     assert (first.epochs, first.root.batch_size) == (config.epochs, config.root.batch_size)
     result = run(config)
-    assert result["teacher"]["source"] == str(folder_of(second) / "student.safetensors")
+    assert result["teacher"]["source"] == str(run_dir(second) / "student.safetensors")
     assert result["teacher"]["name"] == result["student"]
-    between = json.loads((folder_of(second) / "result.json").read_text())
-    assert between["teacher"]["source"] == str(folder_of(first) / "student.safetensors")
-    other = small("method=born_again", "method.generation=2", "teacher.seed=5", "seed=3", "teacher.epochs=9")
+    between = json.loads((run_dir(second) / "result.json").read_text())
+    assert between["teacher"]["source"] == str(run_dir(first) / "student.safetensors")
+    other = small(
+        "method=born_again", "method.generation=2", "teacher.seed=5", "seed=3", "teacher.epochs=9"
+    )
     assert other.identity() == config.identity(), "what teaches is the student's own recipe"
 
 
 def test_generations_that_train_together_keep_their_own_teachers(small: Callable) -> None:
     """Their configurations are equal but for the generation, and the batches that they see are one."""
-    words = [["method=born_again", f"method.generation={n}", "teacher.seed=5", "student.epochs=2"] for n in (1, 2)]
+    words = [
+        ["method=born_again", f"method.generation={n}", "teacher.seed=5", "student.epochs=2"]
+        for n in (1, 2)
+    ]
     alone = [run(small(*one))["metrics"] for one in words]
-    shared = Shared()
-    with shared.stop.installed():
-        again = [run_module.steps(small(*one, "rerun=true"), "student", None, shared, packed=2) for one in words]
-        assert [end["metrics"] for end in together(again)] == alone
+    shared = RunCache()
+    with shared.signals.installed():
+        again = [
+            run_module.steps(small(*one, "rerun=true"), "student", None, shared, packed=2)
+            for one in words
+        ]
+        assert [end["metrics"] for end in run_interleaved(again)] == alone
 
 
-def test_a_table_tells_settings_apart_by_the_teacher_only_where_it_teaches(small: Callable, tmp_path: Path) -> None:
-    runs = [small(f"method={name}", "student.epochs=1") for name in ("logits", "born_again", "standard")]
+def test_a_table_tells_settings_apart_by_the_teacher_only_where_it_teaches(
+    small: Callable, tmp_path: Path
+) -> None:
+    runs = [
+        small(f"method={name}", "student.epochs=1") for name in ("logits", "born_again", "standard")
+    ]
     for config in runs:
         run(config)
-    found = tables.gather([folder_of(config) for config in runs])
+    found = tables.load_tables([run_dir(config) for config in runs])
     assert sorted(found.runs["setting"]) == ["born_again", "logits", "standard"]

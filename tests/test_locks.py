@@ -16,7 +16,7 @@ from conftest import SWEPT as SMALL
 from hydra import compose, initialize_config_dir
 
 from kd import cli
-from kd.config.schema import check, folder_of
+from kd.config.schema import run_dir, validate_config
 from kd.core import locks
 from kd.runs import directory
 
@@ -41,9 +41,9 @@ def lockless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
         monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         monkeypatch.setattr("fcntl.flock", flock)
 
-    locks._tell_fallback.cache_clear()
+    locks._warn_fallback.cache_clear()
     yield forbid
-    locks._tell_fallback.cache_clear()
+    locks._warn_fallback.cache_clear()
 
 
 def hidden(folder: Path) -> list[str]:
@@ -91,7 +91,9 @@ for _ in range(40):
 
 
 @pytest.mark.parametrize("answer", [None, "ENOLCK"])
-def test_processes_that_count_together_lose_nothing(answer: str | None, tmp_path: Path, lockless: Callable) -> None:
+def test_processes_that_count_together_lose_nothing(
+    answer: str | None, tmp_path: Path, lockless: Callable
+) -> None:
     """Each release removes the file that the others wait for."""
     if answer:
         lockless(answer)
@@ -104,7 +106,9 @@ def test_processes_that_count_together_lose_nothing(answer: str | None, tmp_path
     assert [path.name for path in folder.iterdir()] == ["counter"]
 
 
-def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between opening and locking, its last holder removes it and a third process makes it anew and locks that."""
     path = tmp_path / ".run.lock"
     lock = locks._try_flock
@@ -130,7 +134,9 @@ def test_a_dead_owner_is_succeeded_at_once(tmp_path: Path, lockless: Callable) -
             lockless(answer)
         code = "import os, sys; from pathlib import Path; from kd.core import locks\n"
         code += "with locks.hold(Path('.run.lock'), 'waiting'): os.kill(os.getpid(), 9)"
-        assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == -9
+        assert (
+            subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == -9
+        )
         assert (tmp_path / ".run.lock").exists()
         with locks.hold(tmp_path / ".run.lock", "waiting"):
             assert locks._Lock(tmp_path / ".run.lock").attempt() is False
@@ -140,23 +146,30 @@ def test_a_dead_owner_is_succeeded_at_once(tmp_path: Path, lockless: Callable) -
 def elsewhere(path: Path, lockless: Callable, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A lease of a process on another machine."""
     lockless("ENOLCK")
-    monkeypatch.setattr(locks, "LEASE", 0.4)
-    monkeypatch.setattr(locks, "BEAT", 0.1)
+    monkeypatch.setattr(locks, "LEASE_SECONDS", 0.4)
+    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.1)
     lease = path.with_name(f"{path.name}.lease")
     with locks.hold(path, "waiting"):
         lines = lease.read_text().splitlines()
-    lease.write_text("".join("host=node7\n" if line.startswith("host=") else f"{line}\n" for line in lines))
+    lease.write_text(
+        "".join("host=node7\n" if line.startswith("host=") else f"{line}\n" for line in lines)
+    )
     return lease
 
 
 def test_a_silent_owner_on_another_machine_is_succeeded(
-    tmp_path: Path, lockless: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    lockless: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
     elsewhere(tmp_path / ".run.lock", lockless, monkeypatch)
     with locks.hold(tmp_path / ".run.lock", "student: waiting", patience=0):
         pass
-    assert f"student: waiting (process {os.getpid()} on node7)" in [r.getMessage() for r in caplog.records]
+    assert f"student: waiting (process {os.getpid()} on node7)" in [
+        r.getMessage() for r in caplog.records
+    ]
     assert hidden(tmp_path) == []
 
 
@@ -176,7 +189,7 @@ def test_a_lease_without_an_owner_is_removed(
 ) -> None:
     """Its maker died before it could write its name."""
     lockless("ENOSYS")
-    monkeypatch.setattr(locks, "BEAT", 0.1)
+    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.1)
     (tmp_path / ".run.lock").touch()  # as earlier versions left it behind
     (tmp_path / ".run.lock.lease").touch()
     with locks.hold(tmp_path / ".run.lock", "waiting"):
@@ -192,7 +205,10 @@ def test_a_file_system_that_has_locks_only_at_times(
     first, second = locks._Lock(path), locks._Lock(path)
     with monkeypatch.context() as patch:
         assert first.attempt()
-        patch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+        patch.setattr(
+            "fcntl.flock",
+            lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")),
+        )
         assert not second.attempt()
         first.release()
         assert second.attempt()
@@ -203,7 +219,9 @@ def test_a_file_system_that_has_locks_only_at_times(
     assert hidden(tmp_path) == []
 
 
-def test_a_wait_is_told_once_and_can_be_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wait_is_told_once_and_can_be_ended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     path, attempts = tmp_path / ".run.lock", iter(range(5))
 
@@ -212,7 +230,10 @@ def test_a_wait_is_told_once_and_can_be_ended(tmp_path: Path, caplog: pytest.Log
             raise KeyboardInterrupt
 
     def wait() -> None:
-        with pytest.raises(KeyboardInterrupt), locks.hold(path, "student: waiting", patience=0, pause=pause):
+        with (
+            pytest.raises(KeyboardInterrupt),
+            locks.hold(path, "student: waiting", patience=0, pause=pause),
+        ):
             pytest.fail("two have it")
 
     with locks.hold(path, "waiting"):
@@ -234,7 +255,7 @@ def test_two_processes_want_one_run(answer: str | None, place: Place, lockless: 
     words = [*ONE, "student.epochs=3"]
     (place.folder / "runs").mkdir()
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        name = folder_of(check(cli.plain(compose("config", words)))).name
+        name = run_dir(validate_config(cli.to_container(compose("config", words)))).name
     (place.folder / "runs" / f".{name}.lock").touch()
     both = [place.start(*words), place.start(*words)]
     said = [process.communicate(timeout=PATIENCE) for process in both]
@@ -244,7 +265,7 @@ def test_two_processes_want_one_run(answer: str | None, place: Place, lockless: 
     assert all(out.count("has no locks") == bool(answer) for out, _ in said)
     assert not any(err for _, err in said)
     (folder,) = place.runs()
-    assert (folder.name, directory.status(folder).state) == (name, "done")
+    assert (folder.name, directory.read_status(folder).state) == (name, "done")
     assert hidden(place.folder) == []
 
 
@@ -258,7 +279,9 @@ def test_who_waits_goes_on_where_a_killed_one_stopped(place: Place, lockless: Ca
     assert waiting == f"student: waiting for the process that trains it (process {first.pid})\n"
     first.kill()
     first.wait()
-    assert "student: goes on after epoch" in next(line for line in second.stdout if "has no locks" not in line)
+    assert "student: goes on after epoch" in next(
+        line for line in second.stdout if "has no locks" not in line
+    )
     second.terminate()
     assert second.wait(PATIENCE) == 143
     assert hidden(place.folder) == []
@@ -276,22 +299,35 @@ def test_ctrl_c_ends_a_wait_and_leaves_the_owner_alone(place: Place, lockless: C
     assert (second.returncode, err) == (130, "kd: interrupted\n")
     assert first.poll() is None
     (folder,) = place.runs()
-    assert directory.status(folder).state == "running"
+    assert directory.read_status(folder).state == "running"
     assert f".{folder.name}.lock.lease" in hidden(place.folder)
 
 
 @pytest.mark.parametrize("answer", [None, "EOPNOTSUPP"])
 def test_a_sweep_and_its_cache_keep_no_lock_file(
-    answer: str | None, place: Place, lockless: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    answer: str | None,
+    place: Place,
+    lockless: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     if answer:
         lockless(answer)
     monkeypatch.setenv("KD_CACHE", str(tmp_path / "own"))
-    words = ["-m", *SMALL, "method=logits", "student.epochs=1", "seed=0,1", "hydra.launcher.slots=2"]
+    words = [
+        "-m",
+        *SMALL,
+        "method=logits",
+        "student.epochs=1",
+        "seed=0,1",
+        "hydra.launcher.slots=2",
+    ]
     words += ["teacher.store.fill=whole"]
     code, _, err = place.type(*words)
     assert code == 0, err
     assert len(list(place.folder.glob("runs/standard-*/result.json"))) == 1
     assert len(list(place.folder.glob("runs/logits-*/result.json"))) == 2
     assert hidden(place.folder) == []
-    assert [path for folder in (place.folder, tmp_path / "own") for path in folder.rglob("*.lock*")] == []
+    assert [
+        path for folder in (place.folder, tmp_path / "own") for path in folder.rglob("*.lock*")
+    ] == []

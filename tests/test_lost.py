@@ -19,9 +19,16 @@ from safetensors.torch import load_file
 from kd.core import io
 from kd.core.errors import UserError
 from kd.runs import directory
-from kd.training.run import folder_of, run
+from kd.training.run import run, run_dir
 
-WORDS = ["data=digits", "student.scale=1", "teacher.scale=1", "student.epochs=2", "teacher.epochs=1", "device=cpu"]
+WORDS = [
+    "data=digits",
+    "student.scale=1",
+    "teacher.scale=1",
+    "student.epochs=2",
+    "teacher.epochs=1",
+    "device=cpu",
+]
 WORDS += ["method=logits"]
 
 
@@ -29,7 +36,9 @@ WORDS += ["method=logits"]
 
 
 @pytest.mark.parametrize("cache", ["/proc/nowhere", "/dev/null/x"])
-def test_a_cache_that_cannot_be_written_costs_time_only(cache: str, kd: Callable, monkeypatch: Any) -> None:
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    cache: str, kd: Callable, monkeypatch: Any
+) -> None:
     monkeypatch.setenv("KD_CACHE", cache)
     said = kd(*WORDS)
     assert said.code == 0
@@ -48,8 +57,20 @@ def test_runs_that_cannot_be_written_are_refused(kd: Callable) -> None:
 @pytest.mark.parametrize(
     ("kilobytes", "code", "lines"),
     [
-        (40, 0, ["no checkpoint can be written to ", "outputs cannot be kept in ", "; the training goes on"]),
-        (12, 2, ["kd: paths.runs: cannot write to ", "(File too large); it is lost: no room elsewhere"]),
+        (
+            40,
+            0,
+            [
+                "no checkpoint can be written to ",
+                "outputs cannot be kept in ",
+                "; the training goes on",
+            ],
+        ),
+        (
+            12,
+            2,
+            ["kd: paths.runs: cannot write to ", "(File too large); it is lost: no room elsewhere"],
+        ),
         (1, 2, ["kd: cannot write to "]),
     ],
 )
@@ -98,18 +119,29 @@ def test_a_result_for_which_there_is_no_room_is_kept_elsewhere(
     run(config.as_teacher())
     (tmp_path / "other").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "other"))
-    full(folder_of(config), monkeypatch, "status.json", "config.yaml")
-    with pytest.raises(UserError, match=r"No space left on device\); the finished run is in .*: make room") as told:
+    full(run_dir(config), monkeypatch, "status.json", "config.yaml")
+    with pytest.raises(
+        UserError, match=r"No space left on device\); the finished run is in .*: make room"
+    ) as told:
         run(config)
     monkeypatch.undo()
-    assert directory.finished(folder_of(config)) is None
-    assert directory.status(folder_of(config)).reason == str(told.value)
+    assert directory.load_result(run_dir(config)) is None
+    assert directory.read_status(run_dir(config)).reason == str(told.value)
     (kept,) = (tmp_path / "other").iterdir()
     names = {path.name for path in kept.iterdir()}
-    assert names >= {"result.json", "history.csv", "config.yaml", "student.safetensors", "method.safetensors"}
+    assert names >= {
+        "result.json",
+        "history.csv",
+        "config.yaml",
+        "student.safetensors",
+        "method.safetensors",
+    }
     for path in kept.iterdir():  # as the message says
-        path.rename(folder_of(config) / path.name)
-    assert run(config)["metrics"] == json.loads((folder_of(config) / "result.json").read_text())["metrics"]
+        path.rename(run_dir(config) / path.name)
+    assert (
+        run(config)["metrics"]
+        == json.loads((run_dir(config) / "result.json").read_text())["metrics"]
+    )
 
 
 def test_a_history_for_which_there_was_no_room_is_written_when_there_is(
@@ -121,13 +153,16 @@ def test_a_history_for_which_there_was_no_room_is_written_when_there_is(
     def tell(kind: str, row: dict[str, Any]) -> bool:
         monkeypatch.undo()
         if row["epoch"] == 1:
-            full(folder_of(config), monkeypatch)
+            full(run_dir(config), monkeypatch)
         return False
 
     run(config, tell=tell)
-    assert "history.csv cannot be written (No space left on device); the training goes on" in caplog.text
+    assert (
+        "history.csv cannot be written (No space left on device); the training goes on"
+        in caplog.text
+    )
     assert "no checkpoint can be written to" in caplog.text
-    assert len((folder_of(config) / "history.csv").read_text().splitlines()) == 4
+    assert len((run_dir(config) / "history.csv").read_text().splitlines()) == 4
 
 
 # ---- others
@@ -153,7 +188,9 @@ print("has it", flush=True)
 """
 
 
-def test_images_are_decoded_by_one_of_many_and_a_dead_one_is_replaced_at_once(tmp_path: Path) -> None:
+def test_images_are_decoded_by_one_of_many_and_a_dead_one_is_replaced_at_once(
+    tmp_path: Path,
+) -> None:
     def start(seconds: float) -> subprocess.Popen:
         command = [sys.executable, "-c", BUILD, str(tmp_path / "cache"), str(seconds)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -181,24 +218,30 @@ def test_a_teacher_whose_trainer_dies_is_trained_on_by_another_at_once(place: Pl
     others = [place.start(*words, f"seed={seed}") for seed in (1, 2)]
     place.wait(lambda: len(list(place.folder.glob("runs/logits-*/status.json"))) == 3)
     time.sleep(1)
-    assert directory.finished(teacher) is None, "too quick to be killed"
+    assert directory.load_result(teacher) is None, "too quick to be killed"
     first.send_signal(signal.SIGKILL)
     said = [process.communicate(timeout=PATIENCE) for process in others]
     assert [process.returncode for process in others] == [0, 0], said
     assert sum("teacher: goes on after epoch" in out for out, _ in said) == 1
     assert sum("teacher: found in" in out for out, _ in said) == 1
-    result = directory.finished(teacher)
+    result = directory.load_result(teacher)
     assert result is not None
     assert result["time"]["resumed"] == 1
     assert (teacher / "history.csv").read_text().count("\n") == 41
-    assert directory.status(next(place.folder.glob("runs/logits-cnn-1-s0-*"))).state == "killed"
+    assert (
+        directory.read_status(next(place.folder.glob("runs/logits-cnn-1-s0-*"))).state == "killed"
+    )
 
 
-def test_a_file_is_synchronised_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_synchronised_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
     sync, replace = os.fsync, os.replace
     monkeypatch.setattr("kd.core.io.os.fsync", lambda fd: order.append("sync") or sync(fd))
-    monkeypatch.setattr("kd.core.io.os.replace", lambda a, b: order.append("rename") or replace(a, b))
+    monkeypatch.setattr(
+        "kd.core.io.os.replace", lambda a, b: order.append("rename") or replace(a, b)
+    )
     io.write_json(tmp_path / "a.json", {"a": 1})
     assert order == ["sync", "rename"]
     assert io.read_json(tmp_path / "a.json") == {"a": 1}

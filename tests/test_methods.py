@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from kd import methods
 from kd.cli import CONF
 from kd.core import registry
-from kd.methods import Batch, Spec
+from kd.methods import Batch, MethodContext
 from kd.methods.paired import pairs
 from kd.methods.rkd import _angles
-from kd.models import Net, Out
+from kd.models import ModelOutput, Net
 
 CLASSES, SIZE = 5, 6
 STUDENT = {"low": (3, 8, 8), "mid": (4, 4, 4), "vec": (7,), "head": (CLASSES,)}
@@ -30,11 +30,15 @@ def net(low: int, mid: int, stride: int, vector: int) -> Net:
     """A network with the taps of STUDENT or TEACHER for images of 8 x 8."""
 
     def layer(inputs: int, outputs: int, stride: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs), nn.ReLU())
+        return nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs), nn.ReLU()
+        )
 
     torch.manual_seed(7)
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(mid, vector), nn.ReLU())
-    made = Net(low=layer(3, low, 1), mid=layer(low, mid, stride), vec=pool, head=nn.Linear(vector, CLASSES))
+    made = Net(
+        low=layer(3, low, 1), mid=layer(low, mid, stride), vec=pool, head=nn.Linear(vector, CLASSES)
+    )
     for module in made.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight), nn.init.normal_(module.bias)
@@ -42,7 +46,7 @@ def net(low: int, mid: int, stride: int, vector: int) -> Net:
 
 
 NETS = net(3, 4, 2, 7), net(6, 5, 4, 9).eval().requires_grad_(False)
-SPEC = Spec(STUDENT, TEACHER, CLASSES, 100, *NETS, epochs=10, labels=LABELS)
+SPEC = MethodContext(STUDENT, TEACHER, CLASSES, 100, *NETS, epochs=10, labels=LABELS)
 STAGES = [("low", "low"), ("mid", "mid")]
 
 
@@ -87,7 +91,11 @@ def ctkd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
 def dkd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
     """At epoch 2 of 10 and a warm-up of 0.4, half of it is done."""
     target, other = ref.dkd(s.logits, t.logits, y, c["T"])
-    return {"hard": (0.9, ref.hard(s.logits, y)), "target": (0.5 * 1.5, target), "other": (0.5 * 3.0, other)}
+    return {
+        "hard": (0.9, ref.hard(s.logits, y)),
+        "target": (0.5 * 1.5, target),
+        "other": (0.5 * 3.0, other),
+    }
 
 
 def dist(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
@@ -124,12 +132,20 @@ def crd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
     torch.manual_seed(3)  # the method will draw the same
     index, keep = torch.arange(SIZE), LABELS[drawn] != y[:, None]
     v_s, v_t = (
-        torch.stack([ref._unit(row) for row in x.taps["vec"] @ own[f"{side}.weight"].T + own[f"{side}.bias"]])
+        torch.stack(
+            [
+                ref._unit(row)
+                for row in x.taps["vec"] @ own[f"{side}.weight"].T + own[f"{side}.bias"]
+            ]
+        )
         for side, x in (("student", s), ("teacher", t))
     )
     rows = torch.cat([index[:, None], drawn.expand(SIZE, -1)], dim=1)
     banks = [own["student_bank"].clone(), own["teacher_bank"].clone()]
-    z = [ref.crd_constant(v.detach(), bank, rows, c["tau"], n) for v, bank in zip((v_s, v_t), banks[::-1], strict=True)]
+    z = [
+        ref.crd_constant(v.detach(), bank, rows, c["tau"], n)
+        for v, bank in zip((v_s, v_t), banks[::-1], strict=True)
+    ]
     value = ref.crd(v_s, v_t, *(bank[:n] for bank in banks), index, drawn, keep, c["tau"], *z)
     return {"hard": (0.4, ref.hard(s.logits, y)), "crd": (0.7, value)}
 
@@ -138,25 +154,47 @@ def reviewkd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
     """At epoch 2 of 10 and a warm-up of 0.4, half of it is done."""
     taps, below, total = ["low.pre", "mid.pre", "vec"], None, torch.zeros((), dtype=torch.float64)
     for n in (2, 1, 0):
-        x, wanted = (o.taps[taps[n]] if n < 2 else o.taps[taps[n]][:, :, None, None] for o in (s, t))
-        level = {k.removeprefix(f"levels.{n}."): v for k, v in own.items() if k.startswith(f"levels.{n}.")}
+        x, wanted = (
+            o.taps[taps[n]] if n < 2 else o.taps[taps[n]][:, :, None, None] for o in (s, t)
+        )
+        level = {
+            k.removeprefix(f"levels.{n}."): v
+            for k, v in own.items()
+            if k.startswith(f"levels.{n}.")
+        }
         out, below = ref.abf(x, below, x.shape[2], level, wanted.shape[2:])
         total = total + ref.hcl(out, wanted)
     return {"hard": (0.4, ref.hard(s.logits, y)), "review": (0.5 * 0.7, total)}
 
 
 def srrl(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
-    p = {"weight": own["connect.0.weight"], "scale": own["connect.1.weight"], "shift": own["connect.1.bias"]}
+    p = {
+        "weight": own["connect.0.weight"],
+        "scale": own["connect.1.weight"],
+        "shift": own["connect.1.bias"],
+    }
     head = NETS[1].head
-    feature, regression = ref.srrl(s.taps["vec"], t.taps["vec"], t.logits, p, head.weight, head.bias)
-    return {"hard": (0.4, ref.hard(s.logits, y)), "feature": (0.7, feature), "regression": (2.0, regression)}
+    feature, regression = ref.srrl(
+        s.taps["vec"], t.taps["vec"], t.logits, p, head.weight, head.bias
+    )
+    return {
+        "hard": (0.4, ref.hard(s.logits, y)),
+        "feature": (0.7, feature),
+        "regression": (2.0, regression),
+    }
 
 
 def simkd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
     x = ref._pooled(s.taps["mid"], 2, 2)
     for conv in (0, 3, 6):
-        x = F.conv2d(x, own[f"projector.{conv}.weight"], padding=own[f"projector.{conv}.weight"].shape[2] // 2)
-        x = ref._batch_norm(x, own[f"projector.{conv + 1}.weight"], own[f"projector.{conv + 1}.bias"]).clamp(min=0)
+        x = F.conv2d(
+            x,
+            own[f"projector.{conv}.weight"],
+            padding=own[f"projector.{conv}.weight"].shape[2] // 2,
+        )
+        x = ref._batch_norm(
+            x, own[f"projector.{conv + 1}.weight"], own[f"projector.{conv + 1}.bias"]
+        ).clamp(min=0)
     return {"hard": (0.4, ref.hard(s.logits, y)), "simkd": (0.7, ref.simkd(x, t.taps["mid"]))}
 
 
@@ -183,21 +221,31 @@ def several(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
 class Row(NamedTuple):
     settings: dict
     reference: Callable[[dict, Any, Any, Tensor, dict], dict]
-    zero_when_equal: tuple[str, ...] = ()  # terms that vanish when the student says what the teacher says
+    zero_when_equal: tuple[
+        str, ...
+    ] = ()  # terms that vanish when the student says what the teacher says
 
 
 def soft(
-    settings: dict, term: Callable[[dict, Tensor, Tensor, Tensor], Tensor], weight: float, zero: bool = True
+    settings: dict,
+    term: Callable[[dict, Tensor, Tensor, Tensor], Tensor],
+    weight: float,
+    zero: bool = True,
 ) -> Row:
     """A row of a method whose loss is 0.2 * hard + weight * soft, `soft` being term(settings, zs, zt, y)."""
 
     def reference(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
-        return {"hard": (c["alpha"], ref.hard(s.logits, y)), "soft": (weight, term(c, s.logits, t.logits, y))}
+        return {
+            "hard": (c["alpha"], ref.hard(s.logits, y)),
+            "soft": (weight, term(c, s.logits, t.logits, y)),
+        }
 
     return Row({"alpha": 0.2, **settings}, reference, ("soft",) if zero else ())
 
 
-def paired(name: str, pairs: Any, term: Callable[..., Tensor], used: list[tuple[str, str]], **settings: Any) -> Row:
+def paired(
+    name: str, pairs: Any, term: Callable[..., Tensor], used: list[tuple[str, str]], **settings: Any
+) -> Row:
     """A row of a method whose loss is hard + 0.7 * the sum of term(student tap, teacher tap) over the pairs."""
 
     def reference(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
@@ -212,43 +260,90 @@ TABLE = {
     "standard": Row({}, lambda c, s, t, y, own: {"hard": (1, ref.hard(s.logits, y))}),
     "label_smoothing": Row(
         {"smoothing": 0.3},
-        lambda c, s, t, y, own: {"hard": (0.7, ref.hard(s.logits, y)), "uniform": (0.3, ref.uniform(s.logits))},
+        lambda c, s, t, y, own: {
+            "hard": (0.7, ref.hard(s.logits, y)),
+            "uniform": (0.3, ref.uniform(s.logits)),
+        },
     ),
     "logits": soft({"T": 4.0}, lambda c, zs, zt, y: ref.soft(zs, zt, 4), 0.8),
-    "soft_labels": Row({"T": 3.0}, lambda c, s, t, y, own: {"soft": (1, ref.soft(s.logits, t.logits, 3))}, ("soft",)),
-    "standardized": soft(
-        {"beta": 9.0, "T": 2.0}, lambda c, zs, zt, y: ref.soft(ref.standardised(zs), ref.standardised(zt), 2), 9.0
+    "soft_labels": Row(
+        {"T": 3.0},
+        lambda c, s, t, y, own: {"soft": (1, ref.soft(s.logits, t.logits, 3))},
+        ("soft",),
     ),
-    "wttm": soft({"beta": 3.0, "power": 0.3}, lambda c, zs, zt, y: ref.wttm(zs, zt, 0.3), 3.0, zero=False),
-    "tfkd": soft({"correct": 0.9, "T": 2.0}, lambda c, zs, zt, y: ref.tfkd(zs, y, 0.9, 2), 0.8, zero=False),
-    "ctkd": Row({"alpha": 0.2, "beta": 0.7, "low": 1.0, "span": 4.0, "warmup": 0.4}, ctkd, ("soft",)),
-    "dkd": Row({"alpha": 0.9, "target": 1.5, "other": 3.0, "T": 4.0, "warmup": 0.4}, dkd, ("target", "other")),
+    "standardized": soft(
+        {"beta": 9.0, "T": 2.0},
+        lambda c, zs, zt, y: ref.soft(ref.standardised(zs), ref.standardised(zt), 2),
+        9.0,
+    ),
+    "wttm": soft(
+        {"beta": 3.0, "power": 0.3}, lambda c, zs, zt, y: ref.wttm(zs, zt, 0.3), 3.0, zero=False
+    ),
+    "tfkd": soft(
+        {"correct": 0.9, "T": 2.0}, lambda c, zs, zt, y: ref.tfkd(zs, y, 0.9, 2), 0.8, zero=False
+    ),
+    "ctkd": Row(
+        {"alpha": 0.2, "beta": 0.7, "low": 1.0, "span": 4.0, "warmup": 0.4}, ctkd, ("soft",)
+    ),
+    "dkd": Row(
+        {"alpha": 0.9, "target": 1.5, "other": 3.0, "T": 4.0, "warmup": 0.4},
+        dkd,
+        ("target", "other"),
+    ),
     "dist": Row({"alpha": 0.9, "inter": 2.0, "intra": 3.0, "T": 4.0}, dist, ("inter", "intra")),
     "nkd": Row({"alpha": 0.9, "target": 0.8, "other": 2.0, "T": 3.0}, nkd),
     "feature": Row(
-        {"alpha": 0.2, "beta": 0.3, "T": 2.0, "pairs": [["low", "low"], ["mid", "mid"], ["vec", "vec"]]},
+        {
+            "alpha": 0.2,
+            "beta": 0.3,
+            "T": 2.0,
+            "pairs": [["low", "low"], ["mid", "mid"], ["vec", "vec"]],
+        },
         feature,
         ("soft",),
     ),
     "attention": paired("attention", "stages", ref.attention, STAGES),
     "similarity": paired("similarity", "last", ref.similarity, LAST),
     "correlation": paired(
-        "correlation", "vector", lambda s, t: ref.correlation(s, t, 0.4, 2), VECTOR, gamma=0.4, order=2
+        "correlation",
+        "vector",
+        lambda s, t: ref.correlation(s, t, 0.4, 2),
+        VECTOR,
+        gamma=0.4,
+        order=2,
     ),
     "vid": Row(
         {"alpha": 0.4, "beta": 0.7, "pairs": [["low", "low"], ["mid", "mid"], ["vec", "vec"]]},
-        lambda c, s, t, y, own: {"hard": (0.4, ref.hard(s.logits, y)), "vid": (0.7, vid(c, s, t, own))},
+        lambda c, s, t, y, own: {
+            "hard": (0.4, ref.hard(s.logits, y)),
+            "vid": (0.7, vid(c, s, t, own)),
+        },
     ),
     "rkd": paired("rkd", "vector", rkd, VECTOR, distance=2.5, angle=5.0),
     "pkt": paired("pkt", "vector", ref.pkt, VECTOR),
     "nst": paired("nst", "stages", ref.nst, STAGES),
-    "mlkd": Row({"alpha": 0.3, "beta": 0.9, "temperatures": [2.0, 4.0]}, mlkd, ("instance", "batch", "class")),
+    "mlkd": Row(
+        {"alpha": 0.3, "beta": 0.9, "temperatures": [2.0, 4.0]},
+        mlkd,
+        ("instance", "batch", "class"),
+    ),
     "function_matching": Row(
-        {"T": 1.0}, lambda c, s, t, y, own: {"soft": (1, ref.soft(s.logits, t.logits, 1))}, ("soft",)
+        {"T": 1.0},
+        lambda c, s, t, y, own: {"soft": (1, ref.soft(s.logits, t.logits, 1))},
+        ("soft",),
     ),
     "born_again": soft({"T": 2.0, "generation": 3}, lambda c, zs, zt, y: ref.soft(zs, zt, 2), 0.8),
     "crd": Row(
-        {"alpha": 0.4, "beta": 0.7, "width": 4, "negatives": 30, "tau": 0.2, "momentum": 0.5, "pairs": "vector"}, crd
+        {
+            "alpha": 0.4,
+            "beta": 0.7,
+            "width": 4,
+            "negatives": 30,
+            "tau": 0.2,
+            "momentum": 0.5,
+            "pairs": "vector",
+        },
+        crd,
     ),
     "reviewkd": Row({"alpha": 0.4, "beta": 0.7, "warmup": 0.4, "pairs": "stages"}, reviewkd),
     "srrl": Row({"alpha": 0.4, "beta": 0.7, "regression": 2.0}, srrl),
@@ -277,14 +372,18 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> methods.Method:
     return kind(settings, replace(SPEC, student_net=student, teacher_net=teacher)).to(dtype)
 
 
-def outputs(seed: int, shapes: dict, grad: bool = False) -> Out:
+def outputs(seed: int, shapes: dict, grad: bool = False) -> ModelOutput:
     g = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(SIZE, *shape, generator=g, dtype=torch.float64).mul(3).requires_grad_(grad)
+        return (
+            torch.randn(SIZE, *shape, generator=g, dtype=torch.float64).mul(3).requires_grad_(grad)
+        )
 
     logits, taps = draw(CLASSES), {name: draw(*shape) for name, shape in shapes.items()}
-    return Out(logits, taps | {f"{name}.pre": draw(*shape) for name, shape in shapes.items()})
+    return ModelOutput(
+        logits, taps | {f"{name}.pre": draw(*shape) for name, shape in shapes.items()}
+    )
 
 
 def batch() -> Batch:
@@ -293,12 +392,16 @@ def batch() -> Batch:
 
 
 def loss(terms: methods.Terms) -> Tensor:
-    return sum((weight * value for weight, value in terms.values()), torch.zeros((), dtype=torch.float64))
+    return sum(
+        (weight * value for weight, value in terms.values()), torch.zeros((), dtype=torch.float64)
+    )
 
 
 def test_every_method_has_a_row_here_and_a_yaml() -> None:
     chosen = set(registry.choices("methods"))
-    assert not chosen - set(TABLE), f"add a row to TABLE in {__file__} for: {', '.join(sorted(chosen - set(TABLE)))}"
+    assert not chosen - set(TABLE), (
+        f"add a row to TABLE in {__file__} for: {', '.join(sorted(chosen - set(TABLE)))}"
+    )
     assert {path.stem for path in (CONF / "method").glob("*.yaml")} == chosen
 
 
@@ -315,7 +418,10 @@ def test_the_loss_and_its_gradients_are_the_papers(name: str) -> None:
     for term, (weight, value) in expected.items():
         assert found[term][0] == pytest.approx(weight, rel=1e-12)
         assert found[term][1].item() == pytest.approx(value.item(), rel=1e-9)
-    ours, theirs = (torch.autograd.grad(loss(terms), leaves.values(), allow_unused=True) for terms in (found, expected))
+    ours, theirs = (
+        torch.autograd.grad(loss(terms), leaves.values(), allow_unused=True)
+        for terms in (found, expected)
+    )
     for key, a, b in zip(leaves, ours, theirs, strict=True):
         assert (a is None) == (b is None), key
         if a is not None:
@@ -330,7 +436,8 @@ def test_the_loss_and_its_gradients_are_the_papers(name: str) -> None:
 def test_only_declared_taps_are_read(name: str) -> None:
     method, s, t = build(name), outputs(1, STUDENT), outputs(2, TEACHER)
     lean = [
-        Out(o.logits, {k: o.taps[k] for k in taps}) for o, taps in ((s, method.student_taps), (t, method.teacher_taps))
+        ModelOutput(o.logits, {k: o.taps[k] for k in taps})
+        for o, taps in ((s, method.student_taps), (t, method.teacher_taps))
     ]
     found = []
     for said in (lean, (s, t)):
@@ -355,7 +462,9 @@ def test_what_reads_labels_says_so(name: str) -> None:
         except (RuntimeError, IndexError):
             assert needs
             return
-    whole, few = ({term: value for term, (_, value) in terms.items() if term != "hard"} for terms in found)
+    whole, few = (
+        {term: value for term, (_, value) in terms.items() if term != "hard"} for terms in found
+    )
     assert needs == any(whole[term] != few[term] for term in whole)
     if "hard" in found[1]:
         value = found[1]["hard"][1]
@@ -366,7 +475,7 @@ def test_what_reads_labels_says_so(name: str) -> None:
 @pytest.mark.parametrize("name", TABLE)
 def test_terms_vanish_when_the_student_is_the_teacher(name: str) -> None:
     s = outputs(1, STUDENT)
-    terms = build(name)(batch(), s, Out(s.logits, outputs(2, TEACHER).taps))
+    terms = build(name)(batch(), s, ModelOutput(s.logits, outputs(2, TEACHER).taps))
     for term in TABLE[name].zero_when_equal:
         assert terms[term][1].abs() < 1e-12
 
@@ -379,7 +488,10 @@ def test_extreme_logits_stay_finite(name: str, T: float) -> None:
     if hasattr(method.config, "T"):
         method.config = method.config.model_copy(update={"T": T})
     s, t = (
-        Out((2e4 * o.logits).clamp(-65504, 65504).bfloat16(), {k: v.bfloat16() for k, v in o.taps.items()}).float()
+        ModelOutput(
+            (2e4 * o.logits).clamp(-65504, 65504).bfloat16(),
+            {k: v.bfloat16() for k, v in o.taps.items()},
+        ).float()
         for o in (outputs(1, STUDENT), outputs(2, TEACHER))
     )
     s.logits.requires_grad_()
@@ -404,32 +516,52 @@ def test_feature_refuses_pairs_that_cannot_be(pairs: list, message: str) -> None
         kind.check(config, SPEC)
 
 
-@pytest.mark.parametrize("name", [name for name in TABLE if "standardize" in methods.find(name).Config.model_fields])
+@pytest.mark.parametrize(
+    "name", [name for name in TABLE if "standardize" in methods.find(name).Config.model_fields]
+)
 def test_logits_are_standardised_if_that_is_wanted(name: str) -> None:
     """The compared logits, not those of the hard loss: adding to all and scaling all changes only the latter."""
     method, s, t = build(name), outputs(1, STUDENT), outputs(2, TEACHER)
     method.config = method.config.model_copy(update={"standardize": True})
-    terms, moved = method(batch(), s, t), method(batch(), Out(2 * s.logits + 1, s.taps), Out(3 * t.logits - 2, t.taps))
+    terms, moved = (
+        method(batch(), s, t),
+        method(
+            batch(), ModelOutput(2 * s.logits + 1, s.taps), ModelOutput(3 * t.logits - 2, t.taps)
+        ),
+    )
     for term in terms:
         same = terms[term][1].item() == pytest.approx(moved[term][1].item(), rel=1e-5)
         assert same == (term != "hard")
 
 
-@pytest.mark.parametrize("wrong", ["first", "[[low, low]]", [], [["low"]], [["low"] * 3], [[1, 2]], 3, None, {}])
+@pytest.mark.parametrize(
+    "wrong", ["first", "[[low, low]]", [], [["low"]], [["low"] * 3], [[1, 2]], 3, None, {}]
+)
 def test_what_is_no_pairs_is_refused(wrong: Any) -> None:
-    with pytest.raises(ValueError, match=r"should be last, stages, vector or \[\[student tap, teacher tap\], \.\.\.\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"should be last, stages, vector or \[\[student tap, teacher tap\], \.\.\.\]",
+    ):
         methods.find("nst").Config(name="nst", alpha=1, beta=1, pairs=wrong)
 
 
 def test_pairs_by_word() -> None:
-    shapes = {"a": (3, 8, 8), "b": (4, 8, 8), "c": (4, 4, 4), "d": (5, 2, 2), "v": (6,), "w": (7,), "head": (5,)}
+    shapes = {
+        "a": (3, 8, 8),
+        "b": (4, 8, 8),
+        "c": (4, 4, 4),
+        "d": (5, 2, 2),
+        "v": (6,),
+        "w": (7,),
+        "head": (5,),
+    }
     other = {"x": (2, 8, 8), "y": (2, 4, 4), "pixel": (9, 1, 1), "u": (3,), "head": (5,)}
-    spec = Spec(shapes, other, 5, 10)
+    spec = MethodContext(shapes, other, 5, 10)
     assert pairs("stages", spec) == [("c", "x"), ("d", "y")]
     assert pairs("last", spec) == [("d", "y")]
     assert pairs("vector", spec) == [("w", "u")]
     assert pairs([["a", "u"]], spec) == [("a", "u")]
-    flat = Spec(shapes, {"tokens": (4, 3), "u": (3,), "head": (5,)}, 5, 10)
+    flat = MethodContext(shapes, {"tokens": (4, 3), "u": (3,), "head": (5,)}, 5, 10)
     assert pairs("vector", flat) == [("w", "u")]
     for word in ("stages", "last"):
         with pytest.raises(ValueError, match="pairs: the teacher has no feature map"):
@@ -438,7 +570,9 @@ def test_pairs_by_word() -> None:
 
 def test_maps_only() -> None:
     kind = methods.find("attention")
-    with pytest.raises(ValueError, match=r"pairs: vec of the student is \[7\]; this method takes maps"):
+    with pytest.raises(
+        ValueError, match=r"pairs: vec of the student is \[7\]; this method takes maps"
+    ):
         kind.check(kind.Config(name="attention", alpha=1, beta=1, pairs="vector"), SPEC)
 
 
@@ -446,7 +580,10 @@ def test_maps_only() -> None:
 def test_two_classes_are_too_few_for_the_others(name: str) -> None:
     kind = methods.find(name)
     with pytest.raises(ValueError, match=r"name: .* needs 3 or more, not 2"):
-        kind.check(kind.Config(name=name, **TABLE[name].settings), Spec(STUDENT, TEACHER, 2, samples=10))
+        kind.check(
+            kind.Config(name=name, **TABLE[name].settings),
+            MethodContext(STUDENT, TEACHER, 2, samples=10),
+        )
 
 
 @pytest.mark.parametrize("kind", ["far from the origin", "twins", "nearly twins", "all the same"])
@@ -480,14 +617,24 @@ def test_maps_that_are_learned_from_keep_their_order_in_memory(name: str) -> Non
     seen = []
 
     def watch(_: nn.Module, __: Any, y: Tensor) -> None:
-        y.register_hook(lambda grad: seen.append(grad.is_contiguous(memory_format=torch.channels_last)))
+        y.register_hook(
+            lambda grad: seen.append(grad.is_contiguous(memory_format=torch.channels_last))
+        )
 
     for module in method.modules():
-        gates = isinstance(module, nn.Conv2d) and module.out_channels == 2  # reviewkd's: small, and cut in two
+        gates = (
+            isinstance(module, nn.Conv2d) and module.out_channels == 2
+        )  # reviewkd's: small, and cut in two
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and not gates:
             module.register_forward_hook(watch)
     for taps in (s.taps, t.taps):
-        taps.update({k: x.contiguous(memory_format=torch.channels_last) for k, x in taps.items() if x.ndim == 4})
+        taps.update(
+            {
+                k: x.contiguous(memory_format=torch.channels_last)
+                for k, x in taps.items()
+                if x.ndim == 4
+            }
+        )
     loss(method(batch(), s, t)).backward()
     assert seen
     assert all(seen)

@@ -19,20 +19,26 @@ WORDS = ["data=digits", "student.scale=1", f"student.epochs={EPOCHS}", "method=s
          "tracker.timeout=300"]  # fmt: skip
 
 
-def test_runs_of_like_ids_are_apart(kd: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_runs_of_like_ids_are_apart(
+    kd: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "W"))
     for run_id, rate in (("exp10", 0.05), ("exp1", 0.01), ("[e]*", 0.02)):
         monkeypatch.setenv("WANDB_RUN_ID", run_id)
         assert kd(*WORDS, f"optimizer.lr={rate}", "student.epochs=1").code == 0
-    kept = sorted(path.name.split("-", 3)[3] for path in (tmp_path / "W" / "wandb").glob("offline-run-*"))
+    kept = sorted(
+        path.name.split("-", 3)[3] for path in (tmp_path / "W" / "wandb").glob("offline-run-*")
+    )
     assert kept == ["[e]*", "exp1", "exp10"]
     for folder in Path("runs").iterdir():
         known = json.loads((folder / "wandb.json").read_text())
         assert (folder / known["offline"] / f"run-{known['id']}.wandb").exists()
 
 
-def test_a_run_that_cannot_note_its_id_goes_on(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_cannot_note_its_id_goes_on(
+    kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: Path, _: Any) -> None:
         raise OSError(28, "No space left on device", str(path))
 
@@ -48,10 +54,10 @@ def test_a_run_that_cannot_note_its_id_goes_on(kd: Callable, monkeypatch: pytest
 def test_an_interrupted_run_is_one_run_with_every_epoch_once(
     mode: str, server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    epoch = directory.Record.epoch
+    epoch = directory.RunDirectory.append_epoch
 
     def stopped(after: int) -> Callable:
-        def write(self: directory.Record, row: dict[str, Any]) -> None:
+        def write(self: directory.RunDirectory, row: dict[str, Any]) -> None:
             epoch(self, row)
             if row["epoch"] == after:
                 raise KeyboardInterrupt
@@ -68,12 +74,14 @@ def test_an_interrupted_run_is_one_run_with_every_epoch_once(
     monkeypatch.setattr(wandb.Settings, "timespec", "20260101_000000")
     for after in (2, 3):
         with monkeypatch.context() as patch:
-            patch.setattr(directory.Record, "epoch", stopped(after))
+            patch.setattr(directory.RunDirectory, "append_epoch", stopped(after))
             assert kd(*WORDS, f"tracker.mode={mode}").code == 130
         if mode == "offline":
             sync()
         (history,) = server.history.values()
-        assert [history[line]["epoch"] for line in sorted(history)] == list(range(1, after)), "what was told so far"
+        assert [history[line]["epoch"] for line in sorted(history)] == list(range(1, after)), (
+            "what was told so far"
+        )
     said = kd(*WORDS, f"tracker.mode={mode}")
     assert said.code == 0
     assert "Tried to log to step" not in said.out + said.err
@@ -85,6 +93,10 @@ def test_an_interrupted_run_is_one_run_with_every_epoch_once(
     assert [row["_step"] for row in rows][:EPOCHS] == list(range(1, EPOCHS + 1))
     (folder,) = Path("runs").glob("standard-*")
     (segment,) = folder.glob("wandb/*run-*")
-    seen = {"url": f"{server.url}/me/kd/runs/{name}"} if mode == "online" else {"offline": f"wandb/{segment.name}"}
+    seen = (
+        {"url": f"{server.url}/me/kd/runs/{name}"}
+        if mode == "online"
+        else {"offline": f"wandb/{segment.name}"}
+    )
     assert json.loads((folder / "wandb.json").read_text()) == {"id": name, **seen}
     assert len(list(folder.glob("wandb/superseded/*"))) == 2

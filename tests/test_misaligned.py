@@ -10,12 +10,12 @@ from test_report import config as reported
 from test_report import made, tables
 from test_train import images, trained_teacher
 
-from kd.core.interleave import Shared, together
-from kd.data.loader import batches, swapped
+from kd.core.interleave import RunCache, run_interleaved
+from kd.data.loader import batches, misalign_batch
 from kd.report import build
-from kd.training.run import folder_of, run, steps
-from kd.training.teacher import Live
-from kd.training.teacher_cache import Outputs, Place
+from kd.training.run import run, run_dir, steps
+from kd.training.teacher import TeacherForward
+from kd.training.teacher_cache import TeacherCache, TeacherCacheSpec
 
 
 def test_every_image_is_another_of_the_same_epoch(composed: Callable, tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_every_image_is_another_of_the_same_epoch(composed: Callable, tmp_path: 
     whole = next(iter(batches(found.train, len(found.train), 0, 3, augment, 2)))
     place = {int(index): row for row, index in enumerate(whole.index[: len(found.train)])}
     for step, batch in enumerate(batches(found.train, 100, 0, 3, augment, 2)):
-        other = swapped(batch, found.train, 0, augment, 2)
+        other = misalign_batch(batch, found.train, 0, augment, 2)
         same = (other.index == batch.index).float().mean()
         assert same < 0.05
         assert (other.y == batch.y).float().mean() < 0.3
@@ -35,21 +35,31 @@ def test_every_image_is_another_of_the_same_epoch(composed: Callable, tmp_path: 
         assert torch.equal(other.x[100:], whole.x[rows + len(found.train)])
         assert torch.equal(other.y, found.train.labels[other.index])
         if step == 0:
-            again = swapped(batch, found.train, 0, augment, 2)
+            again = misalign_batch(batch, found.train, 0, augment, 2)
             assert torch.equal(again.x, other.x)
-            assert not torch.equal(swapped(batch, found.train, 1, augment, 2).index, other.index)
+            assert not torch.equal(
+                misalign_batch(batch, found.train, 1, augment, 2).index, other.index
+            )
 
 
-@pytest.mark.parametrize("gigabytes", [1.0, 0.0002, 0.0], ids=["finite", "an epoch a table", "not kept"])
-def test_the_tables_of_outputs_stay_right(gigabytes: float, composed: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "gigabytes", [1.0, 0.0002, 0.0], ids=["finite", "an epoch a table", "not kept"]
+)
+def test_the_tables_of_outputs_stay_right(
+    gigabytes: float, composed: Callable, tmp_path: Path
+) -> None:
     """A misaligned run reads and completes the tables that other runs use, and leaves nothing wrong in them."""
     config = composed("method=logits")
-    found, live, augment = images(config, tmp_path), Live(trained_teacher(config), [], FP32), config.data.augment
-    place = Place(tmp_path / "outputs", gigabytes, False, not ON_CPU)
+    found, live, augment = (
+        images(config, tmp_path),
+        TeacherForward(trained_teacher(config), [], FP32),
+        config.data.augment,
+    )
+    place = TeacherCacheSpec(tmp_path / "outputs", gigabytes, False, not ON_CPU)
     for _ in range(2):
-        teach = Outputs(live, found.train, augment, 0, 1, place)
+        teach = TeacherCache(live, found.train, augment, 0, 1, place)
         for batch in batches(found.train, 128, 0, 0, augment):
-            other = swapped(batch, found.train, 0, augment)
+            other = misalign_batch(batch, found.train, 0, augment)
             told = teach(other).logits
             assert torch.allclose(told, live(other).logits, rtol=1e-3, atol=1e-3)
             assert (told - live(batch).logits).abs().max() > 0.01
@@ -57,12 +67,18 @@ def test_the_tables_of_outputs_stay_right(gigabytes: float, composed: Callable, 
 
 
 def test_it_is_asked_for_by_name_and_has_a_name_of_its_own(composed: Callable) -> None:
-    plain, wrong = composed("method=logits"), composed("method=logits", "teacher.outputs=misaligned")
-    assert wrong.label().startswith("logits-misaligned-")
+    plain, wrong = (
+        composed("method=logits"),
+        composed("method=logits", "teacher.outputs=misaligned"),
+    )
+    assert wrong.run_name().startswith("logits-misaligned-")
     assert wrong.identity() != plain.identity()
     assert wrong.as_teacher().identity() == plain.as_teacher().identity()
-    taught_by_none = composed("method=standard"), composed("method=standard", "teacher.outputs=misaligned")
-    assert len({config.label() for config in taught_by_none}) == 1
+    taught_by_none = (
+        composed("method=standard"),
+        composed("method=standard", "teacher.outputs=misaligned"),
+    )
+    assert len({config.run_name() for config in taught_by_none}) == 1
 
 
 def test_a_misaligned_run_trains_to_other_numbers_and_says_so(kd: Callable) -> None:
@@ -71,7 +87,9 @@ def test_a_misaligned_run_trains_to_other_numbers_and_says_so(kd: Callable) -> N
     assert (right.code, wrong.code) == (0, 0), wrong.err
     assert "taught, on purpose, with another image's outputs" in wrong.out + wrong.err
     assert "on purpose" not in right.out + right.err
-    found = {path.parent.name.split("-cnn")[0]: path for path in Path("runs").glob("logits*/result.json")}
+    found = {
+        path.parent.name.split("-cnn")[0]: path for path in Path("runs").glob("logits*/result.json")
+    }
     assert set(found) == {"logits", "logits-misaligned"}
     said = tables(Path("runs")).runs.set_index("method")["test_accuracy"]
     assert said["logits MISALIGNED"] < said["logits"] - 0.1
@@ -86,20 +104,26 @@ def test_packed_with_others_it_is_what_it_is_alone(composed: Callable, tmp_path:
     )
     for config in apart:
         run(config)
-    shared = Shared()
-    ends = together([steps(config, "student", None, shared, len(packed)) for config in packed])
+    shared = RunCache()
+    ends = run_interleaved(
+        [steps(config, "student", None, shared, len(packed)) for config in packed]
+    )
     assert all(isinstance(end, dict) for end in ends), ends
     seen = set()
     for alone, other in zip(apart, packed, strict=True):
-        weights = [(folder_of(config) / "student.safetensors").read_bytes() for config in (alone, other)]
-        assert weights[0] == weights[1], other.label()
+        weights = [
+            (run_dir(config) / "student.safetensors").read_bytes() for config in (alone, other)
+        ]
+        assert weights[0] == weights[1], other.run_name()
         seen.add(weights[0])
     assert len(seen) == len(words)
 
 
 def test_it_is_marked_in_every_table(tmp_path: Path) -> None:
     """It is a method of its own in tables and figures: no setting of `logits`, nor its rival on validation."""
-    configs = [reported("standard", seed) for seed in (0, 1)] + [reported("logits", seed) for seed in (0, 1)]
+    configs = [reported("standard", seed) for seed in (0, 1)] + [
+        reported("logits", seed) for seed in (0, 1)
+    ]
     configs += [reported("logits", seed) for seed in (0, 1)]
     for config in configs:
         config.setdefault("teacher", {})["outputs"] = "aligned"

@@ -13,7 +13,7 @@ from kd import models
 from kd.config.schema import model_name
 from kd.core import registry
 from kd.models import Net
-from kd.models.kernels import NormAct, library, quicken
+from kd.models.kernels import NormAct, fuse_modules, library
 from kd.training.metrics import size
 
 Shapes = dict[str, tuple[int, ...]]
@@ -36,8 +36,16 @@ def chosen(name: str) -> dict:
 
 
 def cnn_taps(s: int) -> Shapes:
-    full, half = {"conv1": (s, 32, 32), "conv2": (s, 32, 32)}, {"conv3": (2 * s, 16, 16), "conv4": (2 * s, 16, 16)}
-    return full | {"pool1": (s, 16, 16)} | half | {"pool2": (2 * s, 8, 8), "hidden": (32 * s,), "head": (10,)}
+    full, half = (
+        {"conv1": (s, 32, 32), "conv2": (s, 32, 32)},
+        {"conv3": (2 * s, 16, 16), "conv4": (2 * s, 16, 16)},
+    )
+    return (
+        full
+        | {"pool1": (s, 16, 16)}
+        | half
+        | {"pool2": (2 * s, 8, 8), "hidden": (32 * s,), "head": (10,)}
+    )
 
 
 def maps(stem: int, *channels: int) -> Shapes:
@@ -94,8 +102,15 @@ PUBLISHED = {  # a file of conf/model: parameters, multiply-accumulates, taps
     "vit_tiny": (5_380_132, 365_124_864, vit(192), {*vit(192)}),
     "vit_small": (21_376_996, 1_420_343_808, vit(384), {*vit(384)}),
 }
-TORCHVISION = {"conv1": (64, 16, 16), "bn1": (64, 16, 16), "relu": (64, 16, 16), "maxpool": (64, 8, 8)}
-TORCHVISION |= {f"layer{n}{at}": (32 << n, 16 >> n, 16 >> n) for n in (1, 2, 3, 4) for at in (".0", ".1", "")}
+TORCHVISION = {
+    "conv1": (64, 16, 16),
+    "bn1": (64, 16, 16),
+    "relu": (64, 16, 16),
+    "maxpool": (64, 8, 8),
+}
+TORCHVISION |= {
+    f"layer{n}{at}": (32 << n, 16 >> n, 16 >> n) for n in (1, 2, 3, 4) for at in (".0", ".1", "")
+}
 POOL: Shapes = {"pool": (512,), "head": (100,)}
 CNN = {"name": "cnn", "activation": "relu", "dropout": 0.5}
 POOLED = {"pool1", "pool2"}
@@ -114,14 +129,18 @@ SMALL = ["cnn-16", "resnet8x4", "wrn_16_2", "wrn_16_1", "vgg8", "mobilenetv2", "
 
 
 def build(row: Row, image: int = 32) -> Net:
-    return models.build(models.find(row.settings["name"], "model").Config(**row.settings), row.classes, image)
+    return models.build(
+        models.find(row.settings["name"], "model").Config(**row.settings), row.classes, image
+    )
 
 
 def test_every_model_has_a_row_here() -> None:
     missing = set(registry.choices("models")) - {row.settings["name"] for row in TABLE.values()}
     assert not missing, f"add a row to TABLE in {__file__} for: {', '.join(sorted(missing))}"
     configured = [chosen(path.stem) for path in CONF.glob("*.yaml")]
-    assert {row.settings["name"] for row in TABLE.values()} <= {settings["name"] for settings in configured}
+    assert {row.settings["name"] for row in TABLE.values()} <= {
+        settings["name"] for settings in configured
+    }
 
 
 @pytest.mark.parametrize("image", [8, 64])
@@ -135,7 +154,9 @@ def test_every_choice_builds_and_has_a_name_of_its_own(image: int) -> None:
             net = models.build(config, 7, image)
         assert list(net.shapes(image).values())[-1] == (7,), path
     assert len(set(names)) == len(names)
-    assert {"cnn-16", "cnn-32", "resnet8x4", "resnet110", "wrn-40-2", "vgg13", "vit-tiny"} <= set(names)
+    assert {"cnn-16", "cnn-32", "resnet8x4", "resnet110", "wrn-40-2", "vgg13", "vit-tiny"} <= set(
+        names
+    )
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -173,7 +194,7 @@ def test_taps_are_what_the_next_stage_reads(name: str) -> None:
     row = TABLE[name]
     net = build(row, 8).eval()
     images = x = torch.randn(2, 3, 8, 8)
-    out = net.tapped(x, [*net.stages, *(f"{stage}.pre" for stage in net.stages)])
+    out = net.forward_taps(x, [*net.stages, *(f"{stage}.pre" for stage in net.stages)])
     for stage, module in net.stages.items():
         before, x = x, module(x)
         assert torch.equal(out.taps[stage], x)
@@ -193,10 +214,14 @@ def test_taps_are_what_the_next_stage_reads(name: str) -> None:
     assert torch.equal(net.head(out.taps[last]), out.logits)
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("resnet18", "resnet50", "vit_tiny")])
+@pytest.mark.parametrize(
+    "name", [name for name in SMALL if name not in ("resnet18", "resnet50", "vit_tiny")]
+)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-def test_our_kernels_compute_the_same(name: str, training: bool, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_our_kernels_compute_the_same(
+    name: str, training: bool, dtype: torch.dtype, tmp_path: Path
+) -> None:
     """The logits are as near to those in float64 as PyTorch's own are, or nearly so."""
     if (kernels := library(tmp_path, dtype)) is None:
         pytest.skip("no compiler")
@@ -208,13 +233,18 @@ def test_our_kernels_compute_the_same(name: str, training: bool, dtype: torch.dt
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         if ours:
-            quicken(net, kernels)
+            fuse_modules(net, kernels)
             assert any(isinstance(m, NormAct) for m in net.modules())
         x = torch.randn(8, 3, 16, 16).to(memory_format=torch.channels_last)
-        with torch.set_grad_enabled(training), torch.autocast("cpu", dtype, enabled=half and to is torch.float32):
+        with (
+            torch.set_grad_enabled(training),
+            torch.autocast("cpu", dtype, enabled=half and to is torch.float32),
+        ):
             found.append(net.to(to)(x.to(to)).detach().double())
     exact, theirs, mine = found
-    assert (mine - exact).norm() <= 1.5 * (theirs - exact).norm() + (0.01 if half else 1e-6) * exact.norm()
+    assert (mine - exact).norm() <= 1.5 * (theirs - exact).norm() + (
+        0.01 if half else 1e-6
+    ) * exact.norm()
 
 
 @pytest.mark.parametrize("name", ["wrn_16_2", "wrn_16_1"])
@@ -226,7 +256,9 @@ def test_a_wide_resnet_is_the_papers(name: str) -> None:
         if isinstance(module, nn.BatchNorm2d):
             for values in (module.weight, module.bias, module.running_mean):
                 nn.init.normal_(values, 0.5)
-    layers = iter([m for m in net.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)])
+    layers = iter(
+        [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
+    )
 
     def block(x: Tensor, shape_changes: bool) -> Tensor:
         norm, conv = next(layers), next(layers)
@@ -266,8 +298,8 @@ def test_a_tap_before_an_activation(act: Any, ours: bool, inplace: bool, tmp_pat
     pre = norm(net.stages["first"][0](x))
     logits = net(x)
     if ours:
-        quicken(net, library(tmp_path, torch.float32))
-    out = net.tapped(x, ["first.pre", "first", "pool.pre"])
+        fuse_modules(net, library(tmp_path, torch.float32))
+    out = net.forward_taps(x, ["first.pre", "first", "pool.pre"])
     torch.testing.assert_close(out.taps["first.pre"], pre)
     torch.testing.assert_close(out.taps["first"], act()(pre))
     torch.testing.assert_close(out.taps["pool.pre"], act()(pre).mean((2, 3)))
@@ -277,4 +309,4 @@ def test_a_tap_before_an_activation(act: Any, ours: bool, inplace: bool, tmp_pat
 def test_a_tap_that_is_overwritten_in_place_is_refused() -> None:
     net = Net(first=nn.Linear(4, 4), second=nn.ReLU(inplace=True), head=nn.Linear(4, 2))
     with pytest.raises(RuntimeError, match="'first' was overwritten in place"):
-        net.tapped(torch.randn(3, 4), ["first"])
+        net.forward_taps(torch.randn(3, 4), ["first"])

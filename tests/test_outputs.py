@@ -18,38 +18,52 @@ from test_train import images, network, trained_teacher
 from kd.config.schema import Config
 from kd.core.rng import seeded
 from kd.data import Data, loader
-from kd.methods import Spec
+from kd.methods import MethodContext
 from kd.models import Net
 from kd.training import run as run_module
 from kd.training import teacher_cache as outputs_module
 from kd.training.device import Device
-from kd.training.loop import State, Teach, train
-from kd.training.teacher import Live
-from kd.training.teacher_cache import Outputs, Place, Table
+from kd.training.loop import TeacherOutputs, TrainingState, train
+from kd.training.teacher import TeacherForward
+from kd.training.teacher_cache import Table, TeacherCache, TeacherCacheSpec
 
 ROOM = 1.0  # gigabytes
 
 
-def opened(live: Live, config: Config, found: Data, folder: Path, seed: int = 0, **place: Any) -> Outputs:
-    wanted = {"gigabytes": ROOM, "maps": False, "whole": False} | place
-    wanted["whole"] |= not ON_CPU  # elsewhere a table is used only when it is filled before the first step
-    return Outputs(live, found.train, config.data.augment, seed, 1, Place(folder, **wanted))
+def opened(
+    live: TeacherForward, config: Config, found: Data, folder: Path, seed: int = 0, **place: Any
+) -> TeacherCache:
+    wanted = {"max_gb": ROOM, "feature_maps": False, "eager": False} | place
+    wanted[
+        "eager"
+    ] |= not ON_CPU  # elsewhere a table is used only when it is filled before the first step
+    return TeacherCache(
+        live, found.train, config.data.augment, seed, 1, TeacherCacheSpec(folder, **wanted)
+    )
 
 
-def losses(config: Config, found: Data, teacher: Net, teach: Callable[[Any], Teach], device: Device) -> list[Any]:
+def losses(
+    config: Config,
+    found: Data,
+    teacher: Net,
+    teach: Callable[[Any], TeacherOutputs],
+    device: Device,
+) -> list[Any]:
     """Two epochs' rows of distilling with what `teach(method)` gives."""
     student = network(config.student)
     with seeded(0, "method"):
-        spec = Spec(student.shapes(32), teacher.shapes(32), 10, found.samples)
+        spec = MethodContext(student.shapes(32), teacher.shapes(32), 10, found.samples)
         method = config.method_class(config.method, spec).to(DEVICE)
     rows = train(
-        State(student, method, config.root.optimizer), teach(method), found.train, config.data.augment,
+        TrainingState(student, method, config.root.optimizer), teach(method), found.train, config.data.augment,
         config.root.schedule, 2, 128, 0, device,
     )  # fmt: skip
     return [row for row in rows if row]
 
 
-@pytest.mark.parametrize("case", ["logits", "hidden", "maps", "an epoch a table", "whole", "an epoch, whole"])
+@pytest.mark.parametrize(
+    "case", ["logits", "hidden", "maps", "an epoch a table", "whole", "an epoch, whole"]
+)
 @pytest.mark.parametrize("device", [FP32, BF16], ids=["fp32", "bf16"])
 def test_a_run_that_reads_has_the_loss_of_one_that_computes(
     case: str, device: Device, composed: Callable, tmp_path: Path
@@ -57,67 +71,92 @@ def test_a_run_that_reads_has_the_loss_of_one_that_computes(
     """Bit for bit, be the table empty, full or half known; the plain pass in float32 is equal to float16's 11 bits."""
     pairs = {"hidden": "[[hidden,hidden]]", "maps": "[[pool2,pool2]]"}.get(case)
     words = ["method=feature", f"method.pairs={pairs}"] if pairs else ["method=logits"]
-    config = composed(*words, *(["data.augment.crop=2"] if "whole" in case else []))  # 25 views, not 81
+    config = composed(
+        *words, *(["data.augment.crop=2"] if "whole" in case else [])
+    )  # 25 views, not 81
     found, teacher = images(config, tmp_path), trained_teacher(config)
     place: dict[str, Any] = {"maps": case == "maps", "whole": "whole" in case}
     if "epoch" in case:
         place["gigabytes"] = 0.0002
-    made: list[Outputs] = []
+    made: list[TeacherCache] = []
 
-    def reading(method: Any) -> Outputs:
-        live = Live(teacher, method.teacher_taps, device)
+    def reading(method: Any) -> TeacherCache:
+        live = TeacherForward(teacher, method.teacher_taps, device)
         made.append(opened(live, config, found, tmp_path / "outputs", **place))
         return made[-1]
 
-    online = losses(config, found, teacher, lambda method: Live(teacher, method.teacher_taps, device), device)
+    online = losses(
+        config,
+        found,
+        teacher,
+        lambda method: TeacherForward(teacher, method.teacher_taps, device),
+        device,
+    )
     runs = [losses(config, found, teacher, reading, device) for _ in range(2)]
     for table in (tmp_path / "outputs").glob("*.table"):  # half of what is known is lost
-        lose = torch.from_file(str(table), shared=True, size=table.stat().st_size // 2, dtype=torch.int16)
+        lose = torch.from_file(
+            str(table), shared=True, size=table.stat().st_size // 2, dtype=torch.int16
+        )
         lose[: len(lose) // 2] = 0
     runs.append(losses(config, found, teacher, reading, device))
     for rows in runs:
         assert rows == runs[0]
         for then, now in zip(online, rows, strict=True):
-            exact = device is BF16 and ON_CPU  # a GPU may compute another batch size by another algorithm
-            assert now == (then if exact else pytest.approx(then, rel=1e-4 if device is FP32 else 2e-2))
-    assert made[0].known < 0.02
-    assert made[1].known > 0.97  # but for the look whether it holds
+            exact = (
+                device is BF16 and ON_CPU
+            )  # a GPU may compute another batch size by another algorithm
+            assert now == (
+                then if exact else pytest.approx(then, rel=1e-4 if device is FP32 else 2e-2)
+            )
+    assert made[0].hit_rate < 0.02
+    assert made[1].hit_rate > 0.97  # but for the look whether it holds
     names = {path.name for path in (tmp_path / "outputs").glob("*.table")}
     if "epoch" in case:
         assert names == {"logits-s0-e0.table", "logits-s0-e1.table"}
     else:
-        assert names == {"logits.table"} | ({f"{'pool2' if case == 'maps' else case}.table"} if pairs else set())
+        assert names == {"logits.table"} | (
+            {f"{'pool2' if case == 'maps' else case}.table"} if pairs else set()
+        )
 
 
 def test_maps_are_computed_unless_asked_for(composed: Callable, tmp_path: Path) -> None:
     config = composed("method=feature")
     found, teacher = images(config, tmp_path), trained_teacher(config)
     for _ in range(2):
-        made = opened(Live(teacher, ["pool2"], FP32), config, found, tmp_path / "outputs")
+        made = opened(TeacherForward(teacher, ["pool2"], FP32), config, found, tmp_path / "outputs")
         losses(config, found, teacher, lambda _, made=made: made, FP32)
-        assert made.known == 0
+        assert made.hit_rate == 0
     assert [path.name for path in (tmp_path / "outputs").glob("*.table")] == ["logits.table"]
-    made = opened(Live(teacher, [], FP32), config, found, tmp_path / "outputs")  # but the logits were kept on the way
+    made = opened(
+        TeacherForward(teacher, [], FP32), config, found, tmp_path / "outputs"
+    )  # but the logits were kept on the way
     losses(composed("method=logits"), found, teacher, lambda _: made, FP32)
-    assert made.known > 0.97
+    assert made.hit_rate > 0.97
 
 
-def test_outputs_belong_to_the_views_whatever_seed_asked_first(composed: Callable, tmp_path: Path) -> None:
+def test_outputs_belong_to_the_views_whatever_seed_asked_first(
+    composed: Callable, tmp_path: Path
+) -> None:
     """Another seed reads what two others left, and gets what the teacher says of exactly its own pixels."""
     config = composed("method=logits")
     found, teacher = images(config, tmp_path), trained_teacher(config)
-    live = Live(teacher, [], BF16)
+    live = TeacherForward(teacher, [], BF16)
     for seed in (1, 2, 3):
         made = opened(live, config, found, tmp_path / "outputs", seed)
         for epoch in range(6):
             for batch in loader.batches(found.train, 128, seed, epoch, config.data.augment):
                 close = {} if ON_CPU else {"rtol": 2e-2, "atol": 2e-2}
-                torch.testing.assert_close(made(batch).logits, live(batch).logits, **close or {"rtol": 0, "atol": 0})
-    assert 0 < made.known < 0.9 or not ON_CPU
+                torch.testing.assert_close(
+                    made(batch).logits, live(batch).logits, **close or {"rtol": 0, "atol": 0}
+                )
+    assert 0 < made.hit_rate < 0.9 or not ON_CPU
 
 
 def test_a_row_that_was_torn_damaged_or_misplaced_is_not_known(tmp_path: Path) -> None:
-    rows, values = torch.arange(100), torch.randn(100, 10, generator=torch.Generator().manual_seed(0)).half()
+    rows, values = (
+        torch.arange(100),
+        torch.randn(100, 10, generator=torch.Generator().manual_seed(0)).half(),
+    )
     table = Table(tmp_path / "a.table", 200, 10)
     assert not table.read(torch.arange(200))[1].any()
     table.write(rows, values)
@@ -169,7 +208,9 @@ def test_a_second_run_reads_what_the_first_computed(composed: Callable, tmp_path
     """Another T, the same seed: everything; and the table lies beside its teacher."""
     first = run_module.run(composed("method=logits", "student.epochs=2"))
     second = run_module.run(composed("method=logits", "student.epochs=2", "method.T=7.0"))
-    again = run_module.run(composed("method=logits", "student.epochs=2", "teacher.store.gigabytes=0", "rerun=true"))
+    again = run_module.run(
+        composed("method=logits", "student.epochs=2", "teacher.store.gigabytes=0", "rerun=true")
+    )
     assert first["time"]["teacher_read"] < 0.02  # a view that came again
     assert second["time"]["teacher_read"] > 0.97
     assert again["time"]["teacher_read"] == 0.0
@@ -193,13 +234,21 @@ def test_what_another_code_of_the_model_left_is_noticed(
 ) -> None:
     config = composed("method=logits")
     found, teacher = images(config, tmp_path), trained_teacher(config)
-    other = Live(trained_teacher(composed("method=logits", "teacher.activation=gelu")), [], FP32)
-    losses(config, found, teacher, lambda _: opened(other, config, found, tmp_path / "outputs"), FP32)
-    live = Live(teacher, [], FP32)
+    other = TeacherForward(
+        trained_teacher(composed("method=logits", "teacher.activation=gelu")), [], FP32
+    )
+    losses(
+        config, found, teacher, lambda _: opened(other, config, found, tmp_path / "outputs"), FP32
+    )
+    live = TeacherForward(teacher, [], FP32)
     online = losses(config, found, teacher, lambda _: live, FP32)
     with caplog.at_level(logging.WARNING):
         rows = losses(
-            config, found, teacher, lambda _: opened(live, config, found, tmp_path / "outputs", whole=whole), FP32
+            config,
+            found,
+            teacher,
+            lambda _: opened(live, config, found, tmp_path / "outputs", eager=whole),
+            FP32,
         )
     assert "does not say what is kept" in caplog.text
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in online], rel=1e-4)
@@ -214,8 +263,17 @@ def test_all_that_outputs_depend_on_is_in_their_key(composed: Callable, tmp_path
         outputs_module.key("v", config.teacher, "c", train_split, augment, FP32),
         outputs_module.key("w", config.teacher, "d", train_split, augment, FP32),
         outputs_module.key("w", config.teacher, "c", train_split, augment, BF16),
-        outputs_module.key("w", config.teacher, "c", train_split, augment.model_copy(update={"flip": True}), FP32),
-        outputs_module.key("w", config.teacher, "c", train_split, augment.model_copy(update={"padding": "edge"}), FP32),
+        outputs_module.key(
+            "w", config.teacher, "c", train_split, augment.model_copy(update={"flip": True}), FP32
+        ),
+        outputs_module.key(
+            "w",
+            config.teacher,
+            "c",
+            train_split,
+            augment.model_copy(update={"padding": "edge"}),
+            FP32,
+        ),
     }
     other = composed("method=logits", "teacher.activation=gelu").teacher
     keys.add(outputs_module.key("w", other, "c", train_split, augment, FP32))

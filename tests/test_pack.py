@@ -15,19 +15,21 @@ from conftest import PATIENCE, Place
 from conftest import SWEPT as SMALL
 from safetensors.torch import load_file
 
-from kd.core.interleave import Shared, together
+from kd.core.interleave import RunCache, run_interleaved
 from kd.data import loader
 from kd.runs import directory
-from kd.sweep.scheduler import packs
+from kd.sweep.scheduler import group_compatible_jobs
 from kd.training import run as run_module
-from kd.training.run import folder_of, steps
-from kd.training.teacher import Live
+from kd.training.run import run_dir, steps
+from kd.training.teacher import TeacherForward
 
 DROPPING = [*SMALL, "student.dropout=0.5", "student.epochs=3"]
 SWEEP = ["-m", *DROPPING, "method=logits", "method.T=1,4", "optimizer.lr=0.02,0.1", "seed=0,1"]
 
 
-def test_packed_runs_end_with_the_bits_and_files_that_they_have_alone(place: Place, tmp_path: Path) -> None:
+def test_packed_runs_end_with_the_bits_and_files_that_they_have_alone(
+    place: Place, tmp_path: Path
+) -> None:
     """Eight runs of two seeds, with dropout and batch norm: in one pack, in two packs, and each by itself."""
     apart = Place(tmp_path / "apart")
     assert apart.type(*SWEEP)[0] == 0
@@ -37,12 +39,12 @@ def test_packed_runs_end_with_the_bits_and_files_that_they_have_alone(place: Pla
     split = Place(tmp_path / "split")
     assert split.type(*SWEEP, "hydra.launcher.pack=4", "hydra.launcher.slots=2")[0] == 0
     for path in apart.folder.glob("runs/logits-*"):
-        alone = directory.finished(path)
+        alone = directory.load_result(path)
         assert alone
         assert alone["time"]["packed"] == 1
         for other in (place, split):
             packed = other.folder / "runs" / path.name
-            result = directory.finished(packed)
+            result = directory.load_result(packed)
             assert result
             assert result["time"]["packed"] == (8 if other is place else 4)
             assert result["metrics"] == alone["metrics"]
@@ -50,7 +52,8 @@ def test_packed_runs_end_with_the_bits_and_files_that_they_have_alone(place: Pla
             for name, value in load_file(packed / "student.safetensors").items():
                 assert torch.equal(value, weights[name]), name
             rows = [
-                pd.read_csv(p / "history.csv").drop(columns=["seconds", "images_per_second"]) for p in (path, packed)
+                pd.read_csv(p / "history.csv").drop(columns=["seconds", "images_per_second"])
+                for p in (path, packed)
             ]
             pd.testing.assert_frame_equal(*rows)
             names = [{str(f.relative_to(p)) for f in p.rglob("*")} for p in (path, packed)]
@@ -66,18 +69,22 @@ def test_one_batch_and_one_teacher_pass_serve_all_of_a_seed(
     composed: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = "method=logits", "batch_size=128"
-    configs = [composed(*words, f"method.T={T}.0", f"seed={seed}") for T in (1, 2, 3) for seed in (0, 1)]
+    configs = [
+        composed(*words, f"method.T={T}.0", f"seed={seed}") for T in (1, 2, 3) for seed in (0, 1)
+    ]
     run_module.run(configs[0].as_teacher())
     shown, taught = [], []
-    show, of = loader.views.show, Live.of
-    monkeypatch.setattr(loader.views, "show", lambda *given: shown.append(1) or show(*given))
-    monkeypatch.setattr(Live, "of", lambda self, x: taught.append(1) or of(self, x))
-    shared = Shared()
-    ends = together([steps(config, "student", None, shared, 6) for config in configs])
+    show, of = loader.views.apply_view, TeacherForward.of
+    monkeypatch.setattr(loader.views, "apply_view", lambda *given: shown.append(1) or show(*given))
+    monkeypatch.setattr(TeacherForward, "of", lambda self, x: taught.append(1) or of(self, x))
+    shared = RunCache()
+    ends = run_interleaved([steps(config, "student", None, shared, 6) for config in configs])
     batches = (1437 - 200) // 128
     assert all(end["metrics"]["test_accuracy"] > 0 for end in ends)
     assert len(shown) == 2 * batches
-    assert 2 * batches <= len(taught) <= 2 * batches + 2  # and once a run, whether the table still holds
+    assert (
+        2 * batches <= len(taught) <= 2 * batches + 2
+    )  # and once a run, whether the table still holds
 
 
 def test_one_that_diverges_does_not_touch_the_others(place: Place) -> None:
@@ -85,26 +92,36 @@ def test_one_that_diverges_does_not_touch_the_others(place: Place) -> None:
     code, out, _ = place.type(*words, "optimizer.lr=0.05,1e30,0.01", "hydra.launcher.pack=3")
     assert code == 1
     assert "3 jobs: 2 done, 1 diverged" in out
-    kept = {p.name: directory.finished(p) for p in place.folder.glob("runs/standard-*")}
+    kept = {p.name: directory.load_result(p) for p in place.folder.glob("runs/standard-*")}
     code, out, _ = place.type(*words, "optimizer.lr=0.05,0.01", "rerun=true")
     assert code == 0
     for name, result in kept.items():
         if result:
-            assert directory.finished(place.folder / "runs" / name)["metrics"] == result["metrics"]
+            assert (
+                directory.load_result(place.folder / "runs" / name)["metrics"] == result["metrics"]
+            )
 
 
 def test_an_interrupt_reaches_every_member(place: Place) -> None:
-    words = [*DROPPING, "method=standard", "student.epochs=100000", "seed=0,1,2", "hydra.launcher.pack=3"]
+    words = [
+        *DROPPING,
+        "method=standard",
+        "student.epochs=100000",
+        "seed=0,1,2",
+        "hydra.launcher.pack=3",
+    ]
     process = place.start("-m", *words)
     place.wait(lambda: len([p for p in place.runs() if (p / "history.csv").exists()]) == 3)
     os.kill(process.pid, signal.SIGINT)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert {directory.status(path).state for path in place.runs()} == {"killed"}
+    assert {directory.read_status(path).state for path in place.runs()} == {"killed"}
     assert not place.workers()
 
 
-def test_what_cannot_be_packed_runs_alone_and_why_is_said(composed: Callable, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_packed_runs_alone_and_why_is_said(
+    composed: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
     typed = [
         ["method=logits", "method.T=1.0"],
         ["method=logits", "method.T=2.0", "seed=1"],
@@ -112,14 +129,18 @@ def test_what_cannot_be_packed_runs_alone_and_why_is_said(composed: Callable, ca
         ["method=logits", "optimizer.lr=0.2", "schedule=cosine"],
         ["method=logits", "method.alpha=0.3", "seed=1"],
     ]
-    typed.append(["method=logits", "method.T=1.0", "tracker.notes=again"])  # the same run twice: it waits, outside
+    typed.append(
+        ["method=logits", "method.T=1.0", "tracker.notes=again"]
+    )  # the same run twice: it waits, outside
     configs = [composed(*words) for words in typed]
-    jobs = [{"number": n, "config": c.plain(), "folder": str(folder_of(c))} for n, c in enumerate(configs)]
+    jobs = [
+        {"number": n, "config": c.plain(), "folder": str(run_dir(c))} for n, c in enumerate(configs)
+    ]
     with caplog.at_level(logging.INFO):
-        found = packs(jobs, 8)
+        found = group_compatible_jobs(jobs, 8)
     assert [[job["number"] for job in pack] for pack in found] == [[0, 3, 1, 4], [2], [5]]
     assert "job 3 is not packed: no other job has its student.scale" in caplog.text
-    assert [len(pack) for pack in packs(jobs, 3)] == [3, 1, 1, 1]
+    assert [len(pack) for pack in group_compatible_jobs(jobs, 3)] == [3, 1, 1, 1]
 
 
 def test_members_take_turns_and_each_has_its_own_chance() -> None:
@@ -135,7 +156,7 @@ def test_members_take_turns_and_each_has_its_own_chance() -> None:
         return drawn
 
     turns: list[str] = []
-    a, b, c = together([member("a", 3), member("b", 1), member("c", 2)])  # type: ignore[list-item]
+    a, b, c = run_interleaved([member("a", 3), member("b", 1), member("c", 2)])  # type: ignore[list-item]
     assert turns == ["a", "b", "c", "a", "c", "a"]
     assert isinstance(b, ValueError)
     assert a[:2] == c
@@ -143,25 +164,30 @@ def test_members_take_turns_and_each_has_its_own_chance() -> None:
 
 def test_shared_keeps_only_the_last_of_a_kind() -> None:
     made: list[Any] = []
-    shared = Shared()
+    shared = RunCache()
     for key in (1, 1, 2, 1):
-        shared.last("images", key, lambda key=key: made.append(key))
-    shared.last("step/10", 5, lambda: made.append("x"))
-    shared.last("step/1", 5, lambda: made.append("y"))  # a name that begins like another's
-    shared.last("step/10", 5, lambda: made.append("again"))
+        shared.get_or_create("images", key, lambda key=key: made.append(key))
+    shared.get_or_create("step/10", 5, lambda: made.append("x"))
+    shared.get_or_create("step/1", 5, lambda: made.append("y"))  # a name that begins like another's
+    shared.get_or_create("step/10", 5, lambda: made.append("again"))
     assert made == [1, 2, 1, "x", "y"]
     shared.forget("step/")
-    assert list(shared.held) == ["images"]
+    assert list(shared.entries) == ["images"]
 
 
 def test_a_second_run_of_a_process_reads_neither_images_nor_teacher_again(
     composed: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared, loaded = Shared(), []
+    shared, loaded = RunCache(), []
     load = run_module.data.load
     monkeypatch.setattr(run_module.data, "load", lambda *given: loaded.append(1) or load(*given))
     for T in (1, 2, 3):
         config = composed("method=logits", f"method.T={T}.0")
         run_module.run(config, shared=shared)
-        assert json.loads((folder_of(config) / "result.json").read_text())["teacher"]["metrics"]["val_accuracy"] >= 0
+        assert (
+            json.loads((run_dir(config) / "result.json").read_text())["teacher"]["metrics"][
+                "val_accuracy"
+            ]
+            >= 0
+        )
     assert len(loaded) == 1, "nor for the teacher's own run"

@@ -45,16 +45,29 @@ def check(name: str, found: Any) -> None:
 
 
 def test_identities(composed: Callable) -> None:
-    check("identities", {name: composed(*words, small=False).identity() for name, words in CONFIGS.items()})
+    check(
+        "identities",
+        {name: composed(*words, small=False).identity() for name, words in CONFIGS.items()},
+    )
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the bits are those of x86-64")
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="the bits are those of x86-64"
+)
 def test_weights_and_summary(tmp_path: Path) -> None:
     version = torch.__version__.partition("+")[0]
     if os.environ.get("KD_PINS") != "write" and json.loads(PINS.read_text())["torch"] != version:
-        pytest.skip(f"the bits are those of torch {json.loads(PINS.read_text())['torch']}, and this is {version}")
+        pytest.skip(
+            f"the bits are those of torch {json.loads(PINS.read_text())['torch']}, and this is {version}"
+        )
     environment = {**os.environ, **PLAIN}
-    subprocess.run([sys.executable, "-m", "kd", *SWEEP], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "kd", *SWEEP],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
     weights = {}
     for folder in sorted(tmp_path.glob("runs/*-s0-*")):
         tensors = load_file(folder / "student.safetensors")

@@ -112,9 +112,9 @@ def test_each_job_is_what_hydra_composes(name: str, conf: Path) -> None:
                 jobs = grid(loader, words)
             except Exception:
                 return
-            compose = Composer(loader, master, cli.plain)
+            compose = Composer(loader, master, cli.to_container)
             for job in {str(job): job for job in (jobs[0], jobs[-1])}.values():
-                slow = result(lambda: cli.plain(loader.load_sweep_config(master, job)))  # noqa: B023
+                slow = result(lambda: cli.to_container(loader.load_sweep_config(master, job)))  # noqa: B023
                 assert result(lambda: compose(job, 0)) == slow, job  # noqa: B023
 
         agrees()
@@ -131,9 +131,11 @@ def test_each_job_is_what_hydra_composes(name: str, conf: Path) -> None:
         (["path=a", "tags=[a],[b]", "net=glob(s*)", "empty=range(4)"], 2),
     ],
 )
-def test_hydra_composes_once_for_what_shapes_a_job(words: list[str], compositions: int, conf: Path) -> None:
+def test_hydra_composes_once_for_what_shapes_a_job(
+    words: list[str], compositions: int, conf: Path
+) -> None:
     with loaded(conf) as (loader, master):
-        compose = Composer(loader, master, cli.plain)
+        compose = Composer(loader, master, cli.to_container)
         jobs = grid(loader, words)
         assert len({repr(compose(job, 0)) for job in jobs}) == len(jobs)
         assert compose.compositions == compositions
@@ -141,14 +143,14 @@ def test_hydra_composes_once_for_what_shapes_a_job(words: list[str], composition
 
 def test_a_relative_interpolation_is_left_to_hydra(conf: Path) -> None:
     with loaded(conf, "relative") as (loader, master):
-        compose = Composer(loader, master, cli.plain)
+        compose = Composer(loader, master, cli.to_container)
         downs = [compose(job, 0)["near"]["down"] for job in grid(loader, ["path=a", "near.up=4,5"])]
         assert downs == [4, 5]
 
 
 def test_copies_share_nothing(conf: Path) -> None:
     with loaded(conf) as (loader, master):
-        compose = Composer(loader, master, cli.plain)
+        compose = Composer(loader, master, cli.to_container)
         first, second = (compose(["path=a", f"rate={rate}"], 0) for rate in (1, 2))
         first["tags"].append("c")
         first["near"]["deep"]["a"] = 5
@@ -158,13 +160,21 @@ def test_copies_share_nothing(conf: Path) -> None:
 
 # ---- of kd's own configurations
 
-GRID = ["data=digits", "method=standard,logits,feature", "optimizer.lr=0.1,0.2", "seed=range(5)", "student.scale=1,2"]
+GRID = [
+    "data=digits",
+    "method=standard,logits,feature",
+    "optimizer.lr=0.1,0.2",
+    "seed=range(5)",
+    "student.scale=1,2",
+]
 
 
 def planned(folder: Path, words: list[str]) -> tuple[list[dict[str, Any]], Any]:
     """(The jobs of a grid, its sweeper), planned in `folder`."""
     with loaded(cli.CONF) as (loader, master):
-        sweeper = SimpleNamespace(hydra_context=SimpleNamespace(config_loader=loader), config=master)
+        sweeper = SimpleNamespace(
+            hydra_context=SimpleNamespace(config_loader=loader), config=master
+        )
         jobs = grid(loader, [*words, f"paths.runs={folder / 'runs'}"])
         directory = SweepDirectory(folder / "sweep")
         directory.claim()
@@ -174,9 +184,11 @@ def planned(folder: Path, words: list[str]) -> tuple[list[dict[str, Any]], Any]:
         return jobs, sweeper
 
 
-def test_a_grid_is_checked_once_for_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grid_is_checked_once_for_what_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """60 jobs of three methods, two students and one teacher."""
-    counted = {"_empty": 0, "_check_method": 0}
+    counted = {"_build_meta": 0, "_check_method": 0}
 
     def count(name: str, real: Callable) -> None:
         def counting(*given: Any) -> Any:
@@ -185,12 +197,12 @@ def test_a_grid_is_checked_once_for_what_differs(tmp_path: Path, monkeypatch: py
 
         monkeypatch.setattr(schema, name, counting)
 
-    count("_empty", schema._empty)
+    count("_build_meta", schema._build_meta)
     count("_check_method", schema._check_method)
     jobs, sweeper = planned(tmp_path, GRID)
     assert len(jobs) == len(read_plan(tmp_path / "sweep")) == 60
     assert sweeper.composer.compositions == 3
-    assert counted == {"_empty": 3, "_check_method": 6}
+    assert counted == {"_build_meta": 3, "_check_method": 6}
     assert len({job["id"] for job in jobs}) == 60
     assert [(job["config"]["method"]["name"], job["config"]["seed"]) for job in jobs[1::20]] == [
         ("standard", 0), ("logits", 0), ("feature", 0)
@@ -203,7 +215,11 @@ def test_the_weights_of_a_teacher_are_read_once(
     teacher = composed("teacher.scale=2").teacher
     classes = tuple(map(str, range(10)))
     path, half = tmp_path / "teacher.safetensors", torch.full((3,), 0.5)
-    weights.save(models.build(teacher, 10, 32), path, weights.card(teacher.model_dump(), classes, 32, half, half))
+    weights.save(
+        models.build(teacher, 10, 32),
+        path,
+        weights.build_metadata(teacher.model_dump(), classes, 32, half, half),
+    )
     read = []
 
     def digest(file: Any, name: str, real: Callable = hashlib.file_digest) -> Any:
@@ -211,7 +227,13 @@ def test_the_weights_of_a_teacher_are_read_once(
         return real(file, name)
 
     monkeypatch.setattr(hashlib, "file_digest", digest)
-    words = ["data=digits", "teacher.scale=2", f"teacher.checkpoint={path}", "method=logits", "seed=range(10)"]
+    words = [
+        "data=digits",
+        "teacher.scale=2",
+        f"teacher.checkpoint={path}",
+        "method=logits",
+        "seed=range(10)",
+    ]
     jobs, _ = planned(tmp_path, words)
     assert (len({job["id"] for job in jobs}), len(read)) == (10, 1)
     before = schema.file_digest(path)
@@ -219,14 +241,18 @@ def test_the_weights_of_a_teacher_are_read_once(
     assert schema.file_digest(path) != before, "another content is read again"
 
 
-def test_progress_is_a_few_lines_where_there_is_no_terminal(caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_is_a_few_lines_where_there_is_no_terminal(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level("INFO", "kd"):
         assert list(console.progress(iter(range(1200)), 1200, "planning")) == list(range(1200))
         assert list(console.progress(iter(range(9)), 9, "planning")) == list(range(9))
     assert caplog.messages == ["planning: 500 of 1200 jobs", "planning: 1000 of 1200 jobs"]
 
 
-def test_jobs_whose_teachers_are_there_are_compared_with_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_whose_teachers_are_there_are_compared_with_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What is read for 300 jobs of 3 teachers: each teacher's result, once."""
     read = []
 
@@ -234,13 +260,19 @@ def test_jobs_whose_teachers_are_there_are_compared_with_no_others(monkeypatch: 
         read.append(folder.name)
         return True
 
-    monkeypatch.setattr(scheduler.directory, "finished", finished)
+    monkeypatch.setattr(scheduler.directory, "load_result", finished)
     units = [[{"number": n, "teachers": [f"/none/{n % 3}"]}] for n in range(300)]
-    assert [unit[0]["number"] for unit in scheduler.in_turn(units)] == list(range(300))
+    assert [unit[0]["number"] for unit in scheduler.order_by_teacher(units)] == list(range(300))
     assert sorted(read) == ["0", "1", "2"]
 
 
 def test_a_mistake_in_a_late_job_ends_in_one_line(kd: Callable, tmp_path: Path) -> None:
-    done = kd("-m", "data=digits", "method=logits", "method.T=1,2", f"seed={','.join(map(str, range(50)))},-1")
+    done = kd(
+        "-m",
+        "data=digits",
+        "method=logits",
+        "method.T=1,2",
+        f"seed={','.join(map(str, range(50)))},-1",
+    )
     assert is_one_line(done, "seed: should be greater than or equal to 0, got -1 (job 51: ")
     assert list((tmp_path / "cwd").iterdir()) == []

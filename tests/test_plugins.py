@@ -57,12 +57,16 @@ def app(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     for name in ("local", "grid"):
         (tmp_path / "app" / "conf" / name).mkdir(parents=True)
         (tmp_path / "app" / "conf" / name / "mine.yaml").write_text("value: 1\n")
-    (tmp_path / "app" / "conf" / "config.yaml").write_text("defaults: [{local: mine}, {grid: mine}, _self_]\n")
+    (tmp_path / "app" / "conf" / "config.yaml").write_text(
+        "defaults: [{local: mine}, {grid: mine}, _self_]\n"
+    )
     (tmp_path / "app" / "app.py").write_text(APP)
 
     def run(*words: str) -> subprocess.CompletedProcess:
         command = [sys.executable, str(tmp_path / "app" / "app.py"), *words]
-        return subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True
+        )
 
     return run
 
@@ -76,19 +80,27 @@ def official(tmp_path: Path) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
+    }
 
 
 def listed(text: str) -> Counter[str]:
     """The plugin classes that `--info plugins` lists."""
-    return Counter(line.strip() for line in text.split("Profiling")[0].splitlines() if line.startswith("\t\t"))
+    return Counter(
+        line.strip() for line in text.split("Profiling")[0].splitlines() if line.startswith("\t\t")
+    )
 
 
 def test_another_app_neither_sees_nor_imports_kd(tmp_path: Path, app: Callable) -> None:
     theirs = app("--info", "plugins")
     assert theirs.returncode == 0, theirs.stderr
     ours = subprocess.run(
-        [sys.executable, "-m", "kd", "--info", "plugins"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-m", "kd", "--info", "plugins"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     extra = listed(ours.stdout) - listed(theirs.stdout)
     own = ["LocalLauncher", "GridSweeper", "OptunaSweeper", "UserSource", "UserDirectoriesFirst"]
@@ -97,7 +109,9 @@ def test_another_app_neither_sees_nor_imports_kd(tmp_path: Path, app: Callable) 
     assert app().stdout.splitlines() == ["groups 1 1", "imported []"]
 
 
-@pytest.mark.parametrize("word", ["hydra/launcher=local", "hydra/sweeper=grid", "hydra/sweeper=optuna"])
+@pytest.mark.parametrize(
+    "word", ["hydra/launcher=local", "hydra/sweeper=grid", "hydra/sweeper=optuna"]
+)
 def test_the_names_of_kd_do_not_exist_in_another_app(word: str, app: Callable) -> None:
     group, name = word.split("=")
     refused = app(word, "--cfg", "hydra")
@@ -109,21 +123,35 @@ def test_the_names_of_kd_do_not_exist_in_another_app(word: str, app: Callable) -
 
 def test_the_official_optuna_sweeper_is_that_of_another_app(official: Path, app: Callable) -> None:
     done = app("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "local.value=1,2")
-    assert (done.returncode, done.stdout) == (0, "official sweeper 3 ['local.value=1,2']\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "official sweeper 3 ['local.value=1,2']\n"), (
+        done.stderr
+    )
 
 
 def test_kd_has_its_own_optuna_beside_the_official_one(official: Path) -> None:
     """The words are those that `python -m kd` documents; a sweeper of kd's own refuses n_trials=0."""
     words = ["-m", "hydra/sweeper=optuna", "method=logits", "data=digits", "method.T=interval(1,4)"]
     command = [sys.executable, "-m", "kd", *words, "hydra.sweeper.n_trials=0"]
-    done = subprocess.run(command, cwd=official, env=environment(official), capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=official, env=environment(official), capture_output=True, text=True
+    )
     line = "kd: hydra.sweeper.n_trials: should be 1 or more, got 0\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
 
 
 def test_the_official_keys_are_no_keys_of_kds_optuna(official: Path) -> None:
-    command = [sys.executable, "-m", "kd", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=2", "--cfg", "hydra"]
-    done = subprocess.run(command, cwd=official, env=environment(official), capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "kd",
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.n_jobs=2",
+        "--cfg",
+        "hydra",
+    ]
+    done = subprocess.run(
+        command, cwd=official, env=environment(official), capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("kd: hydra.sweeper.n_jobs: unknown key; ")
 
@@ -136,7 +164,9 @@ def test_the_official_keys_are_no_keys_of_kds_optuna(official: Path) -> None:
         (["hydra/launcher=basic", "hydra/sweeper=basic"], None, None),
     ],
 )
-def test_compose_has_typed_nodes(words: list[str], launcher: str | None, sweeper: str | None) -> None:
+def test_compose_has_typed_nodes(
+    words: list[str], launcher: str | None, sweeper: str | None
+) -> None:
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
         hydra = compose("config", words, return_hydra_config=True).hydra
         for node, target in ((hydra.launcher, launcher), (hydra.sweeper, sweeper)):
@@ -147,10 +177,15 @@ def test_compose_has_typed_nodes(words: list[str], launcher: str | None, sweeper
 
 
 def test_a_wrong_type_is_refused_also_by_a_single_run(kd: Callable) -> None:
-    assert is_one_line(kd("data=digits", "hydra.launcher.pack=two"), "hydra.launcher.pack: Value 'two' of type 'str'")
+    assert is_one_line(
+        kd("data=digits", "hydra.launcher.pack=two"),
+        "hydra.launcher.pack: Value 'two' of type 'str'",
+    )
 
 
-@pytest.mark.parametrize("first", ["hydra_plugins._kd_sweeper", "kd.cli", "hydra_plugins._kd_launcher"])
+@pytest.mark.parametrize(
+    "first", ["hydra_plugins._kd_sweeper", "kd.cli", "hydra_plugins._kd_launcher"]
+)
 def test_the_sweeper_works_whatever_is_imported_first(first: str) -> None:
     """Hydra's scan executes modules again that were imported before it, and with them the base of kd's sweeper."""
     code = f"import {first}, kd.cli, hydra_plugins._kd_sweeper as s; s.GridSweeper(max_batch_size=None)"

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from kd.sweep import worker_pool
-from kd.sweep.worker_pool import Outcome, Tell
+from kd.sweep.worker_pool import Outcome, Send
 
 
-def act(number: int, tell: Tell) -> Outcome:
+def act(number: int, tell: Send) -> Outcome:
     """Jobs 10, 11, ... end differently; any other is done and says in which process."""
     tell("pid", os.getpid())
     if number == 10:
@@ -63,7 +63,12 @@ def each(numbers: list[int]) -> Callable:
 def run(numbers: list[int], slots: int = 1, stop: int | None = None, max_failures: int = 0) -> Seen:
     seen = Seen(stop)
     worker_pool.run(
-        each(numbers), act, [{"SLOT": f"slot {i}"} for i in range(slots)], seen.ended, seen.heard, max_failures
+        each(numbers),
+        act,
+        [{"SLOT": f"slot {i}"} for i in range(slots)],
+        seen.ended,
+        seen.heard,
+        max_failures,
     )
     return seen
 

@@ -57,9 +57,11 @@ def test_every_pair_composes_with_the_standard_protocol(pair: str, composed: Cal
     teacher, student = config.teacher, config.student
     names = published._key(model_name(teacher), model_name(student))
     assert "".join(names) == flat(pair)
-    assert names in {published._key(x.teacher, x.student) for x in published.load("published")}, "what it is shown as"
+    assert names in {published._key(x.teacher, x.student) for x in published.load("published")}, (
+        "what it is shown as"
+    )
     light = names[1] in LIGHT
-    for recipe, rate in ((config.root, 0.01 if light else 0.05), (config.teaching, 0.05)):
+    for recipe, rate in ((config.root, 0.01 if light else 0.05), (config.teacher_settings, 0.05)):
         assert recipe.optimizer.model_dump() == {
             "name": "sgd", "lr": rate, "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4,
         }  # fmt: skip
@@ -68,24 +70,35 @@ def test_every_pair_composes_with_the_standard_protocol(pair: str, composed: Cal
         drops = [epoch for epoch in range(1, 240) if epochs[epoch] < epochs[epoch - 1]]
         assert (epochs[0], drops) == (1.0, [150, 180, 210])
         assert epochs[-1] == pytest.approx(0.001)
-    assert (config.epochs, config.teaching.epochs) == (240, 240)
-    assert (config.data.name, config.described.train, config.described.val) == ("cifar100", 50_000, 0)
-    assert config.method.model_dump() == {"name": "logits", "alpha": 0.1, "T": 4.0, "standardize": False}
+    assert (config.epochs, config.teacher_settings.epochs) == (240, 240)
+    assert (config.data.name, config.description.train, config.description.val) == (
+        "cifar100",
+        50_000,
+        0,
+    )
+    assert config.method.model_dump() == {
+        "name": "logits",
+        "alpha": 0.1,
+        "T": 4.0,
+        "standardize": False,
+    }
 
 
 def test_what_is_typed_wins_over_pair_and_protocol(composed: Callable, folder: Path) -> None:
     """In any order: the recipe's and the pair's choices are beaten by those of the command line."""
     pair = "pair=vgg13_mobilenetv2"
     for words in (("data=digits", STANDARD, pair), (pair, STANDARD, "data=digits")):
-        config = composed(*words, "model@student=cnn4", "model@teacher=cnn", "optimizer=adam", small=False)
-        assert (config.data.name, config.described.val, config.epochs) == ("digits", 0, 240)
+        config = composed(
+            *words, "model@student=cnn4", "model@teacher=cnn", "optimizer=adam", small=False
+        )
+        assert (config.data.name, config.description.val, config.epochs) == ("digits", 0, 240)
         assert (model_name(config.teacher), model_name(config.student)) == ("cnn-16", "cnn-4")
         assert (config.root.optimizer.name, config.root.optimizer.lr) == ("adam", 0.003)
     models = ["model@student=cnn4", "model@teacher=cnn"]
     words = ["method=standard", "optimizer.lr=0.2", "student.epochs=3", "data.val_size=100"]
     config = composed(STANDARD, "data=cifar10", *models, *words, small=False)
     assert (config.data.name, config.method.name, config.epochs) == ("cifar10", "standard", 3)
-    assert (config.root.optimizer.lr, config.described.val) == (0.2, 100)
+    assert (config.root.optimizer.lr, config.description.val) == (0.2, 100)
     images = composed(STANDARD, "data=imagefolder", f"data.root={folder}", *models, small=False)
     assert (images.data.name, images.root.schedule.name) == ("imagefolder", "step")
 
@@ -100,10 +113,15 @@ def test_a_pair_stays_with_any_data(composed: Callable) -> None:
 
 def test_the_smoke_form_is_the_protocol_in_two_epochs(composed: Callable) -> None:
     models = ["model@student=cnn4", "model@teacher=cnn", "data=digits"]
-    whole, smoke = (composed(f"+experiment=cifar100_{form}", *models, small=False) for form in ("standard", "smoke"))
-    assert (smoke.epochs, smoke.teaching.epochs) == (2, 2)
-    assert smoke.root == whole.root.model_copy(update={"student": smoke.root.student, "teacher": smoke.root.teacher})
-    assert smoke.teaching == whole.teaching.model_copy(update={"epochs": 2})
+    whole, smoke = (
+        composed(f"+experiment=cifar100_{form}", *models, small=False)
+        for form in ("standard", "smoke")
+    )
+    assert (smoke.epochs, smoke.teacher_settings.epochs) == (2, 2)
+    assert smoke.root == whole.root.model_copy(
+        update={"student": smoke.root.student, "teacher": smoke.root.teacher}
+    )
+    assert smoke.teacher_settings == whole.teacher_settings.model_copy(update={"epochs": 2})
     rates = {round(smoke.root.schedule.factor(step, 2 * 23), 4) for step in range(2 * 23)}
     assert rates == {1.0, 0.1, 0.01, 0.001}, "all steps of the schedule"
 
@@ -119,14 +137,20 @@ def test_the_packaged_figures_are_whole() -> None:
     assert all((x.teacher == "") == (x.method == "standard") for x in lines)
     plain = {(x.data, x.student) for x in lines if x.method == "standard"}
     for x in lines:
-        assert {(x.data, x.student), (x.data, x.teacher or x.student)} <= plain, "no baseline, or no teacher's accuracy"
+        assert {(x.data, x.student), (x.data, x.teacher or x.student)} <= plain, (
+            "no baseline, or no teacher's accuracy"
+        )
         assert 0 < x.accuracy < 100
         assert x.source
     with open(published.PACKAGED, newline="") as file:
         assert next(csv.reader(file)) == list(published.Line.model_fields)
     wanted = {flat(pair) for pair in PAIRS}
     for method in ("logits", "feature", "crd", "wttm"):
-        have = {flat(x.teacher + x.student) for x in lines if x.method == method and x.data == "cifar100"}
+        have = {
+            flat(x.teacher + x.student)
+            for x in lines
+            if x.method == method and x.data == "cifar100"
+        }
         assert wanted <= have, method
 
 
@@ -143,7 +167,11 @@ def test_the_packaged_figures_are_whole() -> None:
 )
 def test_figures_by_hand(cell: str, accuracy: float, epoch: str, source: str) -> None:
     lines = published.load("published")
-    found = [x for x in lines if f"{x.data} {x.teacher} {x.student} {x.method}" == cell and source in x.source]
+    found = [
+        x
+        for x in lines
+        if f"{x.data} {x.teacher} {x.student} {x.method}" == cell and source in x.source
+    ]
     assert [(x.accuracy, x.epoch) for x in found] == [(accuracy, epoch)]
 
 
@@ -174,12 +202,24 @@ BAD = {
         "line 3: accuracy: should be less than 100, got ",
     ),
     "nan": (f"{HEAD}\nd,t,s,m,nan,,,last,p,\n", "line 2: accuracy: should be "),
-    "spread": (f"{HEAD}\nd,t,s,m,50,-1,,last,p,\n", "line 2: spread: should be greater than or equal to 0, got '-1'"),
-    "runs": (f"{HEAD}\nd,t,s,m,50,,some,last,p,\n", "line 2: runs: should be a valid integer, unable to parse"),
-    "epoch": (f"{HEAD}\nd,t,s,m,50,,,first,p,\n", "epoch: should be 'best', 'last' or 'unknown', got 'first'"),
+    "spread": (
+        f"{HEAD}\nd,t,s,m,50,-1,,last,p,\n",
+        "line 2: spread: should be greater than or equal to 0, got '-1'",
+    ),
+    "runs": (
+        f"{HEAD}\nd,t,s,m,50,,some,last,p,\n",
+        "line 2: runs: should be a valid integer, unable to parse",
+    ),
+    "epoch": (
+        f"{HEAD}\nd,t,s,m,50,,,first,p,\n",
+        "epoch: should be 'best', 'last' or 'unknown', got 'first'",
+    ),
     "source": (f"{HEAD}\nd,t,s,m,50,,,last,,\n", "line 2: source is empty"),
     "short": (f"{HEAD}\nd,t,s\n", "line 2: method is empty"),
-    "long": (f"{HEAD}\nd,t,s,m,50,,,last,p,well, then\n", "line 2: more cells than columns; a cell with a comma needs"),
+    "long": (
+        f"{HEAD}\nd,t,s,m,50,,,last,p,well, then\n",
+        "line 2: more cells than columns; a cell with a comma needs",
+    ),
     "bytes": (b"\xff\xfe\x00", "cannot read mine.csv (it is not a CSV file in UTF-8)"),
 }
 
@@ -220,13 +260,17 @@ def own(tmp_path: Path, text: str = FIGURES) -> list[published.Line]:
 
 
 def swept(place: Path, data: str = "cifar10") -> Path:
-    configs = [config(method, seed, data__name=data) for method in ("standard", "logits") for seed in (0, 1, 2)]
+    configs = [
+        config(method, seed, data__name=data)
+        for method in ("standard", "logits")
+        for seed in (0, 1, 2)
+    ]
     made(place, configs, [0.70, 0.71, 0.69, 0.72, 0.74, 0.73])
     return place
 
 
 def test_measured_and_published_by_hand(tmp_path: Path) -> None:
-    found = published.beside(tables(swept(tmp_path / "sweep")), own(tmp_path))
+    found = published.compare_with_published(tables(swept(tmp_path / "sweep")), own(tmp_path))
     table = found.table.set_index(["setting", "source"])
     assert list(table.index) == [
         ("logits", "Paper A"), ("logits", "Paper B"), ("standard", "Paper A"), ("teacher cnn-8", "Paper B"),
@@ -235,7 +279,9 @@ def test_measured_and_published_by_hand(tmp_path: Path) -> None:
     assert table["published"].tolist() == [71.5, 70, 69.25, 88.5]
     assert table["difference"].tolist() == pytest.approx([1.5, 3, 0.75, 1.5])
     half = stats.t.ppf(0.975, 2) * 1 / 3**0.5  # three seeds, a point apart
-    assert table["measured_ci95"].tolist() == pytest.approx([half, half, half, float("nan")], nan_ok=True)
+    assert table["measured_ci95"].tolist() == pytest.approx(
+        [half, half, half, float("nan")], nan_ok=True
+    )
     assert table["n"].tolist() == [3, 3, 3, 1]
     assert (found.missing, len(found.rows)) == ([], 5)
     assert found.rows[1] == [
@@ -254,58 +300,81 @@ def test_names_are_compared_as_people_read_them() -> None:
 
 
 def test_every_setting_of_a_method_has_its_row(tmp_path: Path) -> None:
-    configs = [config("logits", seed, method__T=t, data__name="cifar10") for t in (1.0, 2.0) for seed in (0, 1)]
+    configs = [
+        config("logits", seed, method__T=t, data__name="cifar10")
+        for t in (1.0, 2.0)
+        for seed in (0, 1)
+    ]
     made(tmp_path / "sweep", configs, [0.7, 0.72, 0.6, 0.62])
-    rows = published.beside(tables(tmp_path / "sweep"), own(tmp_path)).table
+    rows = published.compare_with_published(tables(tmp_path / "sweep"), own(tmp_path)).table
     assert rows[rows["source"] == "Paper A"]["setting"].tolist() == ["logits T=1", "logits T=2"]
     assert rows[rows["source"] == "Paper A"]["difference"].tolist() == pytest.approx([-0.5, -10.5])
 
 
 def test_what_has_no_figure_is_said_in_one_line(tmp_path: Path) -> None:
-    nothing = published.beside(tables(swept(tmp_path / "digits", "digits")), published.load("published"))
+    nothing = published.compare_with_published(
+        tables(swept(tmp_path / "digits", "digits")), published.load("published")
+    )
     assert (nothing.rows, nothing.notes, len(nothing.table)) == ([], [], 0)
     assert nothing.missing == ["no published figure for cnn-4 on digits, cnn-8 on digits"]
     configs = [config("standard", 0, data__name="cifar10"), config("nst", 0, data__name="cifar10")]
     made(tmp_path / "some", configs, [0.7, 0.6])
-    some = published.beside(tables(tmp_path / "some"), own(tmp_path))
+    some = published.compare_with_published(tables(tmp_path / "some"), own(tmp_path))
     assert some.missing == ["no published figure for nst cnn-8 -> cnn-4 on cifar10"]
-    configs = [config("standard", 0, data__name="digits", student__scale=scale) for scale in range(1, 10)]
+    configs = [
+        config("standard", 0, data__name="digits", student__scale=scale) for scale in range(1, 10)
+    ]
     made(tmp_path / "many", configs, [0.7] * 9)
-    many = published.beside(tables(tmp_path / "many"), own(tmp_path)).missing
-    assert many == [f"no published figure for {', '.join(f'cnn-{k} on digits' for k in range(1, 6))}, and for 4 more"]
+    many = published.compare_with_published(tables(tmp_path / "many"), own(tmp_path)).missing
+    assert many == [
+        f"no published figure for {', '.join(f'cnn-{k} on digits' for k in range(1, 6))}, and for 4 more"
+    ]
 
 
 def test_runs_that_did_not_finish_are_not_compared(tmp_path: Path) -> None:
     made(tmp_path, [config("standard", 0, data__name="cifar10")], [None])
-    found = published.beside(tables(tmp_path), own(tmp_path))
+    found = published.compare_with_published(tables(tmp_path), own(tmp_path))
     assert (found.rows, found.missing) == ([], [])
 
 
-def test_an_image_folder_is_nobodys_data_until_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_image_folder_is_nobodys_data_until_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     found = tables(swept(tmp_path / "sweep", "imagefolder"))
-    silent = published.beside(found, own(tmp_path))
+    silent = published.compare_with_published(found, own(tmp_path))
     assert silent.rows == []
     assert silent.missing == [
         "no published figure for cnn-4 on imagefolder, cnn-8 on imagefolder",
         "whose images a folder holds can be said: --as cifar10 or --as cifar100",
     ]
-    said = published.beside(found, own(tmp_path), "cifar10")
+    said = published.compare_with_published(found, own(tmp_path), "cifar10")
     assert said.table["published"].tolist() == [71.5, 70, 69.25, 88.5]
     assert "the image folder holds cifar10 was said with --as" in said.title
-    with pytest.raises(UserError, match="--as: there is no figure on 'svhn'; allowed: cifar10, cifar100"):
-        published.beside(found, own(tmp_path), "svhn")
-    with pytest.raises(UserError, match="--as: it names the data of an image folder, and no finished run here"):
-        published.beside(tables(swept(tmp_path / "cifar")), own(tmp_path), "cifar10")
-    assert "--as: it needs --compare published" in failed(capsys, str(tmp_path / "sweep"), "--as", "cifar10")
+    with pytest.raises(
+        UserError, match="--as: there is no figure on 'svhn'; allowed: cifar10, cifar100"
+    ):
+        published.compare_with_published(found, own(tmp_path), "svhn")
+    with pytest.raises(
+        UserError, match="--as: it names the data of an image folder, and no finished run here"
+    ):
+        published.compare_with_published(
+            tables(swept(tmp_path / "cifar")), own(tmp_path), "cifar10"
+        )
+    assert "--as: it needs --compare published" in failed(
+        capsys, str(tmp_path / "sweep"), "--as", "cifar10"
+    )
 
 
-def test_the_command_writes_tables_and_a_section(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_writes_tables_and_a_section(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     own(tmp_path)
     place = swept(tmp_path / "sweep", "imagefolder")
     build.main([str(place), "--compare", str(tmp_path / "figures.csv"), "--as", "cifar10"])
     said = capsys.readouterr().out
     assert (
-        "Beside published figures (that the image folder holds cifar10 was said with --as, and is not checked):" in said
+        "Beside published figures (that the image folder holds cifar10 was said with --as, and is not checked):"
+        in said
     )
     assert "73.00 ± 2.48  71.50 ± 0.30       +1.50     best     5  Paper A\n" in said
     assert "note: logits in Paper A: <i>other</i> recipe, longer" in said
@@ -327,8 +396,13 @@ def test_the_command_writes_tables_and_a_section(tmp_path: Path, capsys: pytest.
 def test_without_a_figure_the_report_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     place = swept(tmp_path / "sweep", "digits")
     build.main([str(place), "--compare", "published"])
-    assert "note: no published figure for cnn-4 on digits, cnn-8 on digits\n" in capsys.readouterr().out
-    assert 'class="warn">no published figure for cnn-4 on digits' in (place / "index.html").read_text()
+    assert (
+        "note: no published figure for cnn-4 on digits, cnn-8 on digits\n"
+        in capsys.readouterr().out
+    )
+    assert (
+        'class="warn">no published figure for cnn-4 on digits' in (place / "index.html").read_text()
+    )
     assert len(pd.read_csv(place / "published.csv")) == 0
     build.main([str(place)])
     assert "published" not in capsys.readouterr().out, "it was not asked for"

@@ -41,34 +41,64 @@ ODD = [
 def sweep(place: Path) -> Path:
     """Finished runs of three settings, one that failed and one that another machine is at; the sweep's directory."""
     jobs = []
-    configs = [CONFIG | {"method": method, "seed": seed} for method in METHODS for seed in range(SEEDS)]
+    configs = [
+        CONFIG | {"method": method, "seed": seed} for method in METHODS for seed in range(SEEDS)
+    ]
     configs += [CONFIG | {"method": METHODS[0], "seed": SEEDS + i} for i in range(len(STATES))]
     names = [f"runs/r{i}" for i in range(SEEDS * len(METHODS))] + list(STATES)
     for number, (name, config) in enumerate(zip(names, configs, strict=True)):
         folder, taught = place / name, config["method"]["name"] != "standard"
         folder.mkdir(parents=True)
         state = STATES.get(name, "done")
-        said = {"state": state, "reason": f"it {state}", "host": "elsewhere", "pid": 12, "born": 7.0, "time": 1.7e9}
+        said = {
+            "state": state,
+            "reason": f"it {state}",
+            "host": "elsewhere",
+            "pid": 12,
+            "born": 7.0,
+            "time": 1.7e9,
+        }
         (folder / "status.json").write_text(json.dumps(said))
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        lines = [f"{e},{0.05 / e},{0.2 * e + number / 100},{2 / e},{0.25 * e},{1.5 / e}" for e in (1, 2, 3)]
-        (folder / "history.csv").write_text("epoch,lr,accuracy,hard,val_accuracy,val_nll\n" + "\n".join(lines) + "\n")
+        lines = [
+            f"{e},{0.05 / e},{0.2 * e + number / 100},{2 / e},{0.25 * e},{1.5 / e}"
+            for e in (1, 2, 3)
+        ]
+        (folder / "history.csv").write_text(
+            "epoch,lr,accuracy,hard,val_accuracy,val_nll\n" + "\n".join(lines) + "\n"
+        )
         if state == "done":
-            (folder / "result.json").write_text(json.dumps(result(number, config, taught), indent=2))
+            (folder / "result.json").write_text(
+                json.dumps(result(number, config, taught), indent=2)
+            )
         jobs.append({"overrides": [f"seed={config['seed']}"], "id": f"{number:012x}", "folder": str(folder),
                      "taught": taught, "baseline": str(place / "runs" / f"r{config['seed']}"), "content": "digits",
                      "config": config})  # fmt: skip
     (place / "sweep").mkdir()
     table.write_plan(place / "sweep", jobs)
-    (place / "sweep" / "study.json").write_text(json.dumps({"storage": "nowhere.journal", "study": "none"}))
+    (place / "sweep" / "study.json").write_text(
+        json.dumps({"storage": "nowhere.journal", "study": "none"})
+    )
     return place / "sweep"
 
 
 def result(number: int, config: dict[str, Any], taught: bool) -> dict[str, Any]:
     accuracy = 0.7 + number / 100
-    metrics = {"test_accuracy": accuracy, "test_nll": 1.1, "test_ece": 0.1, "val_accuracy": accuracy, "val_nll": 1.2}
+    metrics = {
+        "test_accuracy": accuracy,
+        "test_nll": 1.1,
+        "test_ece": 0.1,
+        "val_accuracy": accuracy,
+        "val_nll": 1.2,
+    }
     bins = {"images": [24.0] * 15, "confidence": [12.5] * 15, "right": [11.0] * 15}
-    teacher = {"name": "cnn-8", "source": "x", "metrics": {"test_accuracy": 0.9}, "params": 800, "macs": 8000}
+    teacher = {
+        "name": "cnn-8",
+        "source": "x",
+        "metrics": {"test_accuracy": 0.9},
+        "params": 800,
+        "macs": 8000,
+    }
     return {
         "id": f"{number:012x}", "method": config["method"]["name"], "student": "cnn-4", "seed": config["seed"],
         "epochs": 3, "metrics": metrics | ({"test_agreement": 0.6} if taught else {}),
@@ -106,7 +136,9 @@ def replace(path: Path, chance: random.Random) -> None:
         chance.choice(rows)[chance.randrange(6)] = str(chance.choice(ODD))
         path.write_text("\n".join(map(",".join, rows)) + "\n", errors="surrogatepass")
         return
-    node = said = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
+    node = said = (
+        json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
+    )
     while True:
         key = chance.choice(list(node) if isinstance(node, dict) else range(len(node)))
         if not isinstance(node[key], (dict, list)) or not node[key] or chance.random() < 0.25:
@@ -117,8 +149,14 @@ def replace(path: Path, chance: random.Random) -> None:
     else:
         node[key] = chance.choice(ODD)
     if isinstance(node, dict) and chance.random() < 0.1:
-        node[chance.choice(("status", "test_accuracy", "val_nll", "", "a.b", "method.name"))] = chance.choice(ODD)
-    path.write_text(json.dumps(said) if path.suffix == ".json" or chance.random() < 0.5 else yaml.safe_dump(said))
+        node[chance.choice(("status", "test_accuracy", "val_nll", "", "a.b", "method.name"))] = (
+            chance.choice(ODD)
+        )
+    path.write_text(
+        json.dumps(said)
+        if path.suffix == ".json" or chance.random() < 0.5
+        else yaml.safe_dump(said)
+    )
 
 
 def elsewise(path: Path, chance: random.Random) -> None:
@@ -155,7 +193,7 @@ def displaced(path: Path, chance: random.Random) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, table.Tables]:
     """A sweep of which nothing is damaged, and its tables."""
     place = tmp_path_factory.mktemp("whole")
-    return place, table.gather([sweep(place)])
+    return place, table.load_tables([sweep(place)])
 
 
 @pytest.fixture
@@ -174,7 +212,15 @@ def test_one_damaged_file_changes_no_other_row(
     chance, plan, good = random.Random(number), place / table.PLAN, whole[1].runs
     files = sorted(path for path in tmp_path.rglob("*.*") if path.name in FILES)
     path = chance.choice(files if number % 4 else [plan, plan, place / "study.json"])
-    kinds = [truncate, flip, replace, replace, replace, elsewise, *([displaced] if path in files else [])]
+    kinds = [
+        truncate,
+        flip,
+        replace,
+        replace,
+        replace,
+        elsewise,
+        *([displaced] if path in files else []),
+    ]
     chance.choice(kinds)(path, chance)
     planned = number % 3 != 0 or path not in files  # or else read as runs that no sweep planned
 
@@ -187,11 +233,17 @@ def test_one_damaged_file_changes_no_other_row(
         unplanned = (*named, *whole[1].swept)  # what another's damaged configuration may change
         columns = [name for name in good if name != "folder" and (planned or name not in unplanned)]
         rows, before = values(runs, columns), values(good, columns)
-        assert {k: v for k, v in rows.items() if k != mine} == {k: v for k, v in before.items() if k != mine}
+        assert {k: v for k, v in rows.items() if k != mine} == {
+            k: v for k, v in before.items() if k != mine
+        }
         assert mine in rows or not planned
     elif path == plan and len(runs) > 1:
         columns = ["seed", "method", "status", "student", "test_accuracy", "params"]
-        same = [Path(job["folder"]).name for job in planned_in(whole[0] / "sweep") if job in planned_in(place)]
+        same = [
+            Path(job["folder"]).name
+            for job in planned_in(whole[0] / "sweep")
+            if job in planned_in(place)
+        ]
         rows, before = values(runs, columns), values(good, columns)
         assert {name: rows[name] for name in same} == {name: before[name] for name in same}
     if len(summary):
@@ -239,56 +291,168 @@ def folder(path: Path) -> None:
 LINE = "1,0.1,0.5,1.5,0.5,1.2\n"
 HEAD = "epoch,lr,accuracy,hard,val_accuracy,val_nll\n"
 NAMED = [  # a file, what happens to it, its run's status, and the reason
-    ("r0/result.json", filled('{"metrics": {"test_ac'), "failed", "result.json is damaged: EOF while parsing"),
-    ("r0/result.json", filled('{"metrics": {}}'), "failed", "result.json is damaged: id is missing"),
-    ("r0/result.json", filled("[" * 100_000), "failed", "result.json is damaged: recursion limit exceeded"),
+    (
+        "r0/result.json",
+        filled('{"metrics": {"test_ac'),
+        "failed",
+        "result.json is damaged: EOF while parsing",
+    ),
+    (
+        "r0/result.json",
+        filled('{"metrics": {}}'),
+        "failed",
+        "result.json is damaged: id is missing",
+    ),
+    (
+        "r0/result.json",
+        filled("[" * 100_000),
+        "failed",
+        "result.json is damaged: recursion limit exceeded",
+    ),
     ("r0/result.json", folder, "failed", "result.json is damaged: Is a directory"),
-    ("r0/result.json", linked, "failed", "result.json is damaged: Too many levels of symbolic links"),
+    (
+        "r0/result.json",
+        linked,
+        "failed",
+        "result.json is damaged: Too many levels of symbolic links",
+    ),
     ("r0/result.json", changed("metrics", {}), "failed", "metrics: test_accuracy is missing"),
-    ("r0/result.json", changed("metrics.test_accuracy", "0.7"), "failed", "test_accuracy: should be a valid number"),
-    ("r0/result.json", changed("metrics.test_accuracy", 7.3), "failed", "test_accuracy should be 0 to 1"),
-    ("r0/result.json", changed("metrics.val_nll", math.nan), "failed", "metrics.val_nll: should be"),
-    ("r0/result.json", changed("metrics.val_nll", [[1.0]]), "failed", "metrics.val_nll: should be a valid number"),
-    ("r0/result.json", changed("size.params", 10**30), "failed", "size.params: should be less than"),
+    (
+        "r0/result.json",
+        changed("metrics.test_accuracy", "0.7"),
+        "failed",
+        "test_accuracy: should be a valid number",
+    ),
+    (
+        "r0/result.json",
+        changed("metrics.test_accuracy", 7.3),
+        "failed",
+        "test_accuracy should be 0 to 1",
+    ),
+    (
+        "r0/result.json",
+        changed("metrics.val_nll", math.nan),
+        "failed",
+        "metrics.val_nll: should be",
+    ),
+    (
+        "r0/result.json",
+        changed("metrics.val_nll", [[1.0]]),
+        "failed",
+        "metrics.val_nll: should be a valid number",
+    ),
+    (
+        "r0/result.json",
+        changed("size.params", 10**30),
+        "failed",
+        "size.params: should be less than",
+    ),
     ("r0/result.json", changed("samples", None), "failed", "samples: should be a valid dictionary"),
     ("r0/result.json", changed("reliability.right", [1.0]), "failed", "reliability.right"),
-    ("r0/result.json", changed("config.seed", "0"), "failed", "config.seed: should be a valid integer"),
-    ("r8/result.json", changed("teacher", "cnn"), "failed", "teacher: should be a valid dictionary"),
-    ("r8/result.json", changed("id", "\ud800"), "failed", "result.json is damaged: unexpected end of hex escape"),
+    (
+        "r0/result.json",
+        changed("config.seed", "0"),
+        "failed",
+        "config.seed: should be a valid integer",
+    ),
+    (
+        "r8/result.json",
+        changed("teacher", "cnn"),
+        "failed",
+        "teacher: should be a valid dictionary",
+    ),
+    (
+        "r8/result.json",
+        changed("id", "\ud800"),
+        "failed",
+        "result.json is damaged: unexpected end of hex escape",
+    ),
     ("r0/result.json", changed("metrics.setting", 1.0), "done", ""),
     ("r0/status.json", filled("x"), "done", ""),
     ("r0/config.yaml", filled("- 1"), "done", ""),
-    ("r0/history.csv", filled(HEAD + LINE + "2,0.1,0.5,1.5,0.5,1."), "done", "history.csv is damaged after epoch 1"),
-    ("r0/history.csv", filled(HEAD + LINE + "2,0.1,0.5\n"), "done", "history.csv is damaged after epoch 1"),
-    ("r0/history.csv", filled(HEAD.encode() + LINE.encode() + b"\x00\xff"), "done", "is damaged after epoch 1"),
-    ("r0/history.csv", filled(HEAD + LINE.replace("0.1", "x")), "done", "history.csv is damaged after epoch 0"),
-    ("r0/history.csv", filled("seed,epoch\n0.5,1\n"), "done", "history.csv is damaged after epoch 0"),
+    (
+        "r0/history.csv",
+        filled(HEAD + LINE + "2,0.1,0.5,1.5,0.5,1."),
+        "done",
+        "history.csv is damaged after epoch 1",
+    ),
+    (
+        "r0/history.csv",
+        filled(HEAD + LINE + "2,0.1,0.5\n"),
+        "done",
+        "history.csv is damaged after epoch 1",
+    ),
+    (
+        "r0/history.csv",
+        filled(HEAD.encode() + LINE.encode() + b"\x00\xff"),
+        "done",
+        "is damaged after epoch 1",
+    ),
+    (
+        "r0/history.csv",
+        filled(HEAD + LINE.replace("0.1", "x")),
+        "done",
+        "history.csv is damaged after epoch 0",
+    ),
+    (
+        "r0/history.csv",
+        filled("seed,epoch\n0.5,1\n"),
+        "done",
+        "history.csv is damaged after epoch 0",
+    ),
     ("r0/history.csv", filled("a,b\n1,2\n"), "done", "history.csv is damaged after epoch 0"),
     ("r0/history.csv", folder, "done", "history.csv is damaged after epoch 0"),
     ("r0/history.csv", filled(HEAD + LINE.replace("1.5", "nan")), "done", ""),
-    ("failed/status.json", changed("state", ["failed"]), "failed", "status.json is damaged: state: should be"),
-    ("failed/status.json", changed("reason", "\ud800"), "failed", "status.json is damaged: unexpected end of hex"),
-    ("failed/status.json", filled("[" * 100_000), "failed", "status.json is damaged: recursion limit exceeded"),
+    (
+        "failed/status.json",
+        changed("state", ["failed"]),
+        "failed",
+        "status.json is damaged: state: should be",
+    ),
+    (
+        "failed/status.json",
+        changed("reason", "\ud800"),
+        "failed",
+        "status.json is damaged: unexpected end of hex",
+    ),
+    (
+        "failed/status.json",
+        filled("[" * 100_000),
+        "failed",
+        "status.json is damaged: recursion limit exceeded",
+    ),
     ("failed/status.json", folder, "failed", "status.json is damaged: Is a directory"),
-    ("running/status.json", changed("pid", 10**30), "failed", "status.json is damaged: pid: should be less than"),
+    (
+        "running/status.json",
+        changed("pid", 10**30),
+        "failed",
+        "status.json is damaged: pid: should be less than",
+    ),
     ("running/status.json", changed("time", "noon"), "running", "it running"),
 ]
 
 
 @pytest.mark.parametrize(("name", "damage", "status", "reason"), NAMED)
-def test_what_is_damaged_is_named(name: str, damage: Callable, status: str, reason: str, place: Path) -> None:
+def test_what_is_damaged_is_named(
+    name: str, damage: Callable, status: str, reason: str, place: Path
+) -> None:
     runs = place.parent / "runs"
     damage(runs / name)
     for where in (place, runs):
-        found = values(table.gather([where]).runs, ["status", "reason", "test_accuracy"])[name.split("/")[0]]
+        found = values(table.load_tables([where]).runs, ["status", "reason", "test_accuracy"])[
+            name.split("/")[0]
+        ]
         assert (found[0], reason in found[1], bool(found[1])) == (status, True, bool(reason))
         assert (found[2] is None) == (status != "done")
 
 
 @pytest.mark.parametrize(
-    "content", ["", "- 1", "a: [", "method: {name: 3}", "a: !!bool ''", b"\x00\xff", "&a [*a]", None]
+    "content",
+    ["", "- 1", "a: [", "method: {name: 3}", "a: !!bool ''", b"\x00\xff", "&a [*a]", None],
 )
-def test_a_run_whose_configuration_is_lost_is_a_row(content: str | bytes | None, place: Path, tmp_path: Path) -> None:
+def test_a_run_whose_configuration_is_lost_is_a_row(
+    content: str | bytes | None, place: Path, tmp_path: Path
+) -> None:
     """Unless its result, which holds it too, is there."""
     for name in ("r0", "failed"):
         path = tmp_path / "runs" / name / "config.yaml"
@@ -309,19 +473,23 @@ def test_a_job_that_is_damaged_in_the_plan_is_read_from_its_own_files(place: Pat
     changed("9.taught", "no")(plan)
     changed("10.folder", "a\x00b")(plan)
     changed("3.baseline", 7)(plan)
-    runs = table.gather([place]).runs
+    runs = table.load_tables([place]).runs
     assert runs["status"].tolist() == ["done"] * 9 + ["failed", "failed"]
     assert runs["setting"].tolist()[:4] == ["standard", "standard", "standard", "logits T=2"]
     assert runs["reason"][9] == "it failed"
-    assert runs["reason"][10].startswith("jobs.json is damaged: job 11: folder: String should match")
-    assert [Path(job["folder"]).name for job in table.read_plan(place)] == [f"r{n}" for n in range(9)] + ["failed"]
+    assert runs["reason"][10].startswith(
+        "jobs.json is damaged: job 11: folder: String should match"
+    )
+    assert [Path(job["folder"]).name for job in table.read_plan(place)] == [
+        f"r{n}" for n in range(9)
+    ] + ["failed"]
 
 
 def test_a_figure_that_cannot_be_drawn_is_left_out(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kd.report.figures.drawing.accuracy", lambda tables: 1 / 0)
-    drawn, left = figures.draw(table.gather([place]), tmp_path / "figures")
+    drawn, left = figures.draw(table.load_tables([place]), tmp_path / "figures")
     assert "Response to T" in [one.title for one in drawn]
     assert "it cannot be drawn: " in {one.title: one.reason for one in left}["Test accuracy"]
     assert not list(tmp_path.glob("figures/.*"))
@@ -329,13 +497,15 @@ def test_a_figure_that_cannot_be_drawn_is_left_out(
 
 def test_a_study_that_is_gone_is_not_made(place: Path, tmp_path: Path) -> None:
     gone = {"study": "x", "storage": str(tmp_path / "gone.journal")}
-    _, left = figures.draw(table.gather([place]), tmp_path / "figures", [(gone, "")])
+    _, left = figures.draw(table.load_tables([place]), tmp_path / "figures", [(gone, "")])
     assert left[-2:] == [(title, f"the study cannot be read: there is no {gone['storage']}") for title in
                          ("History of the search", "Importance of what was searched")]  # fmt: skip
     assert not (tmp_path / "gone.journal").exists()
 
 
-def test_a_report_of_nothing_but_damage(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_report_of_nothing_but_damage(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     for path in tmp_path.rglob("*.*"):
         if path.name in FILES:
             path.write_bytes(b"\xff")
@@ -350,4 +520,6 @@ def test_a_report_of_nothing_but_damage(place: Path, tmp_path: Path, capsys: pyt
     assert "jobs.json is damaged: expected value at line 1" in page
     assert "odd\\udcff" in page
     build.main([str(place)])
-    assert "History of the search (study.json is damaged" in (place / "index.html").read_text(encoding="utf-8")
+    assert "History of the search (study.json is damaged" in (place / "index.html").read_text(
+        encoding="utf-8"
+    )

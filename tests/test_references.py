@@ -46,7 +46,9 @@ def test_hard_and_soft_are_what_torch_computes() -> None:
     zs, zt, y = draw(B, K), draw(B, K), labels()
     close(ref.hard(zs, y), F.cross_entropy(zs, y))
     log_s, log_t = (zs / T).log_softmax(1), (zt / T).log_softmax(1)
-    close(ref.soft(zs, zt, T), T**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True))
+    close(
+        ref.soft(zs, zt, T), T**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+    )
     assert ref.soft(zt, zt, T).abs() < 1e-14
 
 
@@ -61,7 +63,12 @@ def test_the_gradient_of_soft_keeps_its_size_as_the_temperature_grows() -> None:
 def test_standardised_logits_have_the_mean_and_the_deviation_of_bessel() -> None:
     z = ref.standardised(draw(B, K) * 7 + 3)
     close(z.mean(1), torch.zeros(B, dtype=z.dtype), rtol=0, atol=1e-12)
-    close(torch.from_numpy(np.std(z.numpy(), axis=1, ddof=1)), torch.ones(B, dtype=z.dtype), rtol=1e-6, atol=0)
+    close(
+        torch.from_numpy(np.std(z.numpy(), axis=1, ddof=1)),
+        torch.ones(B, dtype=z.dtype),
+        rtol=1e-6,
+        atol=0,
+    )
 
 
 def test_dkd_recombines_to_soft() -> None:
@@ -72,7 +79,9 @@ def test_dkd_recombines_to_soft() -> None:
         target, other = ref.dkd(zs[one], zt[one], y[one], T)
         certain = (zt[i] / T).softmax(0)[y[i]]
         close(target + (1 - certain) * other, ref.soft(zs[one], zt[one], T))
-    mean = torch.stack([torch.stack(ref.dkd(zs[i : i + 1], zt[i : i + 1], y[i : i + 1], T)) for i in range(B)]).mean(0)
+    mean = torch.stack(
+        [torch.stack(ref.dkd(zs[i : i + 1], zt[i : i + 1], y[i : i + 1], T)) for i in range(B)]
+    ).mean(0)
     close(torch.stack(ref.dkd(zs, zt, y, T)), mean)
 
 
@@ -88,7 +97,9 @@ def test_dist_is_the_correlation_of_numpy() -> None:
     zs, zt = draw(B, K), draw(B, K)
     ps, pt = (zs / T).softmax(1).numpy(), (zt / T).softmax(1).numpy()
     inter, intra = ref.dist(zs, zt, T)
-    assert inter.item() == pytest.approx(T**2 * (1 - np.mean([np.corrcoef(ps[i], pt[i])[0, 1] for i in range(B)])))
+    assert inter.item() == pytest.approx(
+        T**2 * (1 - np.mean([np.corrcoef(ps[i], pt[i])[0, 1] for i in range(B)]))
+    )
     assert intra.item() == pytest.approx(
         T**2 * (1 - np.mean([np.corrcoef(ps[:, k], pt[:, k])[0, 1] for k in range(K)]))
     )
@@ -100,7 +111,9 @@ def test_dist_ignores_the_scale_and_the_offset_of_a_sample() -> None:
     a = torch.rand(B, 1, dtype=torch.float64) * 0.8 + 0.1
     inter, _ = ref.dist((a * pt + (1 - a) / K).log(), pt.log(), 1.0)
     assert inter.abs() < 1e-12
-    inter, intra = ref.dist((0.4 * pt + 0.6 / K).log(), pt.log(), 1.0)  # the same map for every sample
+    inter, intra = ref.dist(
+        (0.4 * pt + 0.6 / K).log(), pt.log(), 1.0
+    )  # the same map for every sample
     assert inter.abs() < 1e-12
     assert intra.abs() < 1e-12
 
@@ -119,7 +132,9 @@ def test_wttm_transforms_the_teacher_as_a_temperature_does() -> None:
     zs, zt = draw(B, K), draw(B, K)
     close(ref.wttm(zs, zt, 1.0), ref.soft(zs, zt, 1.0))
     uniform = torch.zeros(B, K, dtype=torch.float64)
-    close(ref.wttm(zs, uniform, 0.3), K**0.7 * ref.soft(zs, uniform, 1.0))  # sum_k (1/K)^0.3 = K^0.7
+    close(
+        ref.wttm(zs, uniform, 0.3), K**0.7 * ref.soft(zs, uniform, 1.0)
+    )  # sum_k (1/K)^0.3 = K^0.7
     one = slice(0, 1)
     weight = (zt[one].softmax(1) ** 0.3).sum()
     close(ref.wttm(zs[one], zt[one], 0.3), weight * ref.soft(zs[one], zt[one] * 0.3, 1.0))
@@ -141,7 +156,10 @@ def test_tfkd_is_zero_at_its_own_teacher() -> None:
     u = torch.full((B, K), 0.1 / (K - 1), dtype=torch.float64).scatter(1, y[:, None], 0.9)
     assert ref.tfkd(u / 20, y, 0.9, 20.0).abs() < 1e-14
     zs = draw(B, K)
-    close(ref.tfkd(zs, y, 0.9, 20.0), F.kl_div(zs.log_softmax(1), (u / 20).softmax(1), reduction="batchmean"))
+    close(
+        ref.tfkd(zs, y, 0.9, 20.0),
+        F.kl_div(zs.log_softmax(1), (u / 20).softmax(1), reduction="batchmean"),
+    )
 
 
 def test_ctkd_temperature_is_a_sigmoid() -> None:
@@ -199,7 +217,9 @@ def test_vid_is_the_log_likelihood_of_a_gaussian() -> None:
 
 def test_regress3_is_three_convolutions() -> None:
     f = draw(2, 3, 4, 4)
-    convs = [nn.Conv2d(a, b, 1, bias=False, dtype=torch.float64) for a, b in ((3, 5), (5, 6), (6, 2))]
+    convs = [
+        nn.Conv2d(a, b, 1, bias=False, dtype=torch.float64) for a, b in ((3, 5), (5, 6), (6, 2))
+    ]
     net = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2])
     close(ref.regress3(f, *[conv.weight for conv in convs]), net(f))
 
@@ -233,7 +253,10 @@ def test_simkd_is_the_mean_squared_error() -> None:
 def test_rkd_ignores_scale_rotation_and_translation() -> None:
     fs, ft = draw(B, 4, 2, 2), draw(B, 9)
     value = torch.stack(ref.rkd(fs, ft))
-    close(torch.stack(ref.rkd(3 * fs.flatten(1) @ rotation(16) + 1, 0.1 * ft @ rotation(9) - 2)), value)
+    close(
+        torch.stack(ref.rkd(3 * fs.flatten(1) @ rotation(16) + 1, 0.1 * ft @ rotation(9) - 2)),
+        value,
+    )
     close(torch.stack(ref.rkd(ft, 2 * ft)), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-14)
 
 
@@ -247,7 +270,9 @@ def test_rkd_is_the_huber_loss_of_distances_and_of_angles() -> None:
         for i in range(B):
             for k in range(B):
                 if i != j and k != j:
-                    cosines = [F.cosine_similarity(f[i] - f[j], f[k] - f[j], dim=0) for f in (fs, ft)]
+                    cosines = [
+                        F.cosine_similarity(f[i] - f[j], f[k] - f[j], dim=0) for f in (fs, ft)
+                    ]
                     total += F.smooth_l1_loss(*cosines).item()
     assert angle.item() == pytest.approx(total / B**3)
 
@@ -267,12 +292,17 @@ def test_crd_of_embeddings_that_no_bank_knows() -> None:
     """Orthogonal to both banks every score is exp(0): with Z = N, D = 1 / N, and the loss is known."""
     n, k = 20, 7
     v = torch.eye(10, dtype=torch.float64)[:B]
-    bank = torch.cat([torch.zeros(n, 9, dtype=torch.float64), torch.ones(n, 1, dtype=torch.float64)], dim=1)
+    bank = torch.cat(
+        [torch.zeros(n, 9, dtype=torch.float64), torch.ones(n, 1, dtype=torch.float64)], dim=1
+    )
     index, negatives = torch.arange(B), torch.arange(10, 10 + k)
     z = ref.crd_constant(v, bank, negatives, 0.07, n)
     close(z, torch.tensor(float(n), dtype=torch.float64))
     expected = 2 * (math.log(1 + k) + k * math.log((k + 1) / k))
-    for keep in (torch.ones(B, k, dtype=torch.bool), torch.arange(k)[None] <= torch.arange(B)[:, None]):
+    for keep in (
+        torch.ones(B, k, dtype=torch.bool),
+        torch.arange(k)[None] <= torch.arange(B)[:, None],
+    ):
         value = ref.crd(v, v, bank, bank, index, negatives, keep, 0.07, z, z)
         assert value.item() == pytest.approx(expected, rel=1e-4)  # eps 1e-7 against K / N
     nothing = torch.zeros(B, k, dtype=torch.bool)
@@ -284,20 +314,35 @@ def test_crd_is_the_noise_contrastive_estimate_of_a_classifier() -> None:
     """With all negatives kept: binary cross-entropy of logits log D - log(K / N), up to eps; Z makes the mean D 1/N."""
     n, k, tau = 20, 7, 0.5
     v_s, v_t, bank_s, bank_t = [F.normalize(draw(size, 4)) for size in (B, B, n, n)]
-    index, negatives, keep = torch.arange(B), torch.arange(B, B + k), torch.ones(B, k, dtype=torch.bool)
+    index, negatives, keep = (
+        torch.arange(B),
+        torch.arange(B, B + k),
+        torch.ones(B, k, dtype=torch.bool),
+    )
     rows = torch.cat([index[:, None], negatives.expand(B, k)], dim=1)
-    z_s, z_t = ref.crd_constant(v_s, bank_t, rows, tau, n), ref.crd_constant(v_t, bank_s, rows, tau, n)
+    z_s, z_t = (
+        ref.crd_constant(v_s, bank_t, rows, tau, n),
+        ref.crd_constant(v_t, bank_s, rows, tau, n),
+    )
     expected = 0.0
     for v, bank, z in ((v_s, bank_t, z_s), (v_t, bank_s, z_t)):
         scores = (v[:, None] * bank[rows]).sum(2) / tau - z.log()
         assert scores.exp().mean().item() == pytest.approx(1 / n)
         truth = torch.zeros_like(scores)
         truth[:, 0] = 1
-        expected += F.binary_cross_entropy_with_logits(scores - math.log(k / n), truth, reduction="sum").item() / B
-    assert ref.crd(v_s, v_t, bank_s, bank_t, index, negatives, keep, tau, z_s, z_t).item() == pytest.approx(
-        expected, rel=1e-5
+        expected += (
+            F.binary_cross_entropy_with_logits(
+                scores - math.log(k / n), truth, reduction="sum"
+            ).item()
+            / B
+        )
+    assert ref.crd(
+        v_s, v_t, bank_s, bank_t, index, negatives, keep, tau, z_s, z_t
+    ).item() == pytest.approx(expected, rel=1e-5)
+    close(
+        ref.crd_constant(v_s, bank_t, negatives, tau, n),
+        torch.exp(v_s @ bank_t[negatives].T / tau).mean() * n,
     )
-    close(ref.crd_constant(v_s, bank_t, negatives, tau, n), torch.exp(v_s @ bank_t[negatives].T / tau).mean() * n)
 
 
 # ----------------------------------------------------------------------------------------------------------- ReviewKD
@@ -307,7 +352,9 @@ def test_crd_is_the_noise_contrastive_estimate_of_a_classifier() -> None:
 def test_hcl_of_equal_maps_and_of_an_offset(size: int) -> None:
     f = draw(2, 3, size, size)
     assert ref.hcl(f, f) == 0
-    close(ref.hcl(f + 0.5, f), torch.tensor(0.25, dtype=torch.float64))  # every level sees the same offset
+    close(
+        ref.hcl(f + 0.5, f), torch.tensor(0.25, dtype=torch.float64)
+    )  # every level sees the same offset
 
 
 def test_hcl_of_a_map_whose_pools_vanish() -> None:
@@ -315,7 +362,9 @@ def test_hcl_of_a_map_whose_pools_vanish() -> None:
     signs = torch.tensor([1.0, -1.0], dtype=torch.float64)
     for size, weights in ((8, 1.875), (4, 1.75), (2, 1.5), (1, 1.0)):
         board = (signs.repeat(4)[:size, None] * signs.repeat(4)[None, :size])[None, None]
-        close(ref.hcl(board, torch.zeros_like(board)), torch.tensor(1 / weights, dtype=torch.float64))
+        close(
+            ref.hcl(board, torch.zeros_like(board)), torch.tensor(1 / weights, dtype=torch.float64)
+        )
 
 
 def test_abf_is_made_of_the_layers_of_torch() -> None:
@@ -324,7 +373,11 @@ def test_abf_is_made_of_the_layers_of_torch() -> None:
     attention = nn.Conv2d(2 * mid, 2, 1)
     conv2, bn2 = nn.Conv2d(mid, out, 3, padding=1, bias=False), nn.BatchNorm2d(out)
     layers = {"conv1": conv1, "bn1": bn1, "att": attention, "conv2": conv2, "bn2": bn2}
-    p = {f"{name}.{key}": w for name, layer in layers.items() for key, w in layer.double().named_parameters()}
+    p = {
+        f"{name}.{key}": w
+        for name, layer in layers.items()
+        for key, w in layer.double().named_parameters()
+    }
     for name in ("bn1.weight", "bn1.bias", "bn2.weight", "bn2.bias"):
         nn.init.normal_(p[name])
     x, y = draw(B, into, 8, 8), draw(B, mid, 4, 4)
@@ -347,13 +400,17 @@ def test_abf_is_made_of_the_layers_of_torch() -> None:
 def test_ofd_margin_is_an_integral() -> None:
     weight = torch.tensor([1.0, -0.5, 2.0, 0.1, 0.3], dtype=torch.float64)
     bias = torch.tensor([0.0, 0.7, -1.5, -0.2, 0.9], dtype=torch.float64)
-    for margin, w, m in zip(ref.ofd_margin(weight, bias).tolist(), weight.tolist(), bias.tolist(), strict=True):
+    for margin, w, m in zip(
+        ref.ofd_margin(weight, bias).tolist(), weight.tolist(), bias.tolist(), strict=True
+    ):
         s = abs(w)
         mass, _ = integrate.quad(lambda x, m=m, s=s: stats.norm.pdf(x, m, s), m - 12 * s, 0)
         first, _ = integrate.quad(lambda x, m=m, s=s: x * stats.norm.pdf(x, m, s), m - 12 * s, 0)
         assert margin == pytest.approx(first / mass, rel=1e-6)
         assert margin < 0
-    rare = ref.ofd_margin(torch.tensor([-0.5], dtype=torch.float64), torch.tensor([1.6], dtype=torch.float64))
+    rare = ref.ofd_margin(
+        torch.tensor([-0.5], dtype=torch.float64), torch.tensor([1.6], dtype=torch.float64)
+    )
     assert rare.item() == -1.5  # P(x < 0) = 0.0007
 
 
@@ -361,7 +418,9 @@ def test_ofd_counts_what_the_teacher_would_let_through() -> None:
     margin = torch.tensor([-0.5], dtype=torch.float64)
 
     def one(s: float, t: float) -> float:
-        return ref.ofd(*[torch.full((1, 1, 1, 1), x, dtype=torch.float64) for x in (s, t)], margin).item()
+        return ref.ofd(
+            *[torch.full((1, 1, 1, 1), x, dtype=torch.float64) for x in (s, t)], margin
+        ).item()
 
     assert one(2.0, 1.5) == pytest.approx(0.25)  # a positive teacher: the distance
     assert one(-2.0, 1.5) == pytest.approx(12.25)
@@ -413,7 +472,9 @@ def test_autograd_goes_through_the_logits(name: str) -> None:
 
 def test_autograd_goes_through_what_a_method_learns() -> None:
     zs, zt, raw = draw(3, 4), draw(3, 4), draw(1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda r: ref.soft(zs, zt, ref.ctkd_temperature(r, 1.0, 20.0)).sum(), (raw,))
+    assert torch.autograd.gradcheck(
+        lambda r: ref.soft(zs, zt, ref.ctkd_temperature(r, 1.0, 20.0)).sum(), (raw,)
+    )
     f, ft = draw(2, 2, 2, 2), draw(2, 3, 2, 2)
     weights = [draw(*shape, 1, 1).requires_grad_() for shape in ((3, 2), (3, 3), (3, 3))]
     assert torch.autograd.gradcheck(
@@ -422,7 +483,9 @@ def test_autograd_goes_through_what_a_method_learns() -> None:
     v_s, v_t, bank = [F.normalize(draw(size, 4)) for size in (3, 3, 9)]
     keep = torch.tensor([[True, False, True], [True, True, True], [False, False, True]])
     assert torch.autograd.gradcheck(
-        lambda s, t: ref.crd(s, t, bank, bank, torch.arange(3), torch.tensor([4, 6, 8]), keep, 0.5, 9.0, 8.0),
+        lambda s, t: ref.crd(
+            s, t, bank, bank, torch.arange(3), torch.tensor([4, 6, 8]), keep, 0.5, 9.0, 8.0
+        ),
         (v_s.requires_grad_(), v_t.requires_grad_()),
     )
 

@@ -30,7 +30,10 @@ METHODS = {"logits": {"T": 4.0, "alpha": 0.1}, "feature": {"T": 2.0, "alpha": 0.
 
 def config(method: str, seed: int, **changes: Any) -> dict[str, Any]:
     """A configuration; changes are dotted keys, `__` for the dot."""
-    made = json.loads(json.dumps(CONFIG)) | {"seed": seed, "method": {"name": method, **METHODS.get(method, {})}}
+    made = json.loads(json.dumps(CONFIG)) | {
+        "seed": seed,
+        "method": {"name": method, **METHODS.get(method, {})},
+    }
     for key, value in changes.items():
         *path, last = key.split("__")
         node = made
@@ -56,11 +59,18 @@ def made(
         jobs.append({"number": number, "overrides": [f"seed={one['seed']}"], "id": name_of(one),
                      "folder": str(folder), "taught": taught, "config": one})  # fmt: skip
         if accuracy is None:
-            (folder / "status.json").write_text(json.dumps({"state": "failed", "reason": "it <b>broke</b>"}))
+            (folder / "status.json").write_text(
+                json.dumps({"state": "failed", "reason": "it <b>broke</b>"})
+            )
             continue
         epochs = one["student"]["epochs"]
-        rows = [f"{e},{0.5 * accuracy + 0.1 * e / epochs},{2 / e},{accuracy},{1 / e}" for e in range(1, epochs + 1)]
-        (folder / "history.csv").write_text("epoch,accuracy,hard,val_accuracy,val_nll\n" + "\n".join(rows) + "\n")
+        rows = [
+            f"{e},{0.5 * accuracy + 0.1 * e / epochs},{2 / e},{accuracy},{1 / e}"
+            for e in range(1, epochs + 1)
+        ]
+        (folder / "history.csv").write_text(
+            "epoch,accuracy,hard,val_accuracy,val_nll\n" + "\n".join(rows) + "\n"
+        )
         scale = one["student"]["scale"]
         teacher = {"name": "cnn-8", "params": 800, "macs": 8000, "metrics": {"test_accuracy": 0.9}}
         result = {
@@ -79,7 +89,7 @@ def made(
 
 
 def tables(place: Path) -> table.Tables:
-    found = table.gather([place])
+    found = table.load_tables([place])
     return found._replace(summary=compare.against_standard(found.summary, found.runs))
 
 
@@ -88,23 +98,49 @@ def tables(place: Path) -> table.Tables:
 
 def test_a_setting_names_what_differs_and_nothing_else() -> None:
     def labels(*configs: dict) -> list[str]:
-        return table.label([{"config": c, "taught": c["method"]["name"] != "standard"} for c in configs])[0]
+        return table.make_labels(
+            [{"config": c, "taught": c["method"]["name"] != "standard"} for c in configs]
+        )[0]
 
-    assert labels(config("standard", 0), config("logits", 1), config("feature", 0)) == ["standard", "logits", "feature"]
-    assert labels(config("logits", 0), config("logits", 0, method__T=8.0)) == ["logits T=4", "logits T=8"]
+    assert labels(config("standard", 0), config("logits", 1), config("feature", 0)) == [
+        "standard",
+        "logits",
+        "feature",
+    ]
+    assert labels(config("logits", 0), config("logits", 0, method__T=8.0)) == [
+        "logits T=4",
+        "logits T=8",
+    ]
     mixed = [config("standard", 0), config("logits", 0, optimizer__lr=0.2), config("logits", 0)]
-    assert labels(*mixed) == ["standard optimizer.lr=0.1", "logits optimizer.lr=0.2", "logits optimizer.lr=0.1"]
-    other = [config("standard", 0), config("standard", 0, optimizer={"name": "adam", "lr": 0.01, "eps": 1e-8})]
+    assert labels(*mixed) == [
+        "standard optimizer.lr=0.1",
+        "logits optimizer.lr=0.2",
+        "logits optimizer.lr=0.1",
+    ]
+    other = [
+        config("standard", 0),
+        config("standard", 0, optimizer={"name": "adam", "lr": 0.01, "eps": 1e-8}),
+    ]
     assert labels(*other) == ["standard optimizer=sgd", "standard optimizer=adam"]
-    teachers = [config("standard", 0), config("standard", 0, teacher__scale=16), config("logits", 0, teacher__scale=16)]
-    assert labels(*teachers) == ["standard", "standard", "logits"], "standard has no teacher that could differ"
+    teachers = [
+        config("standard", 0),
+        config("standard", 0, teacher__scale=16),
+        config("logits", 0, teacher__scale=16),
+    ]
+    assert labels(*teachers) == ["standard", "standard", "logits"], (
+        "standard has no teacher that could differ"
+    )
     near = [config("logits", 0, method__T=4.00001), config("logits", 0, method__T=4.00002)]
-    assert labels(*near) == ["logits T=4.00001", "logits T=4.00002"], "brief where that is enough, exact where not"
+    assert labels(*near) == ["logits T=4.00001", "logits T=4.00002"], (
+        "brief where that is enough, exact where not"
+    )
 
 
 def test_seeds_are_folded_as_scipy_folds_them(tmp_path: Path) -> None:
     values = [0.70, 0.72, 0.71]
-    made(tmp_path, [config("standard", s) for s in range(3)] + [config("logits", 0)], [*values, 0.75])
+    made(
+        tmp_path, [config("standard", s) for s in range(3)] + [config("logits", 0)], [*values, 0.75]
+    )
     summary = tables(tmp_path).summary.set_index("setting")
     low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
     assert summary.loc["standard", "test_accuracy_ci95"] == pytest.approx((high - low) / 2)
@@ -114,16 +150,25 @@ def test_seeds_are_folded_as_scipy_folds_them(tmp_path: Path) -> None:
 
 
 def test_every_column_is_explained(tmp_path: Path) -> None:
-    made(tmp_path, [config(m, s) for m in ("standard", "logits") for s in (0, 1)], [0.7, 0.71, 0.72, 0.74])
+    made(
+        tmp_path,
+        [config(m, s) for m in ("standard", "logits") for s in (0, 1)],
+        [0.7, 0.71, 0.72, 0.74],
+    )
     build.write([tmp_path], tmp_path, figures=False)
     for name in ("runs", "summary", "history"):
         columns = pd.read_csv(tmp_path / f"{name}.csv").columns
         unknown = {c for c in columns if c not in table.COLUMNS and not c.startswith("val_")}
         assert unknown <= {"accuracy", "hard"}, f"{name}.csv: {unknown}"
-        typed, text = pd.read_parquet(tmp_path / f"{name}.parquet"), pd.read_csv(tmp_path / f"{name}.csv")
+        typed, text = (
+            pd.read_parquet(tmp_path / f"{name}.parquet"),
+            pd.read_csv(tmp_path / f"{name}.csv"),
+        )
         assert list(typed.columns) == list(text.columns)
         for column in text.dropna(axis=1, how="all").select_dtypes("number"):
-            np.testing.assert_allclose(typed[column].astype(float), text[column].astype(float), err_msg=column)
+            np.testing.assert_allclose(
+                typed[column].astype(float), text[column].astype(float), err_msg=column
+            )
         if name == "summary":
             assert typed.dtypes[["n", "teacher_params"]].map(str).tolist() == ["Int64", "Int64"]
 
@@ -132,8 +177,11 @@ def test_every_column_is_explained(tmp_path: Path) -> None:
 
 
 def test_a_paired_comparison_is_scipys() -> None:
-    a, b = pd.Series({0: 0.71, 1: 0.74, 2: 0.73, 5: 0.9}), pd.Series({2: 0.72, 0: 0.70, 1: 0.71, 7: 0.1})
-    found = compare.paired(a, b)
+    a, b = (
+        pd.Series({0: 0.71, 1: 0.74, 2: 0.73, 5: 0.9}),
+        pd.Series({2: 0.72, 0: 0.70, 1: 0.71, 7: 0.1}),
+    )
+    found = compare.paired_difference(a, b)
     expected = stats.ttest_rel([0.71, 0.74, 0.73], [0.70, 0.71, 0.72])
     interval = expected.confidence_interval(0.95)
     assert found.pairs == 3
@@ -155,34 +203,55 @@ def test_a_paired_comparison_is_scipys() -> None:
     ids=["none", "n = 1", "n = 2", "all tied", "all equal"],
 )
 def test_few_and_tied_seeds(a: dict, b: dict, expected: tuple) -> None:
-    found = compare.paired(pd.Series(a, dtype=float), pd.Series(b, dtype=float))
+    found = compare.paired_difference(pd.Series(a, dtype=float), pd.Series(b, dtype=float))
     assert tuple(found) == pytest.approx(expected, nan_ok=True)
 
 
 def test_holm_is_statsmodels_and_leaves_the_unknown_out() -> None:
     p = pd.Series([0.01, math.nan, 0.04, 0.03])
     expected = multipletests([0.01, 0.04, 0.03], method="holm")[1]
-    assert compare.holm(p).tolist() == pytest.approx([expected[0], math.nan, *expected[1:]], nan_ok=True)
+    assert compare.holm(p).tolist() == pytest.approx(
+        [expected[0], math.nan, *expected[1:]], nan_ok=True
+    )
     assert compare.holm(p).dropna().tolist() == pytest.approx([0.03, 0.06, 0.06])
 
 
-def test_hyperparameters_are_chosen_on_validation_and_only_those_are_claimed(tmp_path: Path) -> None:
+def test_hyperparameters_are_chosen_on_validation_and_only_those_are_claimed(
+    tmp_path: Path,
+) -> None:
     configs = [config("standard", s) for s in range(3)]
     configs += [config("logits", s, method__T=t) for t in (1.0, 8.0) for s in range(3)]
     test = [0.700, 0.701, 0.702, 0.800, 0.801, 0.803, 0.900, 0.901, 0.903]
-    val = [0.7] * 3 + [0.9, 0.9, 0.9] + [0.8, 0.8, 0.8]  # the better on test is the worse on validation
+    val = (
+        [0.7] * 3 + [0.9, 0.9, 0.9] + [0.8, 0.8, 0.8]
+    )  # the better on test is the worse on validation
     made(tmp_path, configs, test, val)
     summary = tables(tmp_path).summary.set_index("setting")
-    assert summary["chosen"].to_dict() == {"standard": True, "logits T=1": True, "logits T=8": False}
-    assert summary.loc["logits T=1", "verdict"].startswith("10.03 points better than standard (p < 0.001, 3 seeds")
+    assert summary["chosen"].to_dict() == {
+        "standard": True,
+        "logits T=1": True,
+        "logits T=8": False,
+    }
+    assert summary.loc["logits T=1", "verdict"].startswith(
+        "10.03 points better than standard (p < 0.001, 3 seeds"
+    )
     assert summary.loc["logits T=8", "verdict"] == "not chosen on validation"
-    assert summary.loc["logits T=1", "p_holm"] == summary.loc["logits T=1", "p"], "one claim, nothing to correct"
+    assert summary.loc["logits T=1", "p_holm"] == summary.loc["logits T=1", "p"], (
+        "one claim, nothing to correct"
+    )
     assert math.isnan(summary.loc["logits T=8", "p_holm"])
-    assert build.conclude(tables(tmp_path)).startswith("Of 3 settings validation prefers logits T=1: 80.13 %")
+    assert build.headline(tables(tmp_path)).startswith(
+        "Of 3 settings validation prefers logits T=1: 80.13 %"
+    )
 
 
 def test_each_student_is_compared_with_its_own_baseline(tmp_path: Path) -> None:
-    configs = [config(m, s, student__scale=k) for k in (4, 8) for m in ("standard", "logits") for s in (0, 1)]
+    configs = [
+        config(m, s, student__scale=k)
+        for k in (4, 8)
+        for m in ("standard", "logits")
+        for s in (0, 1)
+    ]
     made(tmp_path, configs, [0.5, 0.51, 0.6, 0.62, 0.7, 0.71, 0.71, 0.74])
     summary = tables(tmp_path).summary.set_index("setting")
     assert summary.loc["logits student.scale=4", "baseline"] == "standard student.scale=4"
@@ -202,10 +271,15 @@ def test_words_for_what_cannot_be_told(tmp_path: Path) -> None:
     found = tables(tmp_path)
     summary = found.summary.set_index("method")
     assert (
-        summary.loc["logits", "verdict"] == "1.00 points above standard student.epochs=3 in one seed: too few to tell"
+        summary.loc["logits", "verdict"]
+        == "1.00 points above standard student.epochs=3 in one seed: too few to tell"
     )
     assert "not distinguishable from standard" in summary.loc["feature", "verdict"]
-    assert summary["shares_budget"].to_dict() == {"standard": True, "logits": True, "feature": False}
+    assert summary["shares_budget"].to_dict() == {
+        "standard": True,
+        "logits": True,
+        "feature": False,
+    }
     assert (summary.loc["logits", "n"], summary.loc["logits", "planned"]) == (1, 2)
     said = build.write([tmp_path], tmp_path, figures=False).text
     assert "1 of 2" in said
@@ -255,7 +329,11 @@ def test_axes_are_log_where_the_values_are() -> None:
 
 
 def test_a_pareto_front_holds_what_nothing_beats() -> None:
-    assert figures.pareto([(2, 0.5), (1, 0.4), (3, 0.45), (4, 0.9), (1, 0.3)]) == [(1, 0.4), (2, 0.5), (4, 0.9)]
+    assert figures.pareto([(2, 0.5), (1, 0.4), (3, 0.45), (4, 0.9), (1, 0.3)]) == [
+        (1, 0.4),
+        (2, 0.5),
+        (4, 0.9),
+    ]
 
 
 # ---- the page, and broken directories
@@ -264,7 +342,9 @@ def test_a_pareto_front_holds_what_nothing_beats() -> None:
 def test_the_page_stands_alone_and_escapes_what_was_typed(tmp_path: Path) -> None:
     nasty = "<script>alert(1)</script>"
     made(
-        tmp_path, [config("standard", 0), config("logits", 0, data__name=nasty), config("logits", 1)], [0.7, 0.8, None]
+        tmp_path,
+        [config("standard", 0), config("logits", 0, data__name=nasty), config("logits", 1)],
+        [0.7, 0.8, None],
     )
     page = build.write([tmp_path], tmp_path).page.read_text()
     assert nasty not in page
@@ -273,7 +353,12 @@ def test_the_page_stands_alone_and_escapes_what_was_typed(tmp_path: Path) -> Non
     assert "http" not in page.replace("http-equiv", "").split("base64,")[0]
     assert page.count('src="data:image/') == page.count("<img")
     assert 'href="runs/r2"' in page
-    assert page.index("<h1>") < page.index("<h2>Comparison") < page.index("<h2>Figures") < page.index("<h2>Runs")
+    assert (
+        page.index("<h1>")
+        < page.index("<h2>Comparison")
+        < page.index("<h2>Figures")
+        < page.index("<h2>Runs")
+    )
 
 
 def test_a_report_can_be_made_of_anything(tmp_path: Path) -> None:
@@ -284,8 +369,12 @@ def test_a_report_can_be_made_of_anything(tmp_path: Path) -> None:
     (folders[2] / "result.json").unlink()
     (folders[3] / "result.json").unlink()
     host = __import__("platform").node()
-    (folders[2] / "status.json").write_text(json.dumps({"state": "running", "pid": 2**22 - 1, "host": host}))
-    (folders[3] / "status.json").write_text(json.dumps({"state": "running", "pid": 1, "host": "elsewhere"}))
+    (folders[2] / "status.json").write_text(
+        json.dumps({"state": "running", "pid": 2**22 - 1, "host": host})
+    )
+    (folders[3] / "status.json").write_text(
+        json.dumps({"state": "running", "pid": 1, "host": "elsewhere"})
+    )
     (folders[4] / "history.csv").write_bytes(b"epoch,accuracy\n1,0.5\n2,\x00\xff")
     __import__("shutil").rmtree(folders[5])
     runs = build.write([tmp_path], tmp_path).tables.runs
@@ -293,7 +382,9 @@ def test_a_report_can_be_made_of_anything(tmp_path: Path) -> None:
     assert "is gone" in runs["reason"][2]
     stale = time.time() - 600
     __import__("os").utime(folders[3] / "status.json", (stale, stale))
-    assert build.write([tmp_path], tmp_path).tables.runs["status"][3] == "killed", "no heartbeat for ten minutes"
+    assert build.write([tmp_path], tmp_path).tables.runs["status"][3] == "killed", (
+        "no heartbeat for ten minutes"
+    )
 
 
 def test_several_sweeps_and_repeated_runs_are_counted_once(tmp_path: Path) -> None:
@@ -309,9 +400,13 @@ def test_several_sweeps_and_repeated_runs_are_counted_once(tmp_path: Path) -> No
     assert (tmp_path / "both" / "summary.tex").read_text().count(r"\\") == 4
 
 
-@pytest.mark.parametrize(("words", "line"), [(["nowhere"], "no directory nowhere"), (["."], "no run in .")])
+@pytest.mark.parametrize(
+    ("words", "line"), [(["nowhere"], "no directory nowhere"), (["."], "no run in .")]
+)
 def test_a_place_without_runs_is_one_line(words: list, line: str, tmp_path: Path) -> None:
-    said = subprocess.run([sys.executable, "-m", "kd.report", *words], cwd=tmp_path, capture_output=True, text=True)
+    said = subprocess.run(
+        [sys.executable, "-m", "kd.report", *words], cwd=tmp_path, capture_output=True, text=True
+    )
     assert (said.returncode, said.stderr) == (2, f"kd: {line}\n")
     assert list(tmp_path.iterdir()) == []
 
@@ -320,14 +415,16 @@ def test_results_may_move_and_a_runs_own_files_stay(tmp_path: Path) -> None:
     jobs = made(tmp_path / "here", [config("standard", 0), config("logits", 0)], [0.7, 0.8])
     table.write_plan(tmp_path / "here", jobs)
     (tmp_path / "here").rename(tmp_path / "there")
-    assert table.gather([tmp_path / "there"]).runs["status"].tolist() == ["done", "done"]
+    assert table.load_tables([tmp_path / "there"]).runs["status"].tolist() == ["done", "done"]
     own = tmp_path / "there" / "runs" / "r0"
     (own / "status.json").write_text("{}")
     (own / "config.yaml").write_text(json.dumps(config("standard", 0)))
     before = {p.name: p.read_bytes() for p in own.iterdir()}
     command = [sys.executable, "-m", "kd.report", str(own)]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
-    refused = subprocess.run([*command, "--out", str(own)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    refused = subprocess.run(
+        [*command, "--out", str(own)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert {p.name: p.read_bytes() for p in own.iterdir()} == before
     assert (tmp_path / "kd-report" / "index.html").exists()
@@ -338,8 +435,12 @@ def test_data_is_told_apart_by_its_content(tmp_path: Path) -> None:
         {"config": config("standard", 0, data__root=root), "taught": False, "content": content}
         for root, content in (("/a", "x"), ("/b", "x"), ("/c", "y"))
     ]
-    assert table.label(jobs[:2])[0] == ["standard", "standard"]
-    assert table.label(jobs)[0] == ["standard data.root=/a", "standard data.root=/a", "standard data.root=/c"]
+    assert table.make_labels(jobs[:2])[0] == ["standard", "standard"]
+    assert table.make_labels(jobs)[0] == [
+        "standard data.root=/a",
+        "standard data.root=/a",
+        "standard data.root=/c",
+    ]
 
 
 def test_one_setting_of_several_equal_ones_is_chosen(tmp_path: Path) -> None:
@@ -348,7 +449,9 @@ def test_one_setting_of_several_equal_ones_is_chosen(tmp_path: Path) -> None:
 
 
 def test_a_terminal_is_shown_the_chosen_and_not_everything(tmp_path: Path) -> None:
-    configs = [config("logits", 0, method__T=float(t)) for t in range(1, 61)] + [config("standard", 0)]
+    configs = [config("logits", 0, method__T=float(t)) for t in range(1, 61)] + [
+        config("standard", 0)
+    ]
     made(tmp_path, configs, [0.5 + t / 1000 for t in range(61)])
     said = build.write([tmp_path], tmp_path, figures=False).text
     assert "logits T=60" in said
@@ -359,8 +462,12 @@ def test_a_terminal_is_shown_the_chosen_and_not_everything(tmp_path: Path) -> No
 
 
 def test_no_method_no_claim(tmp_path: Path) -> None:
-    made(tmp_path, [config("standard", s, student__scale=k) for k in (4, 8) for s in (0, 1)], [0.7, 0.71, 0.8, 0.82])
-    assert "better" not in build.conclude(tables(tmp_path))
+    made(
+        tmp_path,
+        [config("standard", s, student__scale=k) for k in (4, 8) for s in (0, 1)],
+        [0.7, 0.71, 0.8, 0.82],
+    )
+    assert "better" not in build.headline(tables(tmp_path))
 
 
 def test_a_finished_baseline_that_was_not_part_of_the_sweep_is_found(tmp_path: Path) -> None:

@@ -84,7 +84,11 @@ def numbers(folder: Path) -> dict[str, float]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def broken_links(page: Path) -> list[str]:
@@ -171,7 +175,13 @@ def runs_in_two_places(project: Path) -> list[Any]:
     for number, run in enumerate(sorted((project / "runs").iterdir())):
         (project.parent / f"disk{number % 2}").mkdir(exist_ok=True)
         run.rename(project.parent / f"disk{number % 2}" / run.name)
-    return [sweep_of(project), "--runs", project.parent / "disk0", "--runs", project.parent / "disk1"]
+    return [
+        sweep_of(project),
+        "--runs",
+        project.parent / "disk0",
+        "--runs",
+        project.parent / "disk1",
+    ]
 
 
 def a_linked_sweep(project: Path) -> list[Any]:
@@ -204,7 +214,9 @@ def others_of_the_same_name(project: Path) -> list[Any]:
         result = json.loads((run / "result.json").read_text())
         result |= {"id": "0" * 12, "metrics": result["metrics"] | {"test_accuracy": 0.01}}
         (other / "runs" / run.name / "result.json").write_text(json.dumps(result))
-        (other / "runs" / run.name / "config.yaml").write_text(yaml.safe_dump(config("standard", 77)))
+        (other / "runs" / run.name / "config.yaml").write_text(
+            yaml.safe_dump(config("standard", 77))
+        )
     return [other]
 
 
@@ -216,7 +228,9 @@ MOVES = [
 
 
 @pytest.mark.parametrize("move", MOVES)
-def test_the_runs_of_a_moved_sweep_are_found(move: Callable, project: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_runs_of_a_moved_sweep_are_found(
+    move: Callable, project: Path, capsys: pytest.CaptureFixture
+) -> None:
     words = move(project)
     code, out, err = reported(capsys, *words)
     assert (code, err) == (0, "")
@@ -225,19 +239,28 @@ def test_the_runs_of_a_moved_sweep_are_found(move: Callable, project: Path, caps
     assert runs["status"].tolist() == ["done"] * 4
     assert all((Path(folder) / "result.json").exists() for folder in runs["folder"])
     assert broken_links(words[0].resolve() / "index.html") == []
-    assert ("are not where they were planned" in out) == (move not in (the_whole_project, a_linked_sweep))
+    assert ("are not where they were planned" in out) == (
+        move not in (the_whole_project, a_linked_sweep)
+    )
 
 
-def test_what_is_found_is_told_and_what_was_given_in_vain(project: Path, capsys: pytest.CaptureFixture) -> None:
+def test_what_is_found_is_told_and_what_was_given_in_vain(
+    project: Path, capsys: pytest.CaptureFixture
+) -> None:
     (project.parent / "empty").mkdir()
     (place,) = copied_out(project)
     _, out, _ = reported(capsys, place, "--runs", project.parent / "empty")
-    assert f"note: 4 of 4 runs of {place} are not where they were planned; they were found in {project / 'runs'}" in out
+    assert (
+        f"note: 4 of 4 runs of {place} are not where they were planned; they were found in {project / 'runs'}"
+        in out
+    )
     assert f"note: --runs {project.parent / 'empty'}: no run that was looked for is there" in out
     assert str(project / "runs") in (place / "index.html").read_text()
 
 
-def test_several_moved_sweeps_make_one_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_several_moved_sweeps_make_one_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     first = planned(tmp_path / "one")
     second = planned(tmp_path / "two", [config("feature", s) for s in (0, 1)], [0.8, 0.82])
     sweep_of(first).rename(tmp_path / "first")
@@ -245,13 +268,17 @@ def test_several_moved_sweeps_make_one_report(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "one" / "runs").rename(tmp_path / "store1")
     (tmp_path / "two" / "runs").rename(tmp_path / "store2")
     given = "--runs", tmp_path / "store1", "--runs", tmp_path / "store2"
-    code, _, err = reported(capsys, tmp_path / "first", tmp_path / "second", *given, "--out", tmp_path / "out")
+    code, _, err = reported(
+        capsys, tmp_path / "first", tmp_path / "second", *given, "--out", tmp_path / "out"
+    )
     assert (code, err) == (0, "")
     assert numbers(tmp_path / "out") == {**GOOD, "feature": pytest.approx(0.81)}
     assert broken_links(tmp_path / "out" / "index.html") == []
 
 
-def test_one_of_several_sweeps_without_its_runs_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_one_of_several_sweeps_without_its_runs_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     first = planned(tmp_path / "one")
     second = planned(tmp_path / "two", [config("feature", s) for s in (0, 1)], [0.8, 0.82])
     shutil.rmtree(second / "runs")
@@ -281,7 +308,9 @@ def test_a_moved_baseline_is_compared_with(tmp_path: Path, capsys: pytest.Captur
     assert numbers(project / "elsewhere") == GOOD
 
 
-def test_a_copy_that_cannot_be_written_is_reported_elsewhere(project: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_copy_that_cannot_be_written_is_reported_elsewhere(
+    project: Path, capsys: pytest.CaptureFixture
+) -> None:
     (place,) = copied_out(project)
     before = content(place)
     assert reported(capsys, place, "--out", project.parent / "out")[0] == 0
@@ -314,7 +343,9 @@ def test_without_any_run_nothing_is_written_and_the_line_says_what_to_type(
     assert not (project / "out").exists()
 
 
-def test_a_sweep_of_which_no_job_has_begun_is_one_line(project: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_sweep_of_which_no_job_has_begun_is_one_line(
+    project: Path, capsys: pytest.CaptureFixture
+) -> None:
     shutil.rmtree(project / "runs")
     for path in sweep_of(project).iterdir():
         if path.name != "jobs.json":
@@ -325,7 +356,9 @@ def test_a_sweep_of_which_no_job_has_begun_is_one_line(project: Path, capsys: py
 
 
 @pytest.mark.parametrize("words", [["--runs", "nowhere"], ["--runs", "file"]])
-def test_a_folder_of_runs_must_be_one(words: list, project: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_folder_of_runs_must_be_one(
+    words: list, project: Path, capsys: pytest.CaptureFixture
+) -> None:
     (project / "file").write_text("")
     code, _, err = reported(capsys, sweep_of(project), "--runs", project / words[1])
     assert (code, err) == (2, f"kd: no directory {project / words[1]} (--runs)\n")
@@ -383,7 +416,9 @@ def runs_in_the_same_out(project: Path) -> list[Any]:
         runs_in_the_same_out,
     ],
 )
-def test_a_report_is_not_replaced_by_a_poorer_one(lose: Callable, project: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_report_is_not_replaced_by_a_poorer_one(
+    lose: Callable, project: Path, capsys: pytest.CaptureFixture
+) -> None:
     words = lose(project)
     out = words[-1]
     before = content(out)
@@ -400,7 +435,9 @@ def test_a_report_is_not_replaced_by_a_poorer_one(lose: Callable, project: Path,
     assert len(pd.read_csv(project / "without them" / "summary.csv")) in (1, 2)
 
 
-def test_a_report_does_not_go_into_another_sweep(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_report_does_not_go_into_another_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     first, second = sweep_of(planned(tmp_path / "one")), sweep_of(planned(tmp_path / "two"))
     before = content(first)
     code, _, err = reported(capsys, second, "--out", first)
@@ -419,7 +456,9 @@ def test_a_project_below_superseded_is_found(project: Path, capsys: pytest.Captu
     assert len(pd.read_csv(moved / "out" / "runs.csv")) == 4
 
 
-def test_a_report_on_other_sweeps_may_go_where_one_was(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_report_on_other_sweeps_may_go_where_one_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     first = planned(tmp_path / "one")
     second = planned(tmp_path / "two", [config("feature", s) for s in (0, 1)], [0.8, 0.82])
     assert reported(capsys, sweep_of(first), "--out", tmp_path / "out")[0] == 0
@@ -428,14 +467,18 @@ def test_a_report_on_other_sweeps_may_go_where_one_was(tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize("state", ["running", "failed", "superseded"])
-def test_a_run_that_is_done_again_is_no_loss(state: str, project: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_run_that_is_done_again_is_no_loss(
+    state: str, project: Path, capsys: pytest.CaptureFixture
+) -> None:
     """As with rerun=true: its files say what became of it."""
     run = next((project / "runs").glob("logits-*"))
     (run / "superseded" / "1").mkdir(parents=True)
     for name in ("result.json", "status.json", "config.yaml", "history.csv"):
         (run / name).rename(run / "superseded" / "1" / name)
     if state != "superseded":
-        (run / "status.json").write_text(json.dumps({"state": state, "host": "elsewhere", "pid": 1, "reason": "x"}))
+        (run / "status.json").write_text(
+            json.dumps({"state": state, "host": "elsewhere", "pid": 1, "reason": "x"})
+        )
     assert reported(capsys, sweep_of(project))[0] == 0
     with open(sweep_of(project) / "runs.csv", newline="") as file:
         states = {Path(row["folder"]).name: row["status"] for row in csv.DictReader(file)}
@@ -461,7 +504,9 @@ def test_a_report_in_mid_sweep_grows(project: Path, capsys: pytest.CaptureFixtur
     assert numbers(sweep_of(project)) == GOOD
 
 
-def test_a_job_that_has_not_begun_is_not_taken_from_elsewhere(project: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_job_that_has_not_begun_is_not_taken_from_elsewhere(
+    project: Path, capsys: pytest.CaptureFixture
+) -> None:
     """Near the sweep lie finished runs of the same configurations, which this sweep is to train anew."""
     shutil.copytree(project / "runs", project / "multirun" / "runs")
     for path in sweep_of(project).iterdir():
@@ -471,7 +516,12 @@ def test_a_job_that_has_not_begun_is_not_taken_from_elsewhere(project: Path, cap
         shutil.rmtree(run)
     code, out, _ = reported(capsys, sweep_of(project))
     assert code == 0
-    assert pd.read_csv(sweep_of(project) / "runs.csv")["status"].tolist() == ["done", "done", "planned", "planned"]
+    assert pd.read_csv(sweep_of(project) / "runs.csv")["status"].tolist() == [
+        "done",
+        "done",
+        "planned",
+        "planned",
+    ]
     assert "not found" not in out
     assert "where they were planned" not in out
 
@@ -479,10 +529,12 @@ def test_a_job_that_has_not_begun_is_not_taken_from_elsewhere(project: Path, cap
 def test_a_sweeps_own_report_takes_its_runs_from_where_it_put_them(project: Path) -> None:
     """A finished run of that name elsewhere is no run of this sweep's, when it ends."""
     (project / "runs").rename(sweep_of(project) / "runs")
-    assert tables.gather([sweep_of(project)]).runs["status"].tolist() == ["planned"] * 4
+    assert tables.load_tables([sweep_of(project)]).runs["status"].tolist() == ["planned"] * 4
 
 
-def test_another_run_where_one_was_planned_is_not_counted(project: Path, capsys: pytest.CaptureFixture) -> None:
+def test_another_run_where_one_was_planned_is_not_counted(
+    project: Path, capsys: pytest.CaptureFixture
+) -> None:
     run = next((project / "runs").glob("logits-*"))
     result = json.loads((run / "result.json").read_text()) | {"id": "f" * 12}
     (run / "result.json").write_text(json.dumps(result))
@@ -490,7 +542,10 @@ def test_another_run_where_one_was_planned_is_not_counted(project: Path, capsys:
     rows = pd.read_csv(project / "out" / "runs.csv")
     row = rows[rows["folder"] == str(run)].iloc[0]
     assert row["status"] == "planned"
-    assert row["reason"] == f"it was not found: the run in its folder is another one, with the id {'f' * 12}"
+    assert (
+        row["reason"]
+        == f"it was not found: the run in its folder is another one, with the id {'f' * 12}"
+    )
     assert pd.read_csv(project / "out" / "summary.csv").set_index("setting")["n"].to_dict() == {
         "standard": 2, "logits": 1
     }  # fmt: skip

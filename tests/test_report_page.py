@@ -34,17 +34,26 @@ def written(place: Path) -> tuple[str, str, pd.DataFrame]:
     """A report on a sweep: as text, as a page, and its summary."""
     found = build.write([place], place)
     assert found.page is not None
-    return found.text, found.page.read_text(), pd.read_csv(place / "summary.csv").set_index("setting")
+    return (
+        found.text,
+        found.page.read_text(),
+        pd.read_csv(place / "summary.csv").set_index("setting"),
+    )
 
 
 # ---- ties
 
 
 def test_methods_that_tie_on_validation_are_not_preferred(tmp_path: Path) -> None:
-    made(tmp_path, [config("logits", 0), config("standard", 0), config("feature", 0)], [0.7, 0.8, 0.9], [0.6, 0.6, 0.5])
+    made(
+        tmp_path,
+        [config("logits", 0), config("standard", 0), config("feature", 0)],
+        [0.7, 0.8, 0.9],
+        [0.6, 0.6, 0.5],
+    )
     text, page, _ = written(tmp_path)
     verdict = "Of 3 settings logits and standard tie on validation (60.00 %). logits, which was planned first, reaches "
-    assert build.conclude(tables(tmp_path)).startswith(f"{verdict}70.00 % on test (1 seed)")
+    assert build.headline(tables(tmp_path)).startswith(f"{verdict}70.00 % on test (1 seed)")
     assert verdict in text
     assert verdict in unescape(page)
     assert "prefers" not in text + page
@@ -76,11 +85,13 @@ def test_settings_of_one_method_that_tie_are_told(tmp_path: Path) -> None:
 def test_many_that_tie_are_counted_and_one_that_leads_is_preferred(tmp_path: Path) -> None:
     configs = [config("logits", 0, method__T=float(t)) for t in range(1, 9)]
     made(tmp_path / "tie", configs, [0.5] * 8, [0.5] * 8)
-    assert build.conclude(tables(tmp_path / "tie")).startswith(
+    assert build.headline(tables(tmp_path / "tie")).startswith(
         "Of 8 settings logits T=1, logits T=2, logits T=3 and 5 more tie on validation"
     )
     made(tmp_path / "lead", configs, [0.5] * 8, [0.5] * 6 + [0.500001, 0.5])
-    assert build.conclude(tables(tmp_path / "lead")).startswith("Of 8 settings validation prefers logits T=7: ")
+    assert build.headline(tables(tmp_path / "lead")).startswith(
+        "Of 8 settings validation prefers logits T=7: "
+    )
 
 
 # ---- the order of settings
@@ -100,8 +111,10 @@ def test_the_best_setting_by_validation_comes_first_everywhere(tmp_path: Path) -
     assert pd.read_parquet(tmp_path / "summary.parquet")["setting"].tolist() == expected
     markdown = (tmp_path / "summary.md").read_text().splitlines()[2:]
     assert [line.split("|")[1].strip() for line in markdown][: count + 2] == expected
-    lines = text.splitlines()[1 : build.MOST + 1]
-    assert [re.split(r"\s{2,}", line)[0] for line in lines] == expected[: build.MOST]
+    lines = text.splitlines()[1 : build.MAX_PRINTED_SETTINGS + 1]
+    assert [re.split(r"\s{2,}", line)[0] for line in lines] == expected[
+        : build.MAX_PRINTED_SETTINGS
+    ]
     shown = re.findall(r'<tr class="(?:chosen|other)"><td class="first">([^<]*)</td>', page)
     assert shown[: count + 2] == expected
 
@@ -135,7 +148,9 @@ STARTED = {
 }  # fmt: skip
 
 
-def ran(place: Path, methods: tuple[str, ...] = ("standard", "logits"), started: Any = STARTED) -> list[Path]:
+def ran(
+    place: Path, methods: tuple[str, ...] = ("standard", "logits"), started: Any = STARTED
+) -> list[Path]:
     """A sweep of two runs a method, as a training leaves them; their folders."""
     configs = [config(method, seed) for method in methods for seed in (0, 1)]
     folders = []
@@ -218,14 +233,26 @@ def test_validation_is_compared_within_a_data_set(tmp_path: Path) -> None:
     made(tmp_path, configs, [0.985, 0.98, 0.60, 0.63], [0.98, 0.97, 0.6, 0.62])
     text, _, _ = written(tmp_path)
     assert "Of 2 settings validation prefers standard data=easy: 98.50 % on test (1 seed)." in text
-    assert "Of 2 settings validation prefers logits data=hard: 63.00 % on test (1 seed), 3.00 points above" in text
+    assert (
+        "Of 2 settings validation prefers logits data=hard: 63.00 % on test (1 seed), 3.00 points above"
+        in text
+    )
     assert "Of 4 settings" not in text
 
 
 def test_a_sweep_without_validation_images_takes_no_choice_from_another(tmp_path: Path) -> None:
     rates = [config("logits", 0, method__T=t) for t in (1.0, 2.0, 4.0)]
-    made(tmp_path / "a", [*rates, config("standard", 0)], [0.7, 0.8, 0.75, 0.72], [0.71, 0.82, 0.76, 0.7])
-    blind = [config(m, 0, data__name="other", optimizer__lr=r) for m in ("logits", "standard") for r in (0.1, 0.2)]
+    made(
+        tmp_path / "a",
+        [*rates, config("standard", 0)],
+        [0.7, 0.8, 0.75, 0.72],
+        [0.71, 0.82, 0.76, 0.7],
+    )
+    blind = [
+        config(m, 0, data__name="other", optimizer__lr=r)
+        for m in ("logits", "standard")
+        for r in (0.1, 0.2)
+    ]
     for job in made(tmp_path / "b", blind, [0.9, 0.91, 0.92, 0.93]):
         path = Path(job["folder"]) / "result.json"
         result = json.loads(path.read_text())
@@ -233,7 +260,9 @@ def test_a_sweep_without_validation_images_takes_no_choice_from_another(tmp_path
         path.write_text(json.dumps(result))
     build.write([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     summary = pd.read_csv(tmp_path / "out" / "summary.csv")
-    mine, other = (summary[summary["data"] == name] for name in (config("logits", 0)["data"]["name"], "other"))
+    mine, other = (
+        summary[summary["data"] == name] for name in (config("logits", 0)["data"]["name"], "other")
+    )
     assert mine.loc[mine["chosen"], ["method", "test_accuracy"]].values.tolist() == [
         ["logits", 0.8],
         ["standard", 0.72],
@@ -250,7 +279,7 @@ def test_a_sweep_without_validation_images_takes_no_choice_from_another(tmp_path
 def test_a_run_that_lies_in_two_folders_is_drawn_once(tmp_path: Path) -> None:
     for name in ("a", "b"):
         made(tmp_path / name, [config("standard", 0)], [0.7])
-    found = table.gather([tmp_path / "a", tmp_path / "b"])
+    found = table.load_tables([tmp_path / "a", tmp_path / "b"])
     assert len(found.runs) == 2
     assert found.summary["n"].tolist() == [1]
     assert found.history["epoch"].is_unique
@@ -281,7 +310,16 @@ def test_what_is_planned_is_told_before_a_run_is_done(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "odd", [None, [], "x", 1, {"command": "kd"}, {**STARTED, "environment": []}, {**STARTED, "started": "noon"}]
+    "odd",
+    [
+        None,
+        [],
+        "x",
+        1,
+        {"command": "kd"},
+        {**STARTED, "environment": []},
+        {**STARTED, "started": "noon"},
+    ],
 )
 def test_a_damaged_sweep_json_ends_no_report(odd: Any, tmp_path: Path) -> None:
     ran(tmp_path, started=odd)
@@ -294,7 +332,9 @@ def test_a_damaged_sweep_json_ends_no_report(odd: Any, tmp_path: Path) -> None:
     assert facts.get("started", "").startswith("noon") == good
 
 
-@pytest.mark.parametrize("odd", [None, [], "x", {"git": 3, "kd": [], "command": [1], "threads": "<b>"}])
+@pytest.mark.parametrize(
+    "odd", [None, [], "x", {"git": 3, "kd": [], "command": [1], "threads": "<b>"}]
+)
 def test_an_odd_environment_ends_no_report(odd: Any, tmp_path: Path) -> None:
     for folder in ran(tmp_path, started=None):
         result = json.loads((folder / "result.json").read_text()) | {"environment": odd}
@@ -306,7 +346,7 @@ def test_an_odd_environment_ends_no_report(odd: Any, tmp_path: Path) -> None:
 def test_a_sweep_writes_down_how_it_was_started(
     composed: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = composed("method=standard").plain()
+    config = composed("method=standard").to_dict()
     words = ["-m", "method=standard", "tracker.notes=a b\udcff"]
     monkeypatch.setattr(sys, "argv", ["/somewhere/kd/__main__.py", *words])
     monkeypatch.chdir(tmp_path)
@@ -314,7 +354,14 @@ def test_a_sweep_writes_down_how_it_was_started(
     directory.claim()
     jobs = scheduler.plan(directory, [(["method=standard"], config)])
     said = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-    assert said["command"] == ["python", "-m", "kd", "-m", "method=standard", "tracker.notes=a b\\udcff"]
+    assert said["command"] == [
+        "python",
+        "-m",
+        "kd",
+        "-m",
+        "method=standard",
+        "tracker.notes=a b\\udcff",
+    ]
     assert said["directory"] == str(tmp_path)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", said["started"])
     environment = said["environment"]
@@ -324,13 +371,19 @@ def test_a_sweep_writes_down_how_it_was_started(
     import torch
     import wandb
 
-    packages = {"torch": torch.__version__.split("+")[0], "hydra": hydra.__version__, "wandb": wandb.__version__}
+    packages = {
+        "torch": torch.__version__.split("+")[0],
+        "hydra": hydra.__version__,
+        "wandb": wandb.__version__,
+    }
     assert {name: environment[name].split("+")[0] for name in packages} == packages
     before = (tmp_path / "sweep" / "sweep.json").read_bytes()
     monkeypatch.setattr(sys, "argv", ["kd", "worker"])
     scheduler.plan(directory, [(["method=standard"], {**config, "seed": 1})], jobs)
     directory.release()
-    assert (tmp_path / "sweep" / "sweep.json").read_bytes() == before, "a search plans its jobs one by one"
+    assert (tmp_path / "sweep" / "sweep.json").read_bytes() == before, (
+        "a search plans its jobs one by one"
+    )
 
 
 # ---- links
@@ -350,8 +403,12 @@ def test_each_run_links_what_it_has_and_nothing_else(tmp_path: Path) -> None:
     (folders[0] / "kd.log").unlink()
     (folders[1] / "config.yaml").unlink()
     (folders[1] / "wandb" / "offline-run-20261124_100000-abc").mkdir(parents=True)
-    (folders[1] / "wandb.json").write_text('{"id": "abc", "offline": "wandb/offline-run-20261124_100000-abc"}')
-    (folders[2] / "wandb.json").write_text('{"id": "abd", "url": "https://wandb.ai/me/kd/runs/abd?a=1&b=<2>"}')
+    (folders[1] / "wandb.json").write_text(
+        '{"id": "abc", "offline": "wandb/offline-run-20261124_100000-abc"}'
+    )
+    (folders[2] / "wandb.json").write_text(
+        '{"id": "abd", "url": "https://wandb.ai/me/kd/runs/abd?a=1&b=<2>"}'
+    )
     (folders[3] / "wandb.json").write_text('{"id": "abe", "url": "javascript:alert(1)"}')
     page = build.write([tmp_path], tmp_path).page
     assert page is not None
@@ -363,7 +420,9 @@ def test_each_run_links_what_it_has_and_nothing_else(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("odd", ["x", "[]", '{"id": 3}', '{"id": "*"}', '{"offline": true, "url": null}', "\xff"])
+@pytest.mark.parametrize(
+    "odd", ["x", "[]", '{"id": 3}', '{"id": "*"}', '{"offline": true, "url": null}', "\xff"]
+)
 def test_an_odd_wandb_json_has_no_link(odd: str, tmp_path: Path) -> None:
     for folder in ran(tmp_path):
         (folder / "wandb" / "offline-run-1-abc").mkdir(parents=True)
@@ -383,9 +442,19 @@ def test_an_offline_run_that_is_named_is_linked(tmp_path: Path) -> None:
 
 
 def test_a_sweep_links_its_runs_on_the_server(server: Server, kd: Callable, tmp_path: Path) -> None:
-    words = [*SMALL, "method=standard", "seed=0,1", "hydra.sweep.dir=sweep", "hydra.launcher.slots=1"]
+    words = [
+        *SMALL,
+        "method=standard",
+        "seed=0,1",
+        "hydra.sweep.dir=sweep",
+        "hydra.launcher.slots=1",
+    ]
     assert kd("-m", *words, "tracker.timeout=300").code == 0
-    wanted = {f"{server.url}/me/kd/runs/{id_}" for id_, run in server.runs.items() if run.job_type == "student"}
+    wanted = {
+        f"{server.url}/me/kd/runs/{id_}"
+        for id_, run in server.runs.items()
+        if run.job_type == "student"
+    }
     assert len(wanted) == 2
     assert set(linked(tmp_path / "cwd" / "sweep" / "index.html")["W&B"]) == wanted
 
@@ -441,15 +510,21 @@ NAMES: list[tuple[list[dict[str, Any]], list[str]]] = [
 
 @pytest.mark.parametrize(("configs", "expected"), NAMES, ids=range(len(NAMES)))
 def test_names_are_short_and_as_many_as_settings(configs: list, expected: list[str]) -> None:
-    names = labels.describe([{"config": c, "taught": c["method"]["name"] != "standard"} for c in configs])
+    names = labels.describe(
+        [{"config": c, "taught": c["method"]["name"] != "standard"} for c in configs]
+    )
     assert len(set(names.short)) == len(set(names.full)) == len(configs)
-    assert max(map(len, names.short)) <= labels.WIDTH
+    assert max(map(len, names.short)) <= labels.MAX_LABEL
     assert all(name.isprintable() for name in names.short)
     assert names.short == expected
 
 
 def test_equal_settings_share_a_name_however_long() -> None:
-    configs = [config("logits", seed, data__name="x" * 500, method__T=T) for T in (1.0, 2.0) for seed in (0, 1)]
+    configs = [
+        config("logits", seed, data__name="x" * 500, method__T=T)
+        for T in (1.0, 2.0)
+        for seed in (0, 1)
+    ]
     configs.append(config("logits", 0, data__name="y" * 500))
     names = labels.describe([{"config": c, "taught": True} for c in configs])
     assert names.short[0] == names.short[1] != names.short[2] == names.short[3]
@@ -466,7 +541,11 @@ def test_odd_parts_are_named_as_they_are(parts: Any) -> None:
 
 def test_a_long_setting_is_whole_in_runs_csv_and_on_the_page(tmp_path: Path) -> None:
     nasty = {**RKD, "distance": "<i>\"'"}
-    configs = [of_sum(*[LOGITS, ATTENTION] * 3, RKD), of_sum(*[LOGITS, ATTENTION] * 3, nasty), config("standard", 0)]
+    configs = [
+        of_sum(*[LOGITS, ATTENTION] * 3, RKD),
+        of_sum(*[LOGITS, ATTENTION] * 3, nasty),
+        config("standard", 0),
+    ]
     made(tmp_path, configs, [0.7, 0.8, 0.6])
     text, page, summary = written(tmp_path)
     runs = pd.read_csv(tmp_path / "runs.csv")
@@ -474,14 +553,16 @@ def test_a_long_setting_is_whole_in_runs_csv_and_on_the_page(tmp_path: Path) -> 
     assert runs["full_setting"][0] == f"sum parts={configs[0]['method']['parts']}"
     assert runs["full_setting"][2] == runs["setting"][2] == "standard"
     assert set(summary.index) == set(runs["setting"])
-    assert "note: the names of 2 settings are shortened; the column full_setting of runs.csv" in text
+    assert (
+        "note: the names of 2 settings are shortened; the column full_setting of runs.csv" in text
+    )
     titles = dict(re.findall(r'<span title="([^"]*)">([^<]*)</span>', page))
     assert {unescape(short): unescape(full) for full, short in titles.items()} == dict(
         zip(runs["setting"][:2], runs["full_setting"][:2], strict=True)
     )
     assert "<i>" not in page
     verdict = unescape(page.split("<h1>")[1].split("</h1>")[0])
-    assert len(max(verdict.split(), key=len)) <= labels.WIDTH
+    assert len(max(verdict.split(), key=len)) <= labels.MAX_LABEL
 
 
 def test_nothing_is_said_of_names_where_none_is_cut(tmp_path: Path) -> None:
@@ -511,5 +592,10 @@ def test_long_words_break_instead_of_leaving_the_page(tmp_path: Path) -> None:
     assert "overflow-wrap: anywhere" in re.findall(r"body \{(.*?)\}", style, re.DOTALL)[0]
     assert "nowrap" not in re.findall(r"h1 \{(.*?)\}", style, re.DOTALL)[0]
     assert "overflow-x: auto" in re.findall(r"\.scroll \{(.*?)\}", style, re.DOTALL)[0]
-    assert re.sub(r'<div class="scroll"><table>.*?</table></div>', "", page, flags=re.DOTALL).count("<table") == 0
+    assert (
+        re.sub(r'<div class="scroll"><table>.*?</table></div>', "", page, flags=re.DOTALL).count(
+            "<table"
+        )
+        == 0
+    )
     assert 'content="width=device-width, initial-scale=1"' in page

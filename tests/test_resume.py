@@ -18,11 +18,11 @@ from conftest import LONG, PATIENCE, Place
 
 from kd.config.schema import Config
 from kd.core.errors import UserError
-from kd.core.interleave import Shared, alone
+from kd.core.interleave import RunCache, run_to_completion
 from kd.runs import directory
 from kd.training import run as run_module
 from kd.training.checkpoint import Checkpoints
-from kd.training.run import folder_of, run, steps
+from kd.training.run import run, run_dir, steps
 
 EPOCHS, STEPS = 3, 19  # of the small run: 1,237 images, batches of 64
 SMALL = ["batch_size=64", f"student.epochs={EPOCHS}", "student.dropout=0.5"]
@@ -39,7 +39,7 @@ CASES = {
 
 def outcome(config: Config) -> tuple[Any, ...]:
     """All of a finished run that must not depend on what happened on the way."""
-    folder = folder_of(config)
+    folder = run_dir(config)
     result = json.loads((folder / "result.json").read_text())
     weights = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
     history = pd.read_csv(folder / "history.csv").drop(columns=["seconds", "images_per_second"])
@@ -48,7 +48,7 @@ def outcome(config: Config) -> tuple[Any, ...]:
 
 def advance(config: Config, count: int, end: str) -> None:
     """Train for so many steps; then the process is `interrupted` (and writes a checkpoint) or `killed` (and cannot)."""
-    going = steps(config, "student", None, Shared())
+    going = steps(config, "student", None, RunCache())
     for _ in range(count):
         next(going)
     if end == "killed":
@@ -59,7 +59,9 @@ def advance(config: Config, count: int, end: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_that_goes_on_ends_with_the_same_bits(case: str, composed: Callable, tmp_path: Path) -> None:
+def test_a_run_that_goes_on_ends_with_the_same_bits(
+    case: str, composed: Callable, tmp_path: Path
+) -> None:
     words = [*SMALL, *CASES[case]]
     whole = composed(*words, f"paths.runs={tmp_path / 'whole'}")
     run(whole)
@@ -67,32 +69,42 @@ def test_a_run_that_goes_on_ends_with_the_same_bits(case: str, composed: Callabl
     ends = [(7, "interrupted"), (5, "killed"), (STEPS, "interrupted"), (STEPS + 3, "killed")]
     for count, end in ends:  # of the steps that are left
         advance(config, count, end)
-        assert not directory.finished(folder_of(config))
+        assert not directory.load_result(run_dir(config))
     result = run(config)
     assert result["time"]["resumed"] == 3, "that which was killed left no checkpoint of its own"
     assert outcome(config) == outcome(whole)
-    left = {path.name for path in folder_of(config).iterdir()}
+    left = {path.name for path in run_dir(config).iterdir()}
     assert "checkpoints" not in left
     assert not [name for name in left if name.endswith(".part")]
 
 
-def test_at_most_the_last_epoch_is_trained_again(composed: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_the_last_epoch_is_trained_again(
+    composed: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = composed(*SMALL, "method=standard")
     advance(config, 2 * STEPS + 9, "killed")
     done: list[Any] = []
-    monkeypatch.setattr(run_module, "train", lambda state, *rest: done.append((state.epoch, state.step)) or iter(()))
-    alone(steps(config, "student", None, Shared()))
+    monkeypatch.setattr(
+        run_module, "train", lambda state, *rest: done.append((state.epoch, state.step)) or iter(())
+    )
+    run_to_completion(steps(config, "student", None, RunCache()))
     assert done == [(2, 0)]
 
 
-def test_checkpoints_are_written_as_often_as_asked(composed: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_written_as_often_as_asked(
+    composed: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def written(*words: str, seconds: float = 0.0) -> list[str]:
         config = composed(*SMALL, "method=standard", *words)
         names: list[str] = []
-        monkeypatch.setattr(Checkpoints, "save", lambda self, epoch, step, _: names.append(f"{epoch}.{step}") or True)
+        monkeypatch.setattr(
+            Checkpoints,
+            "save",
+            lambda self, epoch, step, _: names.append(f"{epoch}.{step}") or True,
+        )
         clock = iter(range(10**9))
         monkeypatch.setattr("kd.training.checkpoint.time.monotonic", lambda: seconds * next(clock))
-        shutil.rmtree(folder_of(config), ignore_errors=True)
+        shutil.rmtree(run_dir(config), ignore_errors=True)
         run(config)
         monkeypatch.undo()
         return names
@@ -104,13 +116,15 @@ def test_checkpoints_are_written_as_often_as_asked(composed: Callable, monkeypat
     assert written("checkpoint.epochs=null", "checkpoint.minutes=null", seconds=5.0) == []
 
 
-def test_a_damaged_checkpoint_is_passed_over(composed: Callable, tmp_path: Path, caplog: Any) -> None:
+def test_a_damaged_checkpoint_is_passed_over(
+    composed: Callable, tmp_path: Path, caplog: Any
+) -> None:
     whole = composed(*SMALL, "method=feature", f"paths.runs={tmp_path / 'whole'}")
     run(whole)
     for damaged in (1, 2):
         config = composed(*SMALL, "method=feature", f"paths.runs={tmp_path / str(damaged)}")
         advance(config, 2 * STEPS + 5, "interrupted")
-        found = sorted((folder_of(config) / "checkpoints").glob("*.pt"))
+        found = sorted((run_dir(config) / "checkpoints").glob("*.pt"))
         assert len(found) == 2, "the last two are kept"
         for path in found[-damaged:]:
             content = bytearray(path.read_bytes())
@@ -137,10 +151,23 @@ def test_a_checkpoint_is_read_without_executing_code(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_run_does_not_go_on_with_another_configuration(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["data=digits", "student.scale=1", "student.epochs=3", "method=standard", "device=cpu", "threads=1"]
+def test_a_run_does_not_go_on_with_another_configuration(
+    kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [
+        "data=digits",
+        "student.scale=1",
+        "student.epochs=3",
+        "method=standard",
+        "device=cpu",
+        "threads=1",
+    ]
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "measure", lambda *_: (_ for _ in ()).throw(RuntimeError("the machine is lost")))
+        patch.setattr(
+            run_module,
+            "measure",
+            lambda *_: (_ for _ in ()).throw(RuntimeError("the machine is lost")),
+        )
         with pytest.raises(RuntimeError):
             kd(*words)
     said = kd(*[word for word in words if word != "threads=1"], "threads=2")
@@ -163,13 +190,19 @@ def test_a_run_does_not_go_on_with_another_configuration(kd: Callable, monkeypat
 def test_a_checkpoint_of_another_precision_or_shape_is_refused(composed: Callable) -> None:
     config = composed(*SMALL, "method=standard")
     advance(config, STEPS, "interrupted")
-    kept = Checkpoints(folder_of(config))
+    kept = Checkpoints(run_dir(config))
     found = kept.load()
     assert found is not None
     done: list[str] = []
     for change, line in (
-        ({"numerics": {**found["numerics"], "precision": "float8"}}, r"precision: .* precision float8, here it is "),
-        ({"student": {}}, r"rerun: the checkpoint in .* does not fit \(Error.*rerun=true begins anew"),
+        (
+            {"numerics": {**found["numerics"], "precision": "float8"}},
+            r"precision: .* precision float8, here it is ",
+        ),
+        (
+            {"student": {}},
+            r"rerun: the checkpoint in .* does not fit \(Error.*rerun=true begins anew",
+        ),
         ({"optimizers": []}, "rerun: the checkpoint in .* does not fit"),
     ):
         assert kept.save(len(done) + 9, 0, {**found, **change})
@@ -177,7 +210,7 @@ def test_a_checkpoint_of_another_precision_or_shape_is_refused(composed: Callabl
         with pytest.raises(UserError, match=line):
             run(config)
     assert run(replace(config, root=config.root.model_copy(update={"rerun": True})))
-    assert list((folder_of(config) / "superseded" / "1" / "checkpoints").glob("*.pt"))
+    assert list((run_dir(config) / "superseded" / "1" / "checkpoints").glob("*.pt"))
 
 
 # ---- signals
@@ -186,9 +219,9 @@ def test_a_checkpoint_of_another_precision_or_shape_is_refused(composed: Callabl
 def test_a_second_ctrl_c_leaves_at_once() -> None:
     code = """
 import os, signal
-from kd.core.signals import Stop
-stop = Stop()
-with stop.installed(), stop.watching():
+from kd.core.signals import SignalHandler
+stop = SignalHandler()
+with stop.installed(), stop.deferring():
     os.kill(os.getpid(), signal.SIGINT)
     print("goes on to the end of its step", flush=True)
     os.kill(os.getpid(), signal.SIGINT)
@@ -200,11 +233,18 @@ with stop.installed(), stop.watching():
 
 
 @pytest.mark.parametrize(
-    ("how", "sent"), [("alone", signal.SIGINT), ("a sweep", signal.SIGTERM), ("a pack", signal.SIGINT)]
+    ("how", "sent"),
+    [("alone", signal.SIGINT), ("a sweep", signal.SIGTERM), ("a pack", signal.SIGINT)],
 )
-def test_a_signal_leaves_a_checkpoint_of_that_moment(how: str, sent: signal.Signals, place: Place) -> None:
+def test_a_signal_leaves_a_checkpoint_of_that_moment(
+    how: str, sent: signal.Signals, place: Place
+) -> None:
     words = ["batch_size=8", *LONG, "checkpoint.epochs=null", "checkpoint.minutes=null"]
-    words = {"alone": words, "a sweep": ["-m", *words], "a pack": ["-m", *words, "hydra.launcher.pack=2"]}[how]
+    words = {
+        "alone": words,
+        "a sweep": ["-m", *words],
+        "a pack": ["-m", *words, "hydra.launcher.pack=2"],
+    }[how]
     words += ["seed=0,1"] if how == "a pack" else []
     count = 2 if how == "a pack" else 1
     process = place.start(*words)
@@ -214,7 +254,7 @@ def test_a_signal_leaves_a_checkpoint_of_that_moment(how: str, sent: signal.Sign
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[sent]
     assert "Traceback" not in err
     for folder in place.runs():
-        assert directory.status(folder).state == "killed"
+        assert directory.read_status(folder).state == "killed"
         found = Checkpoints(folder).load()
         assert found is not None
         rows = pd.read_csv(folder / "history.csv")
@@ -228,14 +268,21 @@ def test_a_signal_leaves_a_checkpoint_of_that_moment(how: str, sent: signal.Sign
 def test_a_preempted_job_of_a_cluster_is_queued_again_and_goes_on(place: Place) -> None:
     """submitit's own signal, which it answers by queueing the job again."""
     words = [word for word in LONG if not word.startswith("student.epochs")]
-    words += ["student.epochs=60", "batch_size=32", "checkpoint.epochs=null", "checkpoint.minutes=null"]
-    process = place.start("-m", *words, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5")
+    words += [
+        "student.epochs=60",
+        "batch_size=32",
+        "checkpoint.epochs=null",
+        "checkpoint.minutes=null",
+    ]
+    process = place.start(
+        "-m", *words, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"
+    )
     place.wait(lambda: list(place.folder.glob("runs/*/history.csv")))
     (folder,) = place.runs()
     os.kill(json.loads((folder / "status.json").read_text())["pid"], signal.SIGUSR2)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
-    result = directory.finished(folder)
+    result = directory.load_result(folder)
     assert result is not None
     assert result["time"]["resumed"] == 1
     assert pd.read_csv(folder / "history.csv")["epoch"].tolist() == list(range(1, 61))
@@ -244,7 +291,10 @@ def test_a_preempted_job_of_a_cluster_is_queued_again_and_goes_on(place: Place) 
 def test_states_of_torch_survive_a_checkpoint(tmp_path: Path) -> None:
     """Strides and types included: a fused optimizer asks for them."""
     kept = Checkpoints(tmp_path)
-    content = {"a": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last), "b": torch.ones(2).bfloat16()}
+    content = {
+        "a": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "b": torch.ones(2).bfloat16(),
+    }
     assert kept.save(1, 0, content)
     found = kept.load()
     assert found is not None

@@ -12,10 +12,17 @@ import torch
 import kd as package
 from kd.core.errors import UserError
 from kd.core.io import read_json
-from kd.runs.directory import Record, finished, set_aside
+from kd.runs.directory import RunDirectory, archive_previous_run, load_result
 from kd.training import metrics, wandb_run
 
-SMALL = ["data=digits", "student.epochs=2", "teacher.epochs=1", "student.scale=2", "teacher.scale=2", "device=cpu"]
+SMALL = [
+    "data=digits",
+    "student.epochs=2",
+    "teacher.epochs=1",
+    "student.scale=2",
+    "teacher.scale=2",
+    "device=cpu",
+]
 SMALL += ["threads=1"]
 
 
@@ -25,7 +32,9 @@ def result(runs: str, method: str) -> dict:
 
 
 @pytest.mark.parametrize("method", ["standard", "feature"])
-def test_the_same_command_gives_the_same_bits_and_another_seed_does_not(method: str, kd: Callable) -> None:
+def test_the_same_command_gives_the_same_bits_and_another_seed_does_not(
+    method: str, kd: Callable
+) -> None:
     for runs in ("a", "b"):
         assert kd(*SMALL, f"method={method}", f"paths.runs={runs}").code == 0
     assert kd(*SMALL, f"method={method}", "paths.runs=c", "seed=1").code == 0
@@ -33,7 +42,10 @@ def test_the_same_command_gives_the_same_bits_and_another_seed_does_not(method: 
     assert a["metrics"] == b["metrics"]
     assert a["id"] == b["id"] != c["id"]
     assert a["metrics"] != c["metrics"]
-    weights = [next(Path(runs).glob(f"{method}-cnn-2-s0-*/student.safetensors")).read_bytes() for runs in "ab"]
+    weights = [
+        next(Path(runs).glob(f"{method}-cnn-2-s0-*/student.safetensors")).read_bytes()
+        for runs in "ab"
+    ]
     assert weights[0] == weights[1]
 
 
@@ -41,12 +53,26 @@ def test_a_run_leaves_what_it_promises(kd: Callable) -> None:
     said = kd(*SMALL, "method=feature")
     assert said.code == 0
     (folder,) = Path("runs").glob("feature-*")
-    names = {"result.json", "history.csv", "student.safetensors", "method.safetensors", "config.yaml", "kd.log"}
+    names = {
+        "result.json",
+        "history.csv",
+        "student.safetensors",
+        "method.safetensors",
+        "config.yaml",
+        "kd.log",
+    }
     assert names <= {p.name for p in folder.iterdir()}
     assert (folder / ".hydra" / "config.yaml").exists()
     assert not list(Path().rglob("*.part"))
     found = result("runs", "feature")
-    expected = {"test_accuracy", "test_nll", "test_ece", "test_agreement", "test_teacher_kl", "val_accuracy"}
+    expected = {
+        "test_accuracy",
+        "test_nll",
+        "test_ece",
+        "test_agreement",
+        "test_teacher_kl",
+        "val_accuracy",
+    }
     assert expected <= set(found["metrics"])
     assert found["size"] == {"params": 17_428, "macs": 164_480, "method_params": 20}
     assert found["samples"] == {"train": 1237, "val": 200, "test": 360}
@@ -54,9 +80,16 @@ def test_a_run_leaves_what_it_promises(kd: Callable) -> None:
     assert found["config"]["method"]["T"] == 4.0
     history = pd.read_csv(folder / "history.csv")
     assert history["epoch"].tolist() == [1, 2]
-    assert {"loss", "hard", "feature", "soft", "val_accuracy", "val_teacher_kl", "lr", "seconds"} <= set(
-        history.columns
-    )
+    assert {
+        "loss",
+        "hard",
+        "feature",
+        "soft",
+        "val_accuracy",
+        "val_teacher_kl",
+        "lr",
+        "seconds",
+    } <= set(history.columns)
     assert read_json(folder / "status.json")["state"] == "done"
     for line in (
         "teacher  cnn-2",
@@ -143,7 +176,10 @@ def test_a_teacher_whose_weights_changed_is_refused(kd: Callable) -> None:
     card = json.loads(metadata["kd"])
     for kept, line in (
         (card, "is damaged"),
-        ({k: v for k, v in card.items() if k != "sha256"}, "it had when it was trained; its weights or the data"),
+        (
+            {k: v for k, v in card.items() if k != "sha256"},
+            "it had when it was trained; its weights or the data",
+        ),
     ):
         save_file(tensors, weights, {"kd": json.dumps(kept)})
         said = kd(*SMALL, "method=logits", "seed=1")
@@ -152,7 +188,14 @@ def test_a_teacher_whose_weights_changed_is_refused(kd: Callable) -> None:
 
 
 def test_a_sweep_ends_in_a_table_whatever_happens_to_its_jobs(kd: Callable) -> None:
-    said = kd("-m", *SMALL, "method=standard", "optimizer.lr=0.05,1e30", "seed=0,1", "hydra.sweep.dir=sweep")
+    said = kd(
+        "-m",
+        *SMALL,
+        "method=standard",
+        "optimizer.lr=0.05,1e30",
+        "seed=0,1",
+        "hydra.sweep.dir=sweep",
+    )
     assert said.code == 1
     assert "4 jobs: 2 done, 2 diverged" in said.out
     assert said.err == "kd: 2 of 4 jobs are not done: 3, 4\n"
@@ -162,7 +205,14 @@ def test_a_sweep_ends_in_a_table_whatever_happens_to_its_jobs(kd: Callable) -> N
     summary = pd.read_csv("sweep/summary.csv")
     assert summary["setting"].tolist() == ["standard optimizer.lr=0.05"]
     assert summary["n"].tolist() == [2]
-    again = kd("-m", *SMALL, "method=standard", "optimizer.lr=0.05,1e30", "seed=0,1", "hydra.sweep.dir=again")
+    again = kd(
+        "-m",
+        *SMALL,
+        "method=standard",
+        "optimizer.lr=0.05,1e30",
+        "seed=0,1",
+        "hydra.sweep.dir=again",
+    )
     assert again.out.count("found in") == 2
 
 
@@ -176,7 +226,9 @@ def test_without_validation_images(kd: Callable) -> None:
 # ---- Weights & Biases
 
 
-def test_an_offline_mirror_says_where_to_look(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_offline_mirror_says_where_to_look(
+    kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("HOME", str(Path().absolute()))  # no key
     said = kd(*SMALL, "method=standard")
@@ -187,7 +239,9 @@ def test_an_offline_mirror_says_where_to_look(kd: Callable, monkeypatch: pytest.
     assert mirrored.stat().st_size > 2000
 
 
-def test_a_server_that_is_not_there_stops_nothing(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_there_stops_nothing(
+    kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
@@ -197,7 +251,9 @@ def test_a_server_that_is_not_there_stops_nothing(kd: Callable, monkeypatch: pyt
     assert result("runs", "standard")["metrics"]["test_accuracy"] > 0
 
 
-def test_errors_of_the_tracker_are_told_once_and_stop_nothing(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_tracker_are_told_once_and_stop_nothing(
+    kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Broken:
         id, offline, dir = "i", True, "x"
         summary: dict = {}  # noqa: RUF012
@@ -229,7 +285,11 @@ def test_metrics_against_plain_loops() -> None:
     for low in range(15):
         members = [i for i in range(200) if low / 15 < p[i].max() <= (low + 1) / 15]
         if members:
-            ece += abs(np.mean(p[members].max(1)) - np.mean(said[members] == y[members])) * len(members) / 200
+            ece += (
+                abs(np.mean(p[members].max(1)) - np.mean(said[members] == y[members]))
+                * len(members)
+                / 200
+            )
     expected = {
         "accuracy": np.mean(said == y),
         "nll": -np.mean(np.log(p[np.arange(200), y])),
@@ -244,10 +304,10 @@ def test_metrics_against_plain_loops() -> None:
 
 
 def test_files_are_whole_or_absent(tmp_path: Path) -> None:
-    record = Record(tmp_path / "run", {"a": 1})
-    assert finished(record.folder) is None
+    record = RunDirectory(tmp_path / "run", {"a": 1})
+    assert load_result(record.folder) is None
     (record.folder / "result.json").write_text('{"metrics": {"te')
-    assert finished(record.folder) is None
+    assert load_result(record.folder) is None
     result = {
         "id": "0",
         "student": "cnn-1",
@@ -258,12 +318,12 @@ def test_files_are_whole_or_absent(tmp_path: Path) -> None:
     result |= {"size": {"params": 1, "macs": 1, "method_params": 0}}
     result |= {"time": {"train_seconds": 1.0, "images_per_second": 1.0}}
     record.finish(result)
-    assert finished(record.folder) == result
+    assert load_result(record.folder) == result
     for n in (1, 2):
-        set_aside(record.folder)
-        assert finished(record.folder) is None
+        archive_previous_run(record.folder)
+        assert load_result(record.folder) is None
         record.finish({**result, "n": n})
-    set_aside(tmp_path / "nothing there")
+    archive_previous_run(tmp_path / "nothing there")
     assert sorted(p.name for p in (record.folder / "superseded").iterdir()) == ["1", "2"]
     record.finish({**result, "metrics": {"test_accuracy": float("nan")}})
-    assert finished(record.folder) is None, "what the report does not count is not done"
+    assert load_result(record.folder) is None, "what the report does not count is not done"

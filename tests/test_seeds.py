@@ -21,7 +21,12 @@ from kd.sweep.worker_pool import Outcome
 from kd.training.run import run
 
 GRID = ["method=logits", "hydra.sweep.dir=out"]
-SEARCH = ["hydra/sweeper=optuna", "method=logits", "method.T=interval(1.0,8.0)", "hydra.sweep.dir=out"]
+SEARCH = [
+    "hydra/sweeper=optuna",
+    "method=logits",
+    "method.T=interval(1.0,8.0)",
+    "hydra.sweep.dir=out",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -46,17 +51,26 @@ def trials() -> list[Any]:
 # ---- a grid
 
 
-def test_each_job_of_a_grid_is_run_once_per_seed(kd: Callable, composed: Callable, launched: list) -> None:
+def test_each_job_of_a_grid_is_run_once_per_seed(
+    kd: Callable, composed: Callable, launched: list
+) -> None:
     said = kd("-m", *SMALL, *GRID, "method.T=1,2", "seeds=[0,1,5]")
     assert said.code == 0, said.err
     settings = [(T, seed) for T in (1, 2) for seed in (0, 1, 5)]
-    ids = [composed("method=logits", f"method.T={T}", f"seed={seed}").identity() for T, seed in settings]
+    ids = [
+        composed("method=logits", f"method.T={T}", f"seed={seed}").identity()
+        for T, seed in settings
+    ]
     assert [job["id"] for job in plan()] == ids
     assert [Path(job["folder"]).name for job in launched] == [
         f"logits-cnn-1-s{s}-{i}" for (_, s), i in zip(settings, ids, strict=True)
     ]
     for job, (T, seed) in zip(plan(), settings, strict=True):
-        assert (job["config"]["seed"], job["config"]["seeds"], job["config"]["method"]["T"]) == (seed, None, T)
+        assert (job["config"]["seed"], job["config"]["seeds"], job["config"]["method"]["T"]) == (
+            seed,
+            None,
+            T,
+        )
         assert job["overrides"][-2:] == [f"method.T={T}", f"seed={seed}"]
     assert pd.read_csv("out/summary.csv")["n"].tolist() == [3, 3]
 
@@ -69,12 +83,17 @@ def test_it_makes_a_command_a_multirun(kd: Callable) -> None:
     said = kd(*SMALL, "method=standard", "seeds=[0,1]", "hydra.sweep.dir=out")
     assert said.code == 0, said.err
     assert first.stat().st_mtime_ns == before
-    assert sorted(path.name[:17] for path in Path("runs").glob("s*")) == ["standard-cnn-1-s0", "standard-cnn-1-s1"]
+    assert sorted(path.name[:17] for path in Path("runs").glob("s*")) == [
+        "standard-cnn-1-s0",
+        "standard-cnn-1-s1",
+    ]
     assert pd.read_csv("out/summary.csv")[["n", "planned"]].to_numpy().tolist() == [[2, 2]]
 
 
 @pytest.mark.parametrize(
-    "words", [["hydra/launcher=basic"], ["hydra.launcher.pack=2", "hydra.launcher.slots=1"]], ids=["basic", "packed"]
+    "words",
+    [["hydra/launcher=basic"], ["hydra.launcher.pack=2", "hydra.launcher.slots=1"]],
+    ids=["basic", "packed"],
 )
 def test_with_other_launchers(words: list[str], kd: Callable) -> None:
     said = kd(*SMALL, "method=standard", "seeds=[3,4]", "hydra.sweep.dir=out", *words)
@@ -96,7 +115,9 @@ def test_an_experiment_may_set_them(kd: Callable, composed: Callable, launched: 
     def planned(name: str, *more: str) -> list[tuple[float, int]]:
         said = kd(*words, *more, f"hydra.sweep.dir={name}")
         assert said.code == 0, said.err
-        return [(job["config"]["method"]["T"], job["config"]["seed"]) for job in read_plan(Path(name))]
+        return [
+            (job["config"]["method"]["T"], job["config"]["seed"]) for job in read_plan(Path(name))
+        ]
 
     assert planned("a", "+experiment=mine") == [(2.0, 0), (2.0, 1)]
     assert planned("b", "+experiment=mine", "seeds=[7]") == [(2.0, 7)]
@@ -150,14 +171,16 @@ def test_a_trial_is_worth_the_mean_over_its_seeds(kd: Callable, launched: list) 
     assert len(launched) == 6, "the same command has nothing left to do"
 
 
-def test_a_free_worker_takes_the_next_seed_of_a_trial(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_free_worker_takes_the_next_seed_of_a_trial(
+    kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken = []
 
     def run(scheduler: LocalScheduler) -> None:
         units = [scheduler.source() for _ in range(3)]
         taken.extend((job["config"]["method"]["T"], words[-3]) for ((job, words),) in units)
         for ((job, _),) in units:
-            scheduler.over(job, Outcome("failed", "of a test"))
+            scheduler.on_job_end(job, Outcome("failed", "of a test"))
         assert scheduler.progress.total == 2
         assert scheduler.source() is None
 
@@ -172,18 +195,24 @@ def test_a_failed_seed_fails_its_trial(kd: Callable, launched: list, ends: dict)
     assert (said.code, said.err.splitlines()[-1]) == (1, "kd: 1 of 6 jobs are not done: 2")
     assert [job["config"]["seed"] for job in launched] == [0, 1, 0, 1, 2]
     assert [trial.state.name for trial in trials()] == ["FAIL", "COMPLETE"]
-    states = [directory.status(Path(job["folder"])) for job in plan()]
+    states = [directory.read_status(Path(job["folder"])) for job in plan()]
     assert [state.state for state in states] == ["done", "failed", "pruned", "done", "done", "done"]
     assert states[2].reason == "not started: another seed of its trial failed"
 
 
-def test_a_killed_seed_is_tried_again_and_the_others_are_not(kd: Callable, launched: list, ends: dict) -> None:
+def test_a_killed_seed_is_tried_again_and_the_others_are_not(
+    kd: Callable, launched: list, ends: dict
+) -> None:
     ends[1] = "killed"
     said = kd(*SMALL, *SEARCH, "seeds=[0,1,2]", "hydra.sweeper.n_trials=1")
     assert said.code == 0, said.err
     assert [job["config"]["seed"] for job in launched] == [0, 1, 1, 2]
     first, again = trials()
-    assert (first.state.name, first.user_attrs["lost"], again.state.name) == ("FAIL", True, "COMPLETE")
+    assert (first.state.name, first.user_attrs["lost"], again.state.name) == (
+        "FAIL",
+        True,
+        "COMPLETE",
+    )
     assert first.params == again.params
     assert len(plan()) == 3
 
@@ -203,7 +232,9 @@ def test_a_half_done_trial_is_resumed(
     assert states == (["RUNNING"] if how == "kill" else ["FAIL", "WAITING"])
     if how == "kill":
         (trial,) = trials()
-        stored()._storage.set_trial_user_attr(trial._trial_id, "owner", [platform.node(), 2**22 + 1, 1.0])
+        stored()._storage.set_trial_user_attr(
+            trial._trial_id, "owner", [platform.node(), 2**22 + 1, 1.0]
+        )
     assert kd(*words).code == 0
     assert [job["config"]["seed"] for job in launched] == [0, 1, 1, 2]
     lost, done = trials()
@@ -214,30 +245,35 @@ def test_a_half_done_trial_is_resumed(
 def test_the_pruner_reads_the_first_seed_only(tmp_path: Path, jobs: Callable) -> None:
     study = opened(tmp_path)
     study.study.pruner = optuna.pruners.ThresholdPruner(lower=0.5)
-    trial = study.ask()
-    study.begin(trial, jobs(3))
+    trial = study.ask_trial()
+    study.begin_trial(trial, jobs(3))
     first, second = study.next_job(), study.next_job()
-    assert not study.heard(second, {"epoch": 1, "val_accuracy": 0.1}), "the pruner has not seen the first"
-    assert not study.heard(first, {"epoch": 1, "val_accuracy": 0.9})
-    assert study.heard(first, {"epoch": 2, "val_accuracy": 0.2})
-    assert study.heard(second, {"epoch": 2, "val_accuracy": 0.9}), "its trial is given up"
-    study.over(first, Outcome("pruned"))
+    assert not study.report_epoch(second, {"epoch": 1, "val_accuracy": 0.1}), (
+        "the pruner has not seen the first"
+    )
+    assert not study.report_epoch(first, {"epoch": 1, "val_accuracy": 0.9})
+    assert study.report_epoch(first, {"epoch": 2, "val_accuracy": 0.2})
+    assert study.report_epoch(second, {"epoch": 2, "val_accuracy": 0.9}), "its trial is given up"
+    study.finish_trial(first, Outcome("pruned"))
     assert study.next_job() is None
     assert study.study.trials[0].state.name == "RUNNING"
-    study.over(second, Outcome("pruned"))
+    study.finish_trial(second, Outcome("pruned"))
     (told,) = study.study.trials
     assert (told.state.name, told.intermediate_values) == ("PRUNED", {1: 0.9, 2: 0.2})
-    assert directory.status(tmp_path / "run2") == ("pruned", "not started: another seed of its trial was pruned")
+    assert directory.read_status(tmp_path / "run2") == (
+        "pruned",
+        "not started: another seed of its trial was pruned",
+    )
 
 
 def test_one_seed_that_was_pruned_too_late_counts(tmp_path: Path, jobs: Callable) -> None:
     study = opened(tmp_path)
     study.study.pruner = optuna.pruners.ThresholdPruner(lower=0.5)
-    study.begin(study.ask(), jobs(1))
+    study.begin_trial(study.ask_trial(), jobs(1))
     job = study.next_job()
-    assert study.heard(job, {"epoch": 1, "val_accuracy": 0.1})
+    assert study.report_epoch(job, {"epoch": 1, "val_accuracy": 0.1})
     write_json(tmp_path / "run0" / "result.json", result_of(0.1))
-    study.over(job, Outcome("done"))
+    study.finish_trial(job, Outcome("done"))
     assert (study.study.trials[0].state.name, study.study.trials[0].value) == ("COMPLETE", 0.1)
 
 
@@ -257,7 +293,9 @@ def jobs(tmp_path: Path) -> Callable:
 
 
 @pytest.mark.parametrize(
-    "words", [["seed=0,1"], ["seed=range(3)"], ["seeds=[0],[1]"], ["seed=interval(0,4)"], ["++seed=0,1"]], ids=" ".join
+    "words",
+    [["seed=0,1"], ["seed=range(3)"], ["seeds=[0],[1]"], ["seed=interval(0,4)"], ["++seed=0,1"]],
+    ids=" ".join,
 )
 def test_seeds_are_not_searched(words: list[str], kd: Callable, launched: list) -> None:
     said = kd("-m", *SMALL, *SEARCH, *words)

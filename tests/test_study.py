@@ -23,10 +23,22 @@ ROOT = Path(__file__).parents[1]
 SIZES = {4: 70_000, 8: 270_000, 16: 1_070_000, 32: 4_271_338}
 
 
-def row(method: str, seed: int, accuracy: float, setting: str | None = None, scale: int = 16, **also: Any) -> dict:
+def row(
+    method: str,
+    seed: int,
+    accuracy: float,
+    setting: str | None = None,
+    scale: int = 16,
+    **also: Any,
+) -> dict:
     epochs = also.get("student.epochs", 15)
     taught = method not in ("standard", "label_smoothing")
-    teacher = {"teacher": "cnn-32", "teacher_params": SIZES[32], "teacher_macs": 10**8, "teacher_test_accuracy": 0.85}
+    teacher = {
+        "teacher": "cnn-32",
+        "teacher_params": SIZES[32],
+        "teacher_macs": 10**8,
+        "teacher_test_accuracy": 0.85,
+    }
     return {
         "setting": setting or method, "method": method, "student": f"cnn-{scale}", "seed": seed, "status": "done",
         "epochs": epochs, "samples": 45_000, "batch_size": 128, "data": "imagefolder", "budget": f"{epochs} x 45,000",
@@ -61,14 +73,29 @@ def kept(folder: Path, part: str, rows: list[dict], swept: list[str]) -> pd.Data
 def made(tmp_path: Path) -> dict[str, pd.DataFrame]:
     """All parts; logits are about a point above standard, feature is not, whatever else is swept."""
     draw = np.random.default_rng(0).normal
-    gain = {"standard": 0.0, "logits": 0.01, "feature": 0.0003, "label_smoothing": 0.004, "logits" + MISALIGNED: -0.1}
+    gain = {
+        "standard": 0.0,
+        "logits": 0.01,
+        "feature": 0.0003,
+        "label_smoothing": 0.004,
+        "logits" + MISALIGNED: -0.1,
+    }
 
     def rows(names: list[str], seeds: int, **also: Any) -> list[dict]:
         base = [0.8 + draw(0, 0.003) for _ in range(seeds)]
-        return [row(n, s, base[s] + gain[n] + draw(0, 0.001), **also) for n in names for s in range(seeds)]
+        return [
+            row(n, s, base[s] + gain[n] + draw(0, 0.001), **also)
+            for n in names
+            for s in range(seeds)
+        ]
 
     found = {
-        "original": kept(tmp_path, "original", rows(["standard", "logits", "feature", "logits" + MISALIGNED], 3), [])
+        "original": kept(
+            tmp_path,
+            "original",
+            rows(["standard", "logits", "feature", "logits" + MISALIGNED], 3),
+            [],
+        )
     }
     tried = [row("standard", 0, 0.8)]
     for T in (1.0, 4.0):
@@ -76,16 +103,25 @@ def made(tmp_path: Path) -> dict[str, pd.DataFrame]:
             accuracy = 0.81 + 0.001 * T - 0.002 * alpha
             keys = {"method.T": T, "method.alpha": alpha}
             tried.append(row("logits", 0, accuracy, f"logits T={T:g} alpha={alpha}", **keys))
-    tried += [row("feature", 0, 0.8 + b / 100, f"feature beta={b}", **{"method.beta": b}) for b in (0.1, 0.3)]
+    tried += [
+        row("feature", 0, 0.8 + b / 100, f"feature beta={b}", **{"method.beta": b})
+        for b in (0.1, 0.3)
+    ]
     tried += [row("label_smoothing", 0, 0.8 - s / 100, f"label_smoothing smoothing={s}", **{"method.smoothing": s})
               for s in (0.1, 0.2)]  # fmt: skip
     keys = ["method.T", "method.alpha", "method.beta", "method.smoothing"]
     found["choice"] = kept(tmp_path, "choice", tried, keys)
-    found["fair"] = kept(tmp_path, "fair", rows(["standard", "logits", "feature", "label_smoothing"], 5), [])
+    found["fair"] = kept(
+        tmp_path, "fair", rows(["standard", "logits", "feature", "label_smoothing"], 5), []
+    )
     fair = json.loads((tmp_path / "fair" / "part.json").read_text())
     fair["sweeps"]["0"]["words"] = ["+experiment=fair", "method=logits", "method.T=4"]
     write_json(tmp_path / "fair" / "part.json", fair)
-    for part, values in (("labels", (0.01, 0.1, 1.0)), ("budget", (5, 15, 45)), ("student", tuple(SIZES))):
+    for part, values in (
+        ("labels", (0.01, 0.1, 1.0)),
+        ("budget", (5, 15, 45)),
+        ("student", tuple(SIZES)),
+    ):
         key = study_figures.SWEPT[part][0]
         some = []
         for value in values:
@@ -96,7 +132,11 @@ def made(tmp_path: Path) -> dict[str, pd.DataFrame]:
         found[part] = kept(tmp_path, part, some, [key])
     some = rows(["standard"], 3)
     for value in (16, 32, 64):
-        own = {"teacher.scale": value, "teacher": f"cnn-{value}", "teacher_test_accuracy": 0.8 + value / 1000}
+        own = {
+            "teacher.scale": value,
+            "teacher": f"cnn-{value}",
+            "teacher_test_accuracy": 0.8 + value / 1000,
+        }
         some += [one | {"setting": f"logits {value}"} for one in rows(["logits"], 3, **own)]
     found["teacher"] = kept(tmp_path, "teacher", some, ["teacher.scale"])
     return found
@@ -115,18 +155,27 @@ def test_the_page_says_what_the_tables_say(made: dict[str, pd.DataFrame], tmp_pa
     difference = fair["logits"] - fair["standard"]
     half = stats.t.ppf(0.975, 4) * difference.std() / 5**0.5
     assert f"{100 * difference.mean():+.2f} ± {100 * half:.2f}" in text
-    raw = [stats.ttest_rel(fair[name], fair["standard"]).pvalue for name in ("logits", "feature", "label_smoothing")]
+    raw = [
+        stats.ttest_rel(fair[name], fair["standard"]).pvalue
+        for name in ("logits", "feature", "label_smoothing")
+    ]
     assert raw[1] == max(raw)  # Holm's correction leaves the largest as it is
     assert f"(p = {raw[1]:.3f}, n = 5)" in text
     for part, (key, _) in study_figures.SWEPT.items():
         runs = made[part]
         for value in sorted(runs[runs["method"] == "logits"][key].unique()):
-            taught = runs[(runs["method"] == "logits") & (runs[key] == value)].set_index("seed")["test_accuracy"]
+            taught = runs[(runs["method"] == "logits") & (runs[key] == value)].set_index("seed")[
+                "test_accuracy"
+            ]
             plain = runs[runs["method"] == "standard"]
             plain = plain if part == "teacher" else plain[plain[key] == value]
             mean = 100 * (taught - plain.set_index("seed")["test_accuracy"]).mean()
-            assert re.search(rf"\| {value:g} \| (\d\d\.\d\d \| )?3 \| .* \| \{mean:+.2f} ± ", text), (part, value)
-            assert re.search(rf"^- \[.*\{mean:+.2f} ± [\d.]+(\*\*)? at {value:g}[,.]", text, re.M), (part, value)
+            assert re.search(
+                rf"\| {value:g} \| (\d\d\.\d\d \| )?3 \| .* \| \{mean:+.2f} ± ", text
+            ), (part, value)
+            assert re.search(
+                rf"^- \[.*\{mean:+.2f} ± [\d.]+(\*\*)? at {value:g}[,.]", text, re.M
+            ), (part, value)
     for title, link in re.findall(r"^- \[(.*)\]\(#(.*)\) \(", text, re.M):
         assert f"\n## {title}\n" in text
         assert link == title.lower().replace(" ", "-")
@@ -134,17 +183,31 @@ def test_the_page_says_what_the_tables_say(made: dict[str, pd.DataFrame], tmp_pa
     tried = tried.drop_duplicates(["method", "epochs", "teacher", "seed"])
     for within, mark in ((15, 79.73), (45, 82.44)):
         groups = tried[tried["epochs"] <= within].groupby(["method", "epochs", "teacher"])
-        (method, epochs, teacher), best = max(groups, key=lambda pair: pair[1]["val_accuracy"].mean())
+        (method, epochs, teacher), best = max(
+            groups, key=lambda pair: pair[1]["val_accuracy"].mean()
+        )
         best = 100 * best["test_accuracy"]
-        said = re.search(rf"- within {within} epochs: (\S+) ± \S+ % \((.*)\), (\d) of (\d) seeds above {mark} %", text)
+        said = re.search(
+            rf"- within {within} epochs: (\S+) ± \S+ % \((.*)\), (\d) of (\d) seeds above {mark} %",
+            text,
+        )
         who = f"`{method}` taught by {teacher}, {epochs} epochs"
-        assert said.groups() == (f"{best.mean():.2f}", who, str((best > mark).sum()), str(len(best)))
+        assert said.groups() == (
+            f"{best.mean():.2f}",
+            who,
+            str((best > mark).sum()),
+            str(len(best)),
+        )
     assert f"| teacher cnn-32 | {SIZES[32]:,} | " in text  # the summary has it to six digits
     taught = made["teacher"].pivot(index="seed", columns="teacher.scale", values="test_accuracy")
     test = stats.ttest_rel(taught[64], taught[16])
-    said = re.search(r"The largest teacher against the smallest: (\S+) ± .*\(p = (\S+), n = 3\)", text)
+    said = re.search(
+        r"The largest teacher against the smallest: (\S+) ± .*\(p = (\S+), n = 3\)", text
+    )
     assert said.groups() == (f"{100 * (taught[64] - taught[16]).mean():+.2f}", f"{test.pvalue:.3f}")
-    assert [f"| {scale} | {80 + scale / 10:.2f} | 3 |" in text for scale in (16, 32, 64)] == [True] * 3
+    assert [f"| {scale} | {80 + scale / 10:.2f} | 3 |" in text for scale in (16, 32, 64)] == [
+        True
+    ] * 3
     figures = {path.stem for path in tmp_path.glob("*.png")}
     assert figures == set(re.findall(r"\]\(study/(\w+)\.png\)", text))
     assert {"accuracy_comparison", "distillation_comparison", "bug", "pareto"} <= figures
@@ -162,8 +225,12 @@ def test_a_study_that_finds_nothing_says_so(tmp_path: Path) -> None:
     assert "Not run yet: `original`" in text
 
 
-@pytest.mark.parametrize(("gain", "said"), [(0.01, None), (0.0, "not distinguishable"), (-0.02, "worse")])
-def test_the_verdict_on_long_training_is_the_tables(gain: float, said: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("gain", "said"), [(0.01, None), (0.0, "not distinguishable"), (-0.02, "worse")]
+)
+def test_the_verdict_on_long_training_is_the_tables(
+    gain: float, said: str | None, tmp_path: Path
+) -> None:
     """What holds for short training is not told of long training where that was measured and it is gone."""
     noise = [0.001 * ((seed * 7) % 5 - 2) for seed in range(5)]
     gains = {5: 0.02, 15: 0.01, 45: gain}
@@ -176,10 +243,15 @@ def test_the_verdict_on_long_training_is_the_tables(gain: float, said: str | Non
     kept(tmp_path, "budget", [one for some in rows.values() for one in some], ["student.epochs"])
     text = study_page.page(study_page.gathered(tmp_path), {})
     assert "**Use `logits`**" in text
-    found = re.findall(r"\*\*Not for long training\*\*: with 45 epochs `logits` against `standard` is (.*)\.\n", text)
+    found = re.findall(
+        r"\*\*Not for long training\*\*: with 45 epochs `logits` against `standard` is (.*)\.\n",
+        text,
+    )
     assert len(found) == (said is not None)
     if said is not None:
-        assert re.fullmatch(rf"\{100 * gain:+.2f} ± [\d.]+ points, {said} \(p (=|<) [\d.]+, n = 5\)", found[0])
+        assert re.fullmatch(
+            rf"\{100 * gain:+.2f} ± [\d.]+ points, {said} \(p (=|<) [\d.]+, n = 5\)", found[0]
+        )
 
 
 def test_the_original_protocol_is_as_its_text_gives_it(composed: Callable) -> None:
@@ -188,10 +260,17 @@ def test_the_original_protocol_is_as_its_text_gives_it(composed: Callable) -> No
     for experiment, *more, seeds in words:
         config = composed(experiment, *more, small=False)
         methods.append(config.method.name)
-        assert (config.root.optimizer.name, config.root.optimizer.lr, config.root.batch_size) == ("adam", 1e-3, 128)
+        assert (config.root.optimizer.name, config.root.optimizer.lr, config.root.batch_size) == (
+            "adam",
+            1e-3,
+            128,
+        )
         assert config.epochs == (10 if config.method.name == "feature" else 15)
-        assert config.teaching.epochs == 25
-        said = {key: getattr(config.method, key, value) for key, value in {"T": 3, "alpha": 0.5, "beta": 0.4}.items()}
+        assert config.teacher_settings.epochs == 25
+        said = {
+            key: getattr(config.method, key, value)
+            for key, value in {"T": 3, "alpha": 0.5, "beta": 0.4}.items()
+        }
         assert said == {"T": 3, "alpha": 0.5, "beta": 0.4}
         assert (config.misaligned, seeds) == ("misaligned" in " ".join(more), study.FEW)
     assert methods == ["standard", "logits", "feature", "logits"]
@@ -200,17 +279,30 @@ def test_the_original_protocol_is_as_its_text_gives_it(composed: Callable) -> No
 def test_settings_come_from_validation(made: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     assert study.chosen(tmp_path, "logits") == ["method.T=4", "method.alpha=0.1"]
     assert study.chosen(tmp_path, "feature") == ["method.beta=0.3"]
-    assert ["+experiment=fair", "method=label_smoothing", "method.smoothing=0.1"] in study.fair(tmp_path)
+    assert ["+experiment=fair", "method=label_smoothing", "method.smoothing=0.1"] in study.fair(
+        tmp_path
+    )
     assert ["+experiment=fair", "method=standard"] in study.fair(tmp_path)
 
 
 def test_a_part_is_run_and_kept_without_a_trace_of_the_machine(tmp_path: Path) -> None:
     words = "original data=digits student.epochs=1 teacher.epochs=1 student.scale=1 teacher.scale=2 device=cpu"
-    command = [sys.executable, "-m", "benchmarks.study", *words.split(), "--place", "runs_here", "--kept", "kept"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.study",
+        *words.split(),
+        "--place",
+        "runs_here",
+        "--kept",
+        "kept",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def run() -> str:
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -218,7 +310,9 @@ def test_a_part_is_run_and_kept_without_a_trace_of_the_machine(tmp_path: Path) -
     assert "is kept" not in run()
     first = (part / "runs.csv").read_text()
     said = json.loads((part / "part.json").read_text())
-    write_json(part / "part.json", said | {"sweeps": {n: x for n, x in said["sweeps"].items() if n != "1"}})
+    write_json(
+        part / "part.json", said | {"sweeps": {n: x for n, x in said["sweeps"].items() if n != "1"}}
+    )
     assert study.load("original", tmp_path / "kept") is None, "not the whole part"
     *others, last = first.splitlines(keepends=True)
     (part / "runs.csv").write_text("".join([*others, last.replace(",done,", ",failed,")]))
@@ -228,13 +322,23 @@ def test_a_part_is_run_and_kept_without_a_trace_of_the_machine(tmp_path: Path) -
     assert (part / "runs.csv").read_text() == first
     assert run().count("is kept") == 4
     tables, said = study.load("original", tmp_path / "kept")
-    assert sorted(tables.summary["method"]) == ["feature", "logits", "logits" + MISALIGNED, "standard"]
+    assert sorted(tables.summary["method"]) == [
+        "feature",
+        "logits",
+        "logits" + MISALIGNED,
+        "standard",
+    ]
     assert (tables.summary["n"] == 3).all()
-    assert len(tables.runs) == len(tables.history) == 12, "a baseline that another sweep ran is no run of this one"
+    assert len(tables.runs) == len(tables.history) == 12, (
+        "a baseline that another sweep ran is no run of this one"
+    )
     for path in (tmp_path / "kept").rglob("*"):
         assert path.is_dir() or str(tmp_path) not in path.read_text()
     assert said["seconds"] > 0
-    assert set(study.latency(["cnn-1", "cnn-2", "cnn-1", "resnet20"], passes=1)) == {"cnn-1", "cnn-2"}
+    assert set(study.latency(["cnn-1", "cnn-2", "cnn-1", "resnet20"], passes=1)) == {
+        "cnn-1",
+        "cnn-2",
+    }
 
 
 @pytest.mark.skipif(not study_page.gathered(), reason="no part of the study is kept yet")
@@ -250,16 +354,32 @@ def test_the_page_is_written_from_what_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", study.PARTS)
 def test_what_is_kept_is_what_the_study_asks_for(part: str) -> None:
     """The page's numbers are those of the commands that it gives and that `python -m benchmarks.study` runs."""
-    asked = [[*words, "data=imagefolder", "data.root=PATH"] for words in study.PARTS[part](study.HERE)]
-    assert [study.whole(part, number, words, study.HERE) for number, words in enumerate(asked)] == [True] * len(asked)
+    asked = [
+        [*words, "data=imagefolder", "data.root=PATH"] for words in study.PARTS[part](study.HERE)
+    ]
+    assert [study.whole(part, number, words, study.HERE) for number, words in enumerate(asked)] == [
+        True
+    ] * len(asked)
 
 
 @pytest.mark.parametrize(
     ("part", "line"),
-    [("nothing", "there is no part nothing; allowed: original, choice"), ("fair", "the part choice comes first")],
+    [
+        ("nothing", "there is no part nothing; allowed: original, choice"),
+        ("fair", "the part choice comes first"),
+    ],
 )
 def test_a_part_that_cannot_be_run(part: str, line: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.study", part, "--kept", str(tmp_path), "--place", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.study",
+        part,
+        "--kept",
+        str(tmp_path),
+        "--place",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert line in done.stderr
@@ -274,7 +394,9 @@ def test_a_part_that_cannot_be_run(part: str, line: str, tmp_path: Path) -> None
         (0.81, 0.81, "The bug does not explain the published collapse."),
     ],
 )
-def test_the_verdict_on_the_bug_is_the_tables(logits: float, wrong: float, title: str, tmp_path: Path) -> None:
+def test_the_verdict_on_the_bug_is_the_tables(
+    logits: float, wrong: float, title: str, tmp_path: Path
+) -> None:
     means = {"standard": 0.80, "logits": logits, "feature": 0.80, "logits" + MISALIGNED: wrong}
     rows = [row(name, seed, mean + 0.001 * ((3 * seed + n) % 4)) for n, (name, mean) in enumerate(means.items())
             for seed in range(3)]  # fmt: skip
@@ -295,7 +417,9 @@ def test_the_notebook_reads_what_is_kept(made: dict[str, pd.DataFrame], tmp_path
     for place in [*places, tmp_path]:
         notebook = nbformat.read(ROOT / "examples" / "study.ipynb", as_version=4)
         assert not any(cell.get("outputs") for cell in notebook.cells)
-        nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": place}}).execute()
+        nbclient.NotebookClient(
+            notebook, timeout=600, resources={"metadata": {"path": place}}
+        ).execute()
         said = "".join(str(output) for cell in notebook.cells for output in cell.get("outputs", []))
         assert "image/png" in said
         assert "standard" in said

@@ -11,17 +11,21 @@ import pytest
 from conftest import SMALL, is_one_line
 
 from kd.core.errors import UserError
-from kd.runs.optuna_storage import absolute, opened
+from kd.runs.optuna_storage import absolute, open_storage
 from kd.sweep import optuna_study
 from kd.sweep.optuna_study import SEARCH, Study, description
 
 BASE = [*SMALL, "hydra/sweeper=optuna", "method=logits", "hydra.sweeper.n_trials=2"]
 NAMED = ["hydra.sweeper.study=mine"]
-FLOAT, LOG, CHOICE = "method.T=interval(1.0,8.0)", "method.T=tag(log,interval(1.0,8.0))", "method.T=1,2,4"
+FLOAT, LOG, CHOICE = (
+    "method.T=interval(1.0,8.0)",
+    "method.T=tag(log,interval(1.0,8.0))",
+    "method.T=1,2,4",
+)
 
 
 def storage(name: str = "sqlite:///runs/search.db") -> Any:
-    return opened(absolute(name))
+    return open_storage(absolute(name))
 
 
 def stored(name: str = "mine", where: str = "sqlite:///runs/search.db") -> optuna.Study:
@@ -30,7 +34,9 @@ def stored(name: str = "mine", where: str = "sqlite:///runs/search.db") -> optun
 
 def content(name: str = "mine", where: str = "sqlite:///runs/search.db") -> Any:
     found = stored(name, where)
-    return json.dumps([found.user_attrs, [(t.number, t.state.name, t.params, t.value) for t in found.trials]])
+    return json.dumps(
+        [found.user_attrs, [(t.number, t.state.name, t.params, t.value) for t in found.trials]]
+    )
 
 
 def test_a_study_keeps_what_it_searches(kd: Callable, launched: list) -> None:
@@ -40,7 +46,11 @@ def test_a_study_keeps_what_it_searches(kd: Callable, launched: list) -> None:
         "method.T": {"kind": "float", "low": 1.0, "high": 8.0, "log": True},
         "method.alpha": {"kind": "choice", "choices": ["0.2", "0.4"]},
     }
-    assert (search["objective"], search["direction"], search["seeds"]) == ("val_accuracy", "maximize", [3, 4])
+    assert (search["objective"], search["direction"], search["seeds"]) == (
+        "val_accuracy",
+        "maximize",
+        [3, 4],
+    )
     fixed = search["fixed"]
     assert {
         "student.scale": 1,
@@ -48,7 +58,15 @@ def test_a_study_keeps_what_it_searches(kd: Callable, launched: list) -> None:
         "teacher.epochs": 1,
         "method.name": "logits",
     }.items() <= fixed.items()
-    assert not {"method.T", "method.alpha", "seed", "device", "tracker.mode", "paths.runs", "rerun"} & set(fixed)
+    assert not {
+        "method.T",
+        "method.alpha",
+        "seed",
+        "device",
+        "tracker.mode",
+        "paths.runs",
+        "rerun",
+    } & set(fixed)
 
 
 OTHERS: dict[str, tuple[list[str], dict[str, str]]] = {
@@ -79,7 +97,9 @@ OTHERS: dict[str, tuple[list[str], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize(("first", "others"), OTHERS.values(), ids=OTHERS)
-def test_another_search_is_refused(first: list[str], others: dict[str, str], kd: Callable, launched: list) -> None:
+def test_another_search_is_refused(
+    first: list[str], others: dict[str, str], kd: Callable, launched: list
+) -> None:
     words = ["-m", *BASE, *NAMED, "hydra.sweeper.n_trials=1"]
     assert kd(*words, *first).code == 0
     before = content()
@@ -117,7 +137,9 @@ def test_the_same_search_goes_on_however_it_is_typed(
 
 
 def test_an_unnamed_study_is_its_search(kd: Callable, launched: list) -> None:
-    for number, more in enumerate([[], ["method.alpha=0.2"], ["hydra.sweeper.objective=val_nll"], ["seeds=[0,1]"]], 1):
+    for number, more in enumerate(
+        [[], ["method.alpha=0.2"], ["hydra.sweeper.objective=val_nll"], ["seeds=[0,1]"]], 1
+    ):
         assert kd("-m", *BASE, FLOAT, *more).code == 0
         assert len(optuna.get_all_study_names(storage())) == number
 
@@ -186,7 +208,9 @@ def test_processes_that_make_a_study_at_one_moment_agree(name: str, tmp_path: Pa
     objectives = ["val_nll", "val_ece", "val_nll", "val_ece"]
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(len(objectives)), context.Queue()
-    processes = [context.Process(target=_open, args=(where, one, barrier, answers)) for one in objectives]
+    processes = [
+        context.Process(target=_open, args=(where, one, barrier, answers)) for one in objectives
+    ]
     for process in processes:
         process.start()
     got = [answers.get() for _ in processes]
@@ -194,7 +218,11 @@ def test_processes_that_make_a_study_at_one_moment_agree(name: str, tmp_path: Pa
         process.join()
     winner = stored(where=where).user_attrs[SEARCH]["objective"]
     assert sorted(objective for objective, error in got if not error) == [winner, winner], got
-    assert all("is another search: objective is" in error for objective, error in got if objective != winner), got
+    assert all(
+        "is another search: objective is" in error
+        for objective, error in got
+        if objective != winner
+    ), got
 
 
 def test_a_trial_that_another_process_has_failed_is_not_failed_again(
@@ -202,18 +230,24 @@ def test_a_trial_that_another_process_has_failed_is_not_failed_again(
 ) -> None:
     """Of several processes that find an orphan, one is first; also between another's look and its write."""
     search = description("val_nll", [0], {}, {"": {}})
-    first, second = (Study(f"sqlite:///{tmp_path}/search.db", "mine", 3, search, "tpe", "none", 0) for _ in range(2))
-    trial = first.ask()
+    first, second = (
+        Study(f"sqlite:///{tmp_path}/search.db", "mine", 3, search, "tpe", "none", 0)
+        for _ in range(2)
+    )
+    trial = first.ask_trial()
     assert trial is not None
     seen = second.study.get_trials()
-    first._lose(trial.number)
+    first._fail_orphaned_trial(trial.number)
     monkeypatch.setattr(second.study, "get_trials", lambda **_: seen)
-    second._lose(trial.number)
-    second.begin(trial, [{"number": 0}])
+    second._fail_orphaned_trial(trial.number)
+    second.begin_trial(trial, [{"number": 0}])
     second.refuse(trial, "no allowed configuration")
-    second._tell(trial, 0.5, "COMPLETE")
+    second._finish_in_storage(trial, 0.5, "COMPLETE")
     assert second.next_job() is None
-    states = [(t.state.name, t.user_attrs.get("lost"), t.user_attrs.get("again")) for t in first.study.get_trials()]
+    states = [
+        (t.state.name, t.user_attrs.get("lost"), t.user_attrs.get("again"))
+        for t in first.study.get_trials()
+    ]
     assert states == [("FAIL", True, None), ("WAITING", None, 0)], "lost once, and tried again once"
 
 
@@ -241,8 +275,15 @@ def test_what_determines_a_result_is_what_its_identity_hashes(composed: Callable
         "checkpoint.minutes=1", "kernels=torch", "seeds=[0,1]", "teacher.store.maps=true", "student.dropout=0.3",
         "teacher.dropout=0.3",
     ]  # fmt: skip
-    several = [["teacher.members=2", "teacher.mean=probabilities"], ["method=standard", "teacher.epochs=2"]]
-    configs = [composed("method=logits", *words) for words in ([], *([v] for v in variants), *several)]
+    several = [
+        ["teacher.members=2", "teacher.mean=probabilities"],
+        ["method=standard", "teacher.epochs=2"],
+    ]
+    configs = [
+        composed("method=logits", *words) for words in ([], *([v] for v in variants), *several)
+    ]
     for one in configs:
         for other in configs:
-            assert (one.identity() == other.identity()) == (one.determinants() == other.determinants())
+            assert (one.identity() == other.identity()) == (
+                one.determinants() == other.determinants()
+            )

@@ -19,7 +19,7 @@ from conftest import SWEPT as SMALL
 
 from kd.report.tables import read_plan
 from kd.runs import directory
-from kd.sweep.scheduler import in_turn
+from kd.sweep.scheduler import order_by_teacher
 
 
 def measured(folder: Path) -> pd.DataFrame:
@@ -28,7 +28,9 @@ def measured(folder: Path) -> pd.DataFrame:
     return pd.read_csv(path).drop(columns=["train_seconds", "images_per_second"])
 
 
-def test_killed_in_the_middle_and_started_again_ends_in_the_same_tables(place: Place, tmp_path: Path) -> None:
+def test_killed_in_the_middle_and_started_again_ends_in_the_same_tables(
+    place: Place, tmp_path: Path
+) -> None:
     words = ["-m", *SMALL, "method=standard,logits", "seed=0,1"]
     whole = Place(tmp_path / "whole")
     assert whole.type(*words)[0] == 0
@@ -45,18 +47,27 @@ def test_killed_in_the_middle_and_started_again_ends_in_the_same_tables(place: P
     assert out.count("found in runs/standard-cnn-2-s0") == 1
     assert {path: path.stat().st_mtime_ns for path in done} == done, "a finished run was run again"
     pd.testing.assert_frame_equal(measured(place.folder), measured(whole.folder))
-    assert {s.state for s in map(directory.status, place.runs())} == {"done"}
+    assert {s.state for s in map(directory.read_status, place.runs())} == {"done"}
 
 
 def test_one_diverges_one_crashes_and_two_finish(place: Place) -> None:
-    words = ["-m", *SMALL, "method=standard", "optimizer.lr=0.05,1e30,0.01,0.02", "student.epochs=30"]
+    words = [
+        "-m",
+        *SMALL,
+        "method=standard",
+        "optimizer.lr=0.05,1e30,0.01,0.02",
+        "student.epochs=30",
+    ]
     process = place.start(*words)
 
     def third() -> Path | None:
-        return next((p for p in place.runs() if "0.01" in (p / "config.yaml").read_text() and running(p)), None)
+        return next(
+            (p for p in place.runs() if "0.01" in (p / "config.yaml").read_text() and running(p)),
+            None,
+        )
 
     def running(path: Path) -> bool:
-        return directory.status(path).state == "running" and (path / "history.csv").exists()
+        return directory.read_status(path).state == "running" and (path / "history.csv").exists()
 
     place.wait(third)
     os.kill(json.loads((third() / "status.json").read_text())["pid"], signal.SIGKILL)
@@ -74,7 +85,14 @@ def test_one_diverges_one_crashes_and_two_finish(place: Place) -> None:
 
 
 def test_four_jobs_at_once_train_their_teacher_once(place: Place) -> None:
-    words = ["-m", *SMALL, "method=logits", "method.T=1,2,4,8", "teacher.epochs=6", "hydra.launcher.slots=4"]
+    words = [
+        "-m",
+        *SMALL,
+        "method=logits",
+        "method.T=1,2,4,8",
+        "teacher.epochs=6",
+        "hydra.launcher.slots=4",
+    ]
     code, out, _ = place.type(*words)
     assert code == 0
     logs = [path.read_text() for path in place.folder.glob("runs/logits-*/kd.log")]
@@ -96,9 +114,9 @@ def test_a_teacher_is_trained_beside_what_needs_none(place: Place) -> None:
     jobs = read_plan(folder)
     (teacher,) = place.folder.glob("runs/standard-cnn-2-s1000-*")
     assert [job["teachers"] for job in jobs] == [[], [], [str(teacher)], [str(teacher)]]
-    assert [unit[0]["number"] for unit in in_turn([[job] for job in jobs])] == [0, 1, 2, 3]
+    assert [unit[0]["number"] for unit in order_by_teacher([[job] for job in jobs])] == [0, 1, 2, 3]
     (teacher / "result.json").unlink()
-    assert [unit[0]["number"] for unit in in_turn([[job] for job in jobs])] == [2, 0, 1, 3]
+    assert [unit[0]["number"] for unit in order_by_teacher([[job] for job in jobs])] == [2, 0, 1, 3]
 
 
 def test_a_free_worker_waits_for_no_teacher_while_another_is_there(place: Place) -> None:
@@ -107,7 +125,7 @@ def test_a_free_worker_waits_for_no_teacher_while_another_is_there(place: Place)
     (done,) = place.folder.glob("runs/standard-*/result.json")
     slow, quick = place.folder / "slow", place.folder / "quick"
     jobs = [{"number": n, "teachers": [str(slow if n < 3 else quick)]} for n in range(6)]
-    turns = in_turn([[job] for job in jobs])
+    turns = order_by_teacher([[job] for job in jobs])
     assert [next(turns)[0]["number"] for _ in range(2)] == [0, 3]
     quick.mkdir()
     shutil.copy(done, quick)
@@ -118,7 +136,10 @@ def test_a_free_worker_waits_for_no_teacher_while_another_is_there(place: Place)
 def test_two_sweeps_of_one_second_have_two_directories(place: Place) -> None:
     """Other sweeps have begun in each of the seconds in which this one can begin."""
     now = datetime.now()
-    taken = {place.folder / "multirun" / (now + timedelta(seconds=s)).strftime("%Y-%m-%d/%H-%M-%S") for s in range(60)}
+    taken = {
+        place.folder / "multirun" / (now + timedelta(seconds=s)).strftime("%Y-%m-%d/%H-%M-%S")
+        for s in range(60)
+    }
     for path in taken:
         path.mkdir(parents=True)
     assert place.type("-m", *SMALL, "method=standard", "student.epochs=1")[0] == 0
@@ -130,7 +151,11 @@ def test_two_sweeps_of_one_second_have_two_directories(place: Place) -> None:
 
 @pytest.mark.parametrize(
     ("sent", "code", "state"),
-    [(signal.SIGINT, 130, "killed"), (signal.SIGTERM, 143, "killed"), (signal.SIGKILL, -9, "killed")],
+    [
+        (signal.SIGINT, 130, "killed"),
+        (signal.SIGTERM, 143, "killed"),
+        (signal.SIGKILL, -9, "killed"),
+    ],
     ids=["Ctrl-C", "SIGTERM", "SIGKILL"],
 )
 def test_the_parent_is_stopped(sent: signal.Signals, code: int, state: str, place: Place) -> None:
@@ -142,13 +167,13 @@ def test_the_parent_is_stopped(sent: signal.Signals, code: int, state: str, plac
     assert process.returncode == code
     place.wait(lambda: not place.workers(), 60)
     (interrupted,) = place.runs()
-    assert directory.status(interrupted).state == state
+    assert directory.read_status(interrupted).state == state
     assert "Traceback" not in err
     if sent != signal.SIGKILL:
         (sweep,) = place.folder.glob("multirun/*/*")
         assert pd.read_csv(sweep / "runs.csv")["status"].tolist() == ["killed", "planned"]
     again = place.start("-m", *LONG, "seed=0,1")
-    place.wait(lambda: directory.status(interrupted).state == "running")
+    place.wait(lambda: directory.read_status(interrupted).state == "running")
     again.kill()
 
 
@@ -158,7 +183,7 @@ def test_a_single_run_is_stopped_by_sigterm(place: Place) -> None:
     process.terminate()
     _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (143, "kd: terminated\n")
-    assert directory.status(place.runs()[0]) == ("killed", "terminated by SIGTERM")
+    assert directory.read_status(place.runs()[0]) == ("killed", "terminated by SIGTERM")
 
 
 def test_a_sweep_with_a_mistake_leaves_nothing(place: Place) -> None:
@@ -179,7 +204,13 @@ def test_a_run_that_is_planned_twice_is_run_once_and_counted_once(place: Place) 
 
 
 def test_another_launcher_ends_in_the_same_report(place: Place) -> None:
-    words = ["-m", *SMALL, "method=standard", "optimizer.lr=0.05,1e30", "hydra/launcher=submitit_local"]
+    words = [
+        "-m",
+        *SMALL,
+        "method=standard",
+        "optimizer.lr=0.05,1e30",
+        "hydra/launcher=submitit_local",
+    ]
     code, out, err = place.type(*words, "hydra.launcher.timeout_min=5")
     assert code == 1, err
     assert "2 jobs: 1 done, 1 diverged" in out
@@ -196,7 +227,14 @@ def test_with_another_launcher_a_failed_batch_ends_neither_the_next_nor_the_repo
     whole = shutil.copytree(folder, place.folder / "whole")
     image = min((folder / "train" / "dark").iterdir())
     image.write_bytes(image.read_bytes()[:50])
-    words = ["-m", "data=imagefolder", "data.size=16", "student.scale=1", "student.epochs=1", "method=standard"]
+    words = [
+        "-m",
+        "data=imagefolder",
+        "data.size=16",
+        "student.scale=1",
+        "student.epochs=1",
+        "method=standard",
+    ]
     words += ["batch_size=8", "device=cpu", "hydra.sweeper.max_batch_size=1", launcher]
     code, _, err = place.type(*words, f"data.root={folder},{whole}")
     assert code == 1, err
@@ -221,7 +259,9 @@ def test_the_dashboard_gets_the_sweep_as_a_group_and_a_summary_of_it(place: Plac
     assert sorted(r["job_type"] for r in runs) == ["student", "student", "sweep-summary"]
     for run in runs:
         if run["job_type"] == "student":
-            assert {"method", "optimizer", "seed"} <= set(run["config"]["update"]), "keys to filter by, not one string"
+            assert {"method", "optimizer", "seed"} <= set(run["config"]["update"]), (
+                "keys to filter by, not one string"
+            )
         else:
             assert "figures/accuracy" in run["said"]
             assert "standard reaches" in run["notes"]
@@ -230,22 +270,32 @@ def test_the_dashboard_gets_the_sweep_as_a_group_and_a_summary_of_it(place: Plac
 def test_slots_share_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from kd.sweep.scheduler import slots
+    from kd.sweep.scheduler import worker_environments
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    assert slots(None, 9, "cpu") == [{"OMP_NUM_THREADS": "1"}] * 8, "a core a worker"
-    assert slots(None, 2, "auto") == [{"OMP_NUM_THREADS": "4"}] * 2
-    assert slots(None, 9, "cpu", each_core=False) == slots(None, 9, "mps") == slots(None, 9, "cuda:1") == [{}]
-    assert slots(4, 9, "cpu") == [{"OMP_NUM_THREADS": "2"}] * 4
-    assert len(slots(4, 2, "cpu")) == 2, "no more workers than jobs"
+    assert worker_environments(None, 9, "cpu") == [{"OMP_NUM_THREADS": "1"}] * 8, "a core a worker"
+    assert worker_environments(None, 2, "auto") == [{"OMP_NUM_THREADS": "4"}] * 2
+    assert (
+        worker_environments(None, 9, "cpu", each_core=False)
+        == worker_environments(None, 9, "mps")
+        == worker_environments(None, 9, "cuda:1")
+        == [{}]
+    )
+    assert worker_environments(4, 9, "cpu") == [{"OMP_NUM_THREADS": "2"}] * 4
+    assert len(worker_environments(4, 2, "cpu")) == 2, "no more workers than jobs"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [s["CUDA_VISIBLE_DEVICES"] for s in slots(None, 9, "auto")] == ["0", "1"]
-    assert [s["CUDA_VISIBLE_DEVICES"] for s in slots(4, 9, "cuda")] == ["0", "1", "0", "1"]
+    assert [s["CUDA_VISIBLE_DEVICES"] for s in worker_environments(None, 9, "auto")] == ["0", "1"]
+    assert [s["CUDA_VISIBLE_DEVICES"] for s in worker_environments(4, 9, "cuda")] == [
+        "0",
+        "1",
+        "0",
+        "1",
+    ]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert [s["CUDA_VISIBLE_DEVICES"] for s in slots(3, 9, "auto")] == ["5", "7", "5"]
-    assert slots(2, 9, "cpu")[0] == {"OMP_NUM_THREADS": "4"}
+    assert [s["CUDA_VISIBLE_DEVICES"] for s in worker_environments(3, 9, "auto")] == ["5", "7", "5"]
+    assert worker_environments(2, 9, "cpu")[0] == {"OMP_NUM_THREADS": "4"}
 
 
 # ---- a search
@@ -281,22 +331,34 @@ def test_two_processes_search_one_study_and_one_is_killed(place: Place) -> None:
     assert {t.state.name for t in counted} <= {"COMPLETE", "PRUNED"}
     again = [t for t in counted if "again" in t.user_attrs]
     assert len(again) == len(lost), "none is lost"
-    for new, old in zip(again, lost, strict=True):  # a kill may fall between two draws: what was drawn is kept
+    for new, old in zip(
+        again, lost, strict=True
+    ):  # a kill may fall between two draws: what was drawn is kept
         assert new.params.items() >= old.params.items()
     drawn = [str(t.params) for t in counted]
     assert len(set(drawn)) == 12, "two processes drew the same values"
     last = max(place.folder.glob("multirun/*/*"), key=lambda path: path.stat().st_mtime)
-    assert len(pd.read_csv(last / "runs.csv")) == 12, "the report is on the study, whoever ran its trials"
+    assert len(pd.read_csv(last / "runs.csv")) == 12, (
+        "the report is on the study, whoever ran its trials"
+    )
 
 
 def test_a_search_is_checked_and_never_looks_at_the_test_images(kd: Callable) -> None:
     for words, line in {
-        ("hydra.sweeper.objective=test_accuracy",): "'test_accuracy' is not known; allowed: val_accuracy, ",
-        ("hydra.sweeper.pruner=axe",): "hydra.sweeper.pruner: 'axe' is not known; allowed: median, hyperband, none",
+        (
+            "hydra.sweeper.objective=test_accuracy",
+        ): "'test_accuracy' is not known; allowed: val_accuracy, ",
+        (
+            "hydra.sweeper.pruner=axe",
+        ): "hydra.sweeper.pruner: 'axe' is not known; allowed: median, hyperband, none",
         ("method.T=interval(0,4)",): "method.T: should be greater than or equal to 0.001, got 0",
-        ("method.T=tag(log,interval(0.0,4.0))",): "method.T: interval(a,b) needs a <= b, and a > 0 for its logarithm",
+        (
+            "method.T=tag(log,interval(0.0,4.0))",
+        ): "method.T: interval(a,b) needs a <= b, and a > 0 for its logarithm",
         ("data.val_size=0",): "data.val_size: a search needs validation images, got 0",
-        ("hydra.sweeper.storage=nodriver://x",): "hydra.sweeper.storage: nodriver://x cannot be opened (",
+        (
+            "hydra.sweeper.storage=nodriver://x",
+        ): "hydra.sweeper.storage: nodriver://x cannot be opened (",
     }.items():
         code, out, err = kd(*SEARCH, *words)
         assert (code, out, err.count("\n")) == (2, "", 1), err

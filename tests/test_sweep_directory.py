@@ -16,12 +16,21 @@ from kd.sweep.directory import SweepDirectory
 from kd.sweep.optuna_study import Study
 
 GRID = ["-m", *SMALL, "method=standard", "hydra.sweep.dir=out"]
-SEARCH = ["-m", *SMALL, "method=logits", "hydra/sweeper=optuna", "hydra.sweep.dir=out", "hydra.sweeper.n_trials=2"]
+SEARCH = [
+    "-m",
+    *SMALL,
+    "method=logits",
+    "hydra/sweeper=optuna",
+    "hydra.sweep.dir=out",
+    "hydra.sweeper.n_trials=2",
+]
 T = "method.T=interval(1.0,8.0)"
 
 
 def files(folder: str = "out") -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    return {
+        str(path): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()
+    }
 
 
 def seeds(folder: str = "out") -> list[int]:
@@ -29,7 +38,8 @@ def seeds(folder: str = "out") -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "other", ["seed=2", "seed=0", "seed=0,2", "seed=0,1 optimizer.lr=0.01", "seed=0,1 paths.runs=elsewhere"]
+    "other",
+    ["seed=2", "seed=0", "seed=0,2", "seed=0,1 optimizer.lr=0.01", "seed=0,1 paths.runs=elsewhere"],
 )
 def test_other_jobs_are_refused(other: str, kd: Callable, launched: list) -> None:
     """Other ones, fewer, or the same ones kept elsewhere: nothing in the directory changes."""
@@ -37,7 +47,8 @@ def test_other_jobs_are_refused(other: str, kd: Callable, launched: list) -> Non
     before = files()
     said = kd(*GRID, *other.split())
     assert is_one_line(
-        said, f"hydra.sweep.dir: {Path('out').absolute()} holds a sweep with other jobs (standard-cnn-1-s"
+        said,
+        f"hydra.sweep.dir: {Path('out').absolute()} holds a sweep with other jobs (standard-cnn-1-s",
     )
     assert said.err.endswith("; choose another directory, or move that one away\n")
     assert (files(), len(launched)) == (before, 2)
@@ -61,9 +72,13 @@ def test_names_of_one_directory_are_one(kd: Callable, launched: list, tmp_path: 
     Path("link").symlink_to("out")
     (tmp_path / "runs of mine").symlink_to(Path("runs").absolute())
     for name in ("link", str(Path("out").absolute()), "./link/../out", "out/"):
-        assert is_one_line(kd(*GRID, "seed=1", f"hydra.sweep.dir={name}"), "hydra.sweep.dir: "), name
+        assert is_one_line(kd(*GRID, "seed=1", f"hydra.sweep.dir={name}"), "hydra.sweep.dir: "), (
+            name
+        )
         assert kd(*GRID, "seed=0", f"hydra.sweep.dir={name}").code == 0, name
-    assert kd(*GRID, "seed=0", f"paths.runs='{tmp_path / 'runs of mine'}'").code == 0, "the same runs"
+    assert kd(*GRID, "seed=0", f"paths.runs='{tmp_path / 'runs of mine'}'").code == 0, (
+        "the same runs"
+    )
     assert len(launched) == 1
 
 
@@ -102,11 +117,16 @@ def without(key: str) -> Callable[[], None]:
         (lambda: Path("out/jobs.json").write_text("[{"), "a sweep whose jobs.json is damaged: "),
         (lambda: Path("out/jobs.json").write_text("{}"), "a sweep whose jobs.json is damaged: "),
         (without("folder"), "a sweep whose jobs.json is damaged: job 1: folder is missing"),
-        (lambda: Path("out/jobs.json").unlink(), "multirun.yaml, which is not of a sweep that can be resumed"),
+        (
+            lambda: Path("out/jobs.json").unlink(),
+            "multirun.yaml, which is not of a sweep that can be resumed",
+        ),
     ],
     ids=["half", "other", "an entry", "gone"],
 )
-def test_a_damaged_plan_is_not_replaced(damage: Callable, reason: str, kd: Callable, launched: list) -> None:
+def test_a_damaged_plan_is_not_replaced(
+    damage: Callable, reason: str, kd: Callable, launched: list
+) -> None:
     assert kd(*GRID, "seed=0,1").code == 0
     damage()
     before = files()
@@ -181,7 +201,8 @@ def test_a_search_whose_study_is_gone_is_not_replaced(kd: Callable, launched: li
     Path("runs/search.db").unlink()
     said = kd(*SEARCH, T)
     assert is_one_line(
-        said, f"hydra.sweep.dir: {Path('out').absolute()} holds a sweep with other jobs (logits-cnn-1-s0-"
+        said,
+        f"hydra.sweep.dir: {Path('out').absolute()} holds a sweep with other jobs (logits-cnn-1-s0-",
     )
     assert files() == before
 
@@ -196,19 +217,23 @@ def test_a_search_that_was_killed_is_resumed(kd: Callable, launched: list, ends:
     assert pd.read_csv("out/runs.csv")["status"].tolist() == ["done", "done"]
 
 
-def test_a_search_without_a_trial_yet_is_resumed(kd: Callable, launched: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_without_a_trial_yet_is_resumed(
+    kd: Callable, launched: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Study, "ask", stop)
+        patch.setattr(Study, "ask_trial", stop)
         assert kd(*SEARCH, T).code == 130
     assert read_plan(Path("out")) == []
     assert kd(*SEARCH, T).code == 0
     assert len(read_plan(Path("out"))) == 2
 
 
-def test_directories_that_were_there_stay(kd: Callable, launched: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_that_were_there_stay(
+    kd: Callable, launched: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("mine/empty").mkdir(parents=True)
     assert kd(*GRID, "seed=0,-1", "hydra.sweep.dir=mine/empty").code == 2
     assert kd(*GRID, "seed=0,-1", "hydra.sweep.dir=mine/empty/of/kd").code == 2

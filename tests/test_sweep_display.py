@@ -19,12 +19,12 @@ from conftest import PATIENCE, Place
 from conftest import SWEPT as SMALL
 from rich.console import Console
 
-from kd.core.console import Epoch
+from kd.core.console import EpochReport
 from kd.runs import directory
 from kd.sweep import progress
 from kd.sweep.progress import LiveProgress, SweepProgress
 from kd.sweep.scheduler import LocalScheduler
-from kd.sweep.worker_pool import Outcome, Tell
+from kd.sweep.worker_pool import Outcome, Send
 
 ONE = [*SMALL, "method=standard"]
 FIXED = ["data=digits", "student.epochs=15"]
@@ -40,7 +40,9 @@ class Clock:
         return self.seconds
 
 
-def job(number: int, *words: str, method: str = "logits", folder: Path = Path("runs/x")) -> dict[str, Any]:
+def job(
+    number: int, *words: str, method: str = "logits", folder: Path = Path("runs/x")
+) -> dict[str, Any]:
     overrides = ["data=digits", f"method={method}", *words, "student.epochs=15"]
     config = {"method": {"name": method}, "rerun": False}
     return {"number": number, "overrides": overrides, "folder": str(folder), "config": config}
@@ -49,11 +51,16 @@ def job(number: int, *words: str, method: str = "logits", folder: Path = Path("r
 def finished(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, val: float, test: float) -> None:
     """The job's result is there."""
     result = {"metrics": {"val_accuracy": val, "test_accuracy": test}}
-    monkeypatch.setattr(progress.directory, "finished", lambda path: result)
+    monkeypatch.setattr(progress.directory, "load_result", lambda path: result)
 
 
-def live(width: int = 100, height: int = 25, total: int = 9) -> tuple[LiveProgress, Clock, Callable[[], str]]:
-    console, clock = Console(file=io.StringIO(), force_terminal=True, width=width, height=height), Clock()
+def live(
+    width: int = 100, height: int = 25, total: int = 9
+) -> tuple[LiveProgress, Clock, Callable[[], str]]:
+    console, clock = (
+        Console(file=io.StringIO(), force_terminal=True, width=width, height=height),
+        Clock(),
+    )
     shown = LiveProgress(total, FIXED, console, now=clock)
 
     def drawn() -> str:
@@ -72,18 +79,20 @@ def _info(caplog: pytest.LogCaptureFixture) -> None:
 # ---- the table
 
 
-def test_the_table_has_a_row_for_each_running_job_and_the_counts_beneath(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_has_a_row_for_each_running_job_and_the_counts_beneath(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     shown, clock, drawn = live()
     jobs = [job(n, f"seed={n}", "method.T=4") for n in range(9)]
-    shown.job_found(jobs[8], {"metrics": {"val_accuracy": 0.5}})
+    shown.job_already_done(jobs[8], {"metrics": {"val_accuracy": 0.5}})
     for one in jobs[:4]:
         shown.job_started(one)
     clock.seconds += 20
     finished(jobs[1], monkeypatch, 0.9817, 0.9787)
     shown.job_ended(jobs[1], Outcome("done"))
     shown.job_ended(jobs[3], Outcome("failed", "boom"))
-    shown.epoch_ended(0, Epoch("student", 3, 15, 1.23456, 0.915, 80.0))
-    shown.epoch_ended(2, Epoch("teacher", 7, 20, 0.5, None, 13.0))
+    shown.epoch_ended(0, EpochReport("student", 3, 15, 1.23456, 0.915, 80.0))
+    shown.epoch_ended(2, EpochReport("teacher", 7, 20, 0.5, None, 13.0))
     clock.seconds += 5
     assert [" ".join(line.split()) for line in drawn().splitlines()] == [
         "job method settings epoch loss val, % left",
@@ -99,9 +108,14 @@ def test_the_table_fits_the_terminal(width: int) -> None:
     shown, _, drawn = live(width, height=12, total=500)
     for number in range(30):
         shown.job_started(
-            job(number, "method.parts=[logits,{name:attention,weight:0.5}]", "optimizer.lr=0.001", "[red]")
+            job(
+                number,
+                "method.parts=[logits,{name:attention,weight:0.5}]",
+                "optimizer.lr=0.001",
+                "[red]",
+            )
         )
-        shown.epoch_ended(number, Epoch("teacher 2", 113, 240, 1.5, 0.5, 40000.0))
+        shown.epoch_ended(number, EpochReport("teacher 2", 113, 240, 1.5, 0.5, 40000.0))
     lines = drawn().splitlines()
     assert len(lines) <= 12
     assert max(map(len, lines)) <= width
@@ -114,23 +128,25 @@ def test_the_table_fits_the_terminal(width: int) -> None:
         assert "> 11:06:40" in lines[1]
 
 
-def test_the_time_that_is_left_comes_from_the_jobs_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_that_is_left_comes_from_the_jobs_that_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     shown, clock, _ = live(total=6)
     jobs = [job(n) for n in range(6)]
-    assert shown.left() is None
+    assert shown.seconds_left() is None
     shown.job_started(jobs[0])
     shown.job_started(jobs[1])
-    assert shown.left() is None
+    assert shown.seconds_left() is None
     clock.seconds += 10
-    shown.epoch_ended(0, Epoch("student", 1, 3, 1.0, 0.5, 20.0))
-    assert shown.left() == pytest.approx((4 * 30 + 20 + 20) / 2)
+    shown.epoch_ended(0, EpochReport("student", 1, 3, 1.0, 0.5, 20.0))
+    assert shown.seconds_left() == pytest.approx((4 * 30 + 20 + 20) / 2)
     finished(jobs[0], monkeypatch, 0.5, 0.5)
     clock.seconds += 30
     shown.job_ended(jobs[0], Outcome("done"))
     shown.job_ended(jobs[1], Outcome("diverged", "nan"))
     shown.job_started(jobs[2])
     clock.seconds += 15
-    assert shown.left() == pytest.approx((3 * 40 + 25) / 2)
+    assert shown.seconds_left() == pytest.approx((3 * 40 + 25) / 2)
 
 
 def test_failures_stay_above_the_table(caplog: pytest.LogCaptureFixture) -> None:
@@ -155,7 +171,9 @@ def test_what_kind_of_terminal_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
             return True
 
     def kind(file: io.StringIO, **variables: str) -> type:
-        console = Console(file=file, _environ=variables, force_jupyter=variables.pop("jupyter", None) == "1")
+        console = Console(
+            file=file, _environ=variables, force_jupyter=variables.pop("jupyter", None) == "1"
+        )
         monkeypatch.setattr(progress, "get_console", lambda: console)
         return type(progress.sweep_progress(3))
 
@@ -176,7 +194,7 @@ def test_a_slow_job_gives_a_sign_of_life_once_a_minute(caplog: pytest.LogCapture
     for second in range(200):
         clock.seconds += 1
         if second == 70:
-            shown.epoch_ended(0, Epoch("teacher", 1, 20, 1.5, 0.25, 1000.0))
+            shown.epoch_ended(0, EpochReport("teacher", 1, 20, 1.5, 0.25, 1000.0))
         shown.tick()
     assert [r.getMessage() for r in caplog.records] == [
         "job 1 of 2: method=logits seed=0",
@@ -187,24 +205,37 @@ def test_a_slow_job_gives_a_sign_of_life_once_a_minute(caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize("extra", [[], ["hydra.launcher.pack=3"]], ids=["workers", "a pack"])
-def test_a_sweep_through_a_pipe_has_a_line_for_the_start_and_the_end_of_a_job(extra: list[str], place: Place) -> None:
+def test_a_sweep_through_a_pipe_has_a_line_for_the_start_and_the_end_of_a_job(
+    extra: list[str], place: Place
+) -> None:
     words = ["-m", *ONE, "student.epochs=4", "seed=0,1,2", "hydra.launcher.slots=1", *extra]
     code, out, err = place.type(*words)
     assert (code, err) == (0, "")
     assert "epoch" not in out
     before, _, _ = out.partition("\n\n")
-    results = {path.parent: directory.finished(path.parent) for path in place.folder.glob("runs/*/result.json")}
+    results = {
+        path.parent: directory.load_result(path.parent)
+        for path in place.folder.glob("runs/*/result.json")
+    }
     ends = re.findall(r"^job (\d) of 3 done: val (\S+) %  test (\S+) %  \d+:\d\d$", before, re.M)
     assert {(int(n) - 1, val, test) for n, val, test in ends} == {
-        (r["seed"], f"{100 * r['metrics']['val_accuracy']:.2f}", f"{100 * r['metrics']['test_accuracy']:.2f}")
+        (
+            r["seed"],
+            f"{100 * r['metrics']['val_accuracy']:.2f}",
+            f"{100 * r['metrics']['test_accuracy']:.2f}",
+        )
         for r in results.values()
         if r
     }
     assert sorted(re.findall(r"^job (\d) of 3: seed=\d$", before, re.M)) == ["1", "2", "3"]
     assert len(before.splitlines()) == 6
     for path in results:
-        lines = [line for line in (path / "kd.log").read_text().splitlines() if "student  epoch" in line]
-        assert [re.search(r"epoch +(\d+)/4", line)[1] for line in lines] == [str(n) for n in range(1, 5)]  # type: ignore[index]
+        lines = [
+            line for line in (path / "kd.log").read_text().splitlines() if "student  epoch" in line
+        ]
+        assert [re.search(r"epoch +(\d+)/4", line)[1] for line in lines] == [
+            str(n) for n in range(1, 5)
+        ]  # type: ignore[index]
     again = "" if extra else place.type(*words)[1]
     assert extra or len(re.findall(r"^job \d of 3: found in runs/standard-", again, re.M)) == 3
 
@@ -221,7 +252,13 @@ def test_a_real_terminal_is_drawn_and_left_as_it_was(place: Place) -> None:
     """The table comes and goes, what went wrong and the report stay, and the cursor is shown again."""
     parent, child = pty.openpty()
     words = ["-m", *ONE, "student.epochs=2", "optimizer.lr=0.05,1e30", "hydra.launcher.slots=1"]
-    environment = {**os.environ, "WANDB_MODE": "disabled", "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
+    environment = {
+        **os.environ,
+        "WANDB_MODE": "disabled",
+        "TERM": "xterm",
+        "COLUMNS": "100",
+        "LINES": "30",
+    }
     process = subprocess.Popen(
         [sys.executable, "-m", "kd", *words], cwd=place.folder, env=environment, stdin=child, stdout=child,
         stderr=child,
@@ -240,7 +277,9 @@ def test_a_real_terminal_is_drawn_and_left_as_it_was(place: Place) -> None:
     assert "2 jobs: 1 running, 1 to do" in text
     assert re.search(r"^ *1 +standard +optimizer\.lr=0\.05 +(-|[12]/2)", text, re.M)
     assert "best so far: val " in text
-    assert text.count("job 2 of 2 diverged: epoch 1, step ") == 1, "it is printed, not drawn again and again"
+    assert text.count("job 2 of 2 diverged: epoch 1, step ") == 1, (
+        "it is printed, not drawn again and again"
+    )
     assert "student  epoch" not in text
     assert content.rfind(b"\x1b[?25h") > content.rfind(b"\x1b[?25l") > 0
     after = text[text.rindex("2 jobs: 1 done, 1 diverged") :]
@@ -250,14 +289,16 @@ def test_a_real_terminal_is_drawn_and_left_as_it_was(place: Place) -> None:
 # ---- enough is enough
 
 
-def act(jobs: dict[int, str], tell: Tell) -> Outcome:
+def act(jobs: dict[int, str], tell: Send) -> Outcome:
     """Ends as the job says."""
     tell("started")
     (state,) = jobs.values()
     return Outcome(state, "why")
 
 
-def test_after_so_many_failures_no_other_is_started(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_after_so_many_failures_no_other_is_started(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """One that diverged or was pruned has not failed."""
     states = ["diverged", "pruned", "failed", "done", "failed", "done", "failed"]
     jobs = [job(n, folder=tmp_path / str(n)) for n in range(len(states))]
@@ -269,7 +310,7 @@ def test_after_so_many_failures_no_other_is_started(tmp_path: Path, caplog: pyte
     )  # fmt: skip
     scheduler.run()
     assert ended == [0, 1, 2, 3, 4]
-    assert directory.status(tmp_path / "5").state == "planned"
+    assert directory.read_status(tmp_path / "5").state == "planned"
     assert scheduler.failures == 2
     assert [r.getMessage() for r in caplog.records].count(
         "2 jobs failed: no other is started (hydra.launcher.stop_after=2)"
@@ -289,7 +330,7 @@ def test_a_sweep_that_stopped_after_a_failure_is_taken_up_again(place: Place) ->
     (sweep,) = place.folder.glob("multirun/*/*")
     assert pd.read_csv(sweep / "runs.csv")["status"].tolist() == ["killed", "planned"]
     assert place.type(*words, "hydra.launcher.stop_after=1")[0] == 0
-    assert [directory.status(path).state for path in place.runs()] == ["done", "done"]
+    assert [directory.read_status(path).state for path in place.runs()] == ["done", "done"]
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "[1]"])

@@ -49,7 +49,14 @@ def test_a_sweep_in_a_terminal_that_is_not_utf8_ends_with_its_report(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    words = ["-m", *ONE, "seed=0,1", "tracker.mode=offline", "paths.runs='rüns→'", "hydra.launcher.slots=1"]
+    words = [
+        "-m",
+        *ONE,
+        "seed=0,1",
+        "tracker.mode=offline",
+        "paths.runs='rüns→'",
+        "hydra.launcher.slots=1",
+    ]
     process = place.start(*words)
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, quiet(err)) == (0, True), err
@@ -78,13 +85,17 @@ def test_a_log_file_is_utf8_in_any_locale(tmp_path: Path) -> None:
 import logging, pathlib, sys
 from kd.core import console
 (path := pathlib.Path(sys.argv[1])).parent.mkdir()
-with console.file(path):
+with console.log_to_file(path):
     logging.getLogger().error("\\u00b1 \\udcff")
 """
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     path = tmp_path / "run" / "kd.log"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert path.read_text(encoding="utf-8").endswith("ERROR ± \\udcff\n")
@@ -102,7 +113,7 @@ def test_a_sweep_whose_reader_leaves_goes_on_to_its_report(place: Place) -> None
     assert process.stderr is not None
     err = process.stderr.read()
     assert (process.wait(PATIENCE), err) == (141, "")
-    assert [directory.status(path).state for path in place.runs()] == ["done", "done"]
+    assert [directory.read_status(path).state for path in place.runs()] == ["done", "done"]
     assert list(place.folder.glob("multirun/*/*/index.html"))
 
 
@@ -129,7 +140,11 @@ main()
         (">&- 2>&- <&-", 0, ""),
         (">/dev/null 2>/dev/full", 0, ""),
         (">/dev/full 2>/dev/full", 1, ""),
-        (">/dev/full", 1, "kd: cannot write to standard output (No space left on device); the rest of it is lost\n"),
+        (
+            ">/dev/full",
+            1,
+            "kd: cannot write to standard output (No space left on device); the rest of it is lost\n",
+        ),
         ("| true", 141, ""),
     ],
 )
@@ -138,17 +153,23 @@ def test_work_is_done_whoever_takes_its_output(
 ) -> None:
     (tmp_path / "prints.py").write_text(PRINTS)
     script = f"{sys.executable} {flag} prints.py {redirected}\nexit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert (tmp_path / "written").exists()
     assert done.stderr.replace("a warning\n", "").replace("again\n", "") == said
     assert done.returncode == code
 
 
 @pytest.mark.parametrize("module", ["kd", "kd.report"])
-def test_help_into_a_pipe_that_is_closed_or_a_disk_that_is_full(module: str, tmp_path: Path) -> None:
+def test_help_into_a_pipe_that_is_closed_or_a_disk_that_is_full(
+    module: str, tmp_path: Path
+) -> None:
     for redirected, code in (("| true", 141), ("> /dev/full", 1)):
         script = f"{sys.executable} -m {module} --help {redirected}\nexit ${{PIPESTATUS[0]}}"
-        done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert done.returncode == code
         assert quiet(done.stderr)
 
@@ -177,12 +198,12 @@ def test_a_closed_terminal_leaves_a_checkpoint_of_that_moment(form: str, place: 
     assert (process.returncode, err) == (129, "kd: terminated\n")
     place.wait(lambda: not place.workers(), 60)
     (folder,) = place.runs()
-    assert directory.status(folder).state == "killed"
+    assert directory.read_status(folder).state == "killed"
     found = Checkpoints(folder).load()
     assert found is not None
     assert found["epoch"] == len(pd.read_csv(folder / "history.csv"))
     if form == "alone":
-        assert directory.status(folder).reason == "terminated by SIGHUP"
+        assert directory.read_status(folder).reason == "terminated by SIGHUP"
     else:
         (sweep,) = place.folder.glob("multirun/*/*")
         assert pd.read_csv(sweep / "runs.csv")["status"].tolist() == ["killed", "planned"]
@@ -205,9 +226,9 @@ def test_nohup_holds(place: Place) -> None:
 def test_a_terminating_signal_is_answered_once(place: Place) -> None:
     code = """
 import os, signal
-from kd.core.signals import Stop
+from kd.core.signals import SignalHandler
 try:
-    with Stop().installed():
+    with SignalHandler().installed():
         try:
             os.kill(os.getpid(), signal.SIGHUP)
         finally:
@@ -228,7 +249,7 @@ def test_a_process_whose_name_is_not_utf8_is_alive() -> None:
 import os, pathlib
 from kd.runs import directory as record
 pathlib.Path("/proc/self/comm").write_bytes(b"a) \\xc3")
-print(record.born(os.getpid()) is not None)
+print(record.process_start_time(os.getpid()) is not None)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr

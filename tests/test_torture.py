@@ -87,21 +87,27 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(place: Place, tmp_
     assert len(killed) > KILLS / 2, "it was over too soon"
 
     assert len(done) == JOBS + 1
-    assert {directory.status(path).state for path in place.runs()} == {"done"}
+    assert {directory.read_status(path).state for path in place.runs()} == {"done"}
     for path in whole.folder.glob("runs/*/*.safetensors"):
         assert path.read_bytes() == (place.folder / path.relative_to(whole.folder)).read_bytes()
     for name in ("summary", "history"):
         times = ["train_seconds", "images_per_second", "seconds"]
         ends = [
-            pd.read_csv(at.folder / "out" / f"{name}.csv").drop(columns=times, errors="ignore") for at in (place, whole)
+            pd.read_csv(at.folder / "out" / f"{name}.csv").drop(columns=times, errors="ignore")
+            for at in (place, whole)
         ]
         pd.testing.assert_frame_equal(*ends)
     assert not list(place.folder.glob("runs/**/*.part"))
     assert not list(place.folder.glob("runs/**/checkpoints"))
     assert not place.workers()
 
-    said = [re.findall(r"student  epoch +\d+/", path.read_text()) for path in place.folder.glob("runs/*/kd.log")]
-    again = sum(map(len, said)) - JOBS * EPOCHS  # epochs that were told and then lost; others were lost half done
+    said = [
+        re.findall(r"student  epoch +\d+/", path.read_text())
+        for path in place.folder.glob("runs/*/kd.log")
+    ]
+    again = (
+        sum(map(len, said)) - JOBS * EPOCHS
+    )  # epochs that were told and then lost; others were lost half done
     work = 1 + (again + 2 * len(killed)) / (JOBS * EPOCHS)
     print(
         f"{len(killed)} kills ({killed.count('parent')} of the parent), {JOBS} jobs, {again} epochs told twice, ",
@@ -114,7 +120,7 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(place: Place, tmp_
 
 def test_a_half_written_file_is_not_seen_and_is_removed(tmp_path: Path) -> None:
     def half(number: int) -> None:
-        with io.aside(tmp_path / "a.json") as part:
+        with io.atomic_write(tmp_path / "a.json") as part:
             part.write_text(str(number))
             if number == 2:
                 raise KeyboardInterrupt
@@ -124,5 +130,5 @@ def test_a_half_written_file_is_not_seen_and_is_removed(tmp_path: Path) -> None:
         half(2)
     assert (tmp_path / "a.json").read_text() == "1"
     (tmp_path / ".a.json.77.part").write_text("of a process that was killed")
-    io.tidy(tmp_path)
+    io.remove_partial_files(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

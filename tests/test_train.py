@@ -15,18 +15,18 @@ from torch import Tensor
 from kd import data, methods, models
 from kd.config.schema import Config
 from kd.core.errors import DivergedError
-from kd.core.rng import seeded, stream
+from kd.core.rng import named_seed, seeded
 from kd.data import Data, loader
 from kd.data import augment as views
-from kd.methods import Batch, Method, Spec, Terms
-from kd.models import Net, Out
+from kd.methods import Batch, Method, MethodContext, Terms
+from kd.models import ModelOutput, Net
 from kd.training import run as run_module
-from kd.training.loop import State, train
-from kd.training.teacher import Guard, Live, freeze
+from kd.training.loop import TrainingState, train
+from kd.training.teacher import FrozenCheck, TeacherForward, freeze
 
 
 def images(config: Config, tmp_path: Path) -> Data:
-    return data.load(config.data, config.described, tmp_path / "cache", FP32.torch)
+    return data.load(config.data, config.description, tmp_path / "cache", FP32.torch)
 
 
 def network(config: Any, seed: int = 5) -> Net:
@@ -38,7 +38,10 @@ def trained_teacher(config: Config) -> Net:
     """A teacher whose batch norms have seen something, so that train and eval mode differ."""
     net = network(config.teacher)
     with torch.no_grad():
-        net(2 + 3 * torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE))
+        net(
+            2
+            + 3 * torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+        )
     freeze(net, FP32)
     return net
 
@@ -52,10 +55,12 @@ class Seen:
     teacher_said: list[Tensor] = field(default_factory=list)
 
 
-def one_epoch(config: Config, found: Data, teacher: Net | None, student: Net, method: Method, epochs: int = 1) -> list:
-    teach = Live(teacher, method.teacher_taps, FP32) if teacher else None
+def one_epoch(
+    config: Config, found: Data, teacher: Net | None, student: Net, method: Method, epochs: int = 1
+) -> list:
+    teach = TeacherForward(teacher, method.teacher_taps, FP32) if teacher else None
     rows = train(
-        State(student, method, config.root.optimizer), teach, found.train, config.data.augment, config.root.schedule,
+        TrainingState(student, method, config.root.optimizer), teach, found.train, config.data.augment, config.root.schedule,
         epochs, 128, config.root.seed, FP32,
     )  # fmt: skip
     return [row for row in rows if row]
@@ -67,15 +72,17 @@ def watched(config: Config, found: Data, teacher: Net) -> Seen:
     kind = methods.find("logits")
 
     class Watching(kind):
-        def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+        def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
             seen.batches.append(batch)
             seen.teacher_said.append(teacher.logits.clone())
             return super().forward(batch, student, teacher)
 
     student = network(config.student)
-    method = Watching(config.method, Spec(student.shapes(32), {}, 10, found.samples)).to(DEVICE)
-    tapped = student.tapped
-    student.tapped = lambda x, taps=(): (seen.student_saw.append(x), tapped(x, taps))[1]
+    method = Watching(config.method, MethodContext(student.shapes(32), {}, 10, found.samples)).to(
+        DEVICE
+    )
+    tapped = student.forward_taps
+    student.forward_taps = lambda x, taps=(): (seen.student_saw.append(x), tapped(x, taps))[1]
     one_epoch(config, found, teacher, student, method)
     return seen
 
@@ -86,8 +93,10 @@ def aligned(config: Config, found: Data, teacher: Net, seen: Seen) -> None:
     frozen = copy.deepcopy(teacher).eval().cpu()
     pixels, labels = found.train.images.cpu().numpy(), found.train.labels.cpu()
     mean, std = found.train.mean.cpu().numpy(), found.train.std.cpu().numpy()
-    for batch, student_saw, said in zip(seen.batches, seen.student_saw, seen.teacher_said, strict=True):
-        chosen = views.choose(config.root.seed, 0, batch.index, config.data.augment)
+    for batch, student_saw, said in zip(
+        seen.batches, seen.student_saw, seen.teacher_said, strict=True
+    ):
+        chosen = views.sample_views(config.root.seed, 0, batch.index, config.data.augment)
         rows = []
         for index, view in zip(batch.index.tolist(), chosen.tolist(), strict=True):
             dy, dx = divmod(view, 9)  # digits are not mirrored
@@ -100,13 +109,17 @@ def aligned(config: Config, found: Data, teacher: Net, seen: Seen) -> None:
         assert torch.equal(batch.y.cpu(), labels[batch.index.cpu()])
 
 
-def test_teacher_outputs_belong_to_the_pixels_that_the_student_sees(composed: Callable, tmp_path: Path) -> None:
+def test_teacher_outputs_belong_to_the_pixels_that_the_student_sees(
+    composed: Callable, tmp_path: Path
+) -> None:
     config = composed("method=logits")
     found, teacher = images(config, tmp_path), trained_teacher(config)
     aligned(config, found, teacher, watched(config, found, teacher))
 
 
-@pytest.mark.parametrize("harm", ["shuffled", "another augmentation", "train mode", "another epoch's order"])
+@pytest.mark.parametrize(
+    "harm", ["shuffled", "another augmentation", "train mode", "another epoch's order"]
+)
 def test_the_alignment_test_can_fail(harm: str, composed: Callable, tmp_path: Path) -> None:
     """The same check must refuse a teacher that is fed, or answers, wrongly."""
     config = composed("method=logits")
@@ -114,17 +127,17 @@ def test_the_alignment_test_can_fail(harm: str, composed: Callable, tmp_path: Pa
     honest = copy.deepcopy(teacher)
     first: list[Tensor] = []
 
-    def tapped(x: Tensor, taps: Any = ()) -> Out:
+    def tapped(x: Tensor, taps: Any = ()) -> ModelOutput:
         if harm == "shuffled":
-            return Out(honest.tapped(x).logits.roll(1, 0), {})
+            return ModelOutput(honest.forward_taps(x).logits.roll(1, 0), {})
         if harm == "another augmentation":
-            return honest.tapped(x.roll(1, 3))
+            return honest.forward_taps(x.roll(1, 3))
         if harm == "train mode":
-            return honest.train().tapped(x)
-        first.append(honest.tapped(x).logits)
-        return Out(first[0], {})  # outputs cached by position, of other images
+            return honest.train().forward_taps(x)
+        first.append(honest.forward_taps(x).logits)
+        return ModelOutput(first[0], {})  # outputs cached by position, of other images
 
-    teacher.tapped = tapped
+    teacher.forward_taps = tapped
     with pytest.raises(AssertionError):
         aligned(config, found, honest, watched(config, found, teacher))
 
@@ -138,16 +151,20 @@ def test_a_method_may_see_several_views_of_each_sample(composed: Callable, tmp_p
     class TwoViews(kind):
         views = 2
 
-        def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+        def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
             seen.append((batch, teacher.logits.clone()))
             return super().forward(batch, student, teacher)
 
     student = network(config.student)
-    method = TwoViews(config.method, Spec(student.shapes(32), {}, 10, found.samples)).to(DEVICE)
+    method = TwoViews(config.method, MethodContext(student.shapes(32), {}, 10, found.samples)).to(
+        DEVICE
+    )
     one_epoch(config, found, teacher, student, method)
     single = loader.batches(found.train, 128, config.root.seed, 0, config.data.augment)
     for one, (batch, said) in zip(single, seen, strict=True):
-        (x, x2), (index, index2), (view, view2) = (t.chunk(2) for t in (batch.x, batch.index, batch.view))
+        (x, x2), (index, index2), (view, view2) = (
+            t.chunk(2) for t in (batch.x, batch.index, batch.view)
+        )
         assert torch.equal(x, one.x)
         assert torch.equal(index, index2)
         assert torch.equal(index, one.index)
@@ -164,7 +181,9 @@ def beginnings(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[st
     """The student's weights before the first step, and the first batch, of the run that `config` describes."""
     kept: list[Any] = []
 
-    def stop_at_first_batch(state: State, teach: Any, split: Any, augment: Any, *rest: Any) -> Iterator:
+    def stop_at_first_batch(
+        state: TrainingState, teach: Any, split: Any, augment: Any, *rest: Any
+    ) -> Iterator:
         kept.append({k: v.clone() for k, v in state.student.state_dict().items()})
         kept.append(next(loader.batches(split, rest[2], rest[3], 0, augment)))
         raise StopError
@@ -203,7 +222,7 @@ def test_methods_under_one_seed_start_equal_and_see_equal_batches(
 
 
 def test_streams_have_names() -> None:
-    assert len({stream(s, n) for s in (0, 1, 2) for n in ("student", "method", "order")}) == 9
+    assert len({named_seed(s, n) for s in (0, 1, 2) for n in ("student", "method", "order")}) == 9
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -212,12 +231,16 @@ def test_streams_have_names() -> None:
     assert torch.equal(torch.rand(2), expected)
 
 
-def distilled(config: Config, tmp_path: Path, teacher: Net | None, epochs: int = 1) -> tuple[Net, Method, list]:
+def distilled(
+    config: Config, tmp_path: Path, teacher: Net | None, epochs: int = 1
+) -> tuple[Net, Method, list]:
     found = images(config, tmp_path)
     student = network(config.student)
     shapes = student.shapes(32), teacher.shapes(32) if teacher else {}
     with seeded(0, "method"):
-        method = config.method_class(config.method, Spec(*shapes, 10, found.samples)).to(DEVICE)
+        method = config.method_class(config.method, MethodContext(*shapes, 10, found.samples)).to(
+            DEVICE
+        )
     return student, method, one_epoch(config, found, teacher, student, method, epochs)
 
 
@@ -225,7 +248,7 @@ def distilled(config: Config, tmp_path: Path, teacher: Net | None, epochs: int =
 def test_the_teacher_stays_what_it_was(name: str, composed: Callable, tmp_path: Path) -> None:
     config = composed(f"method={name}")
     teacher = trained_teacher(config)
-    before, guard = copy.deepcopy(teacher.state_dict()), Guard(teacher)
+    before, guard = copy.deepcopy(teacher.state_dict()), FrozenCheck(teacher)
     distilled(config, tmp_path, teacher)
     guard.check()
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
@@ -244,32 +267,40 @@ def test_the_teacher_stays_what_it_was(name: str, composed: Callable, tmp_path: 
 )
 def test_the_guard_sees_a_changed_teacher(harm: Callable, message: str, composed: Callable) -> None:
     teacher = trained_teacher(composed("method=logits"))
-    guard = Guard(teacher)
+    guard = FrozenCheck(teacher)
     harm(teacher)
     with pytest.raises(RuntimeError, match=message):
         guard.check()
 
 
-def test_a_methods_own_parts_are_trained_and_are_not_the_students(composed: Callable, tmp_path: Path) -> None:
+def test_a_methods_own_parts_are_trained_and_are_not_the_students(
+    composed: Callable, tmp_path: Path
+) -> None:
     config = composed("method=feature")
     teacher = trained_teacher(config)
     with seeded(0, "method"):
         shapes = network(config.student).shapes(32), teacher.shapes(32)
-        fresh = config.method_class(config.method, Spec(*shapes, 10, 9)).to(DEVICE)
+        fresh = config.method_class(config.method, MethodContext(*shapes, 10, 9)).to(DEVICE)
     student, method, _ = distilled(config, tmp_path, teacher)
     for key, value in method.state_dict().items():
         assert not torch.equal(value, fresh.state_dict()[key]), f"{key} was not trained"
     assert list(student.state_dict()) == list(network(config.student).state_dict())
 
 
-def test_the_student_trains_in_train_mode_in_every_epoch(composed: Callable, tmp_path: Path) -> None:
+def test_the_student_trains_in_train_mode_in_every_epoch(
+    composed: Callable, tmp_path: Path
+) -> None:
     config = composed("method=standard")
     found, student = images(config, tmp_path), network(config.student)
     modes = []
-    method = config.method_class(config.method, Spec(student.shapes(32), {}, 10, found.samples))
-    student.stages["head"].register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    method = config.method_class(
+        config.method, MethodContext(student.shapes(32), {}, 10, found.samples)
+    )
+    student.stages["head"].register_forward_pre_hook(
+        lambda module, _: modes.append(module.training)
+    )
     for row in train(
-        State(student, method, config.root.optimizer), None, found.train, config.data.augment, config.root.schedule,
+        TrainingState(student, method, config.root.optimizer), None, found.train, config.data.augment, config.root.schedule,
         2, 256, 0, FP32,
     ):  # fmt: skip
         if row:
@@ -278,21 +309,31 @@ def test_the_student_trains_in_train_mode_in_every_epoch(composed: Callable, tmp
     assert all(modes)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_term(composed: Callable, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_term(
+    composed: Callable, tmp_path: Path
+) -> None:
     config = composed("method=standard", "optimizer.lr=1e30")
-    with pytest.raises(DivergedError, match=r"epoch 1, step [2-9]: the loss term 'hard' is (nan|inf)"):
+    with pytest.raises(
+        DivergedError, match=r"epoch 1, step [2-9]: the loss term 'hard' is (nan|inf)"
+    ):
         distilled(config, tmp_path, None, epochs=2)
 
 
 def test_weights_that_are_not_finite_after_the_last_step_end_the_run(composed: Callable) -> None:
     config = composed("method=standard")
     student = network(config.student)
-    state = State(student, config.method_class(config.method, Spec({}, {}, 10, 9)), config.root.optimizer)
-    state.values = {"loss": [torch.tensor(1.0), torch.tensor(3.0)]}
+    state = TrainingState(
+        student,
+        config.method_class(config.method, MethodContext({}, {}, 10, 9)),
+        config.root.optimizer,
+    )
+    state.step_metrics = {"loss": [torch.tensor(1.0), torch.tensor(3.0)]}
     assert state.means() == {"loss": 2.0}
     with torch.no_grad():
         next(student.parameters())[0] = torch.inf
-    with pytest.raises(DivergedError, match="epoch 1, step 0: the student's weights are not finite"):
+    with pytest.raises(
+        DivergedError, match="epoch 1, step 0: the student's weights are not finite"
+    ):
         state.means()
 
 
@@ -301,4 +342,6 @@ def test_rows_hold_every_term_and_their_weighted_sum(composed: Callable, tmp_pat
     rows = distilled(config, tmp_path, trained_teacher(config), epochs=2)[2]
     assert [row["epoch"] for row in rows] == [1, 2]
     for row in rows:
-        assert row["loss"] == pytest.approx(0.2 * row["hard"] + 0.3 * row["feature"] + 0.5 * row["soft"], rel=1e-5)
+        assert row["loss"] == pytest.approx(
+            0.2 * row["hard"] + 0.3 * row["feature"] + 0.5 * row["soft"], rel=1e-5
+        )

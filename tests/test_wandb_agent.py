@@ -41,19 +41,27 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def test_the_run_of_the_agent_is_the_students(server: Server, kd: Callable, agent: Callable) -> None:
+def test_the_run_of_the_agent_is_the_students(
+    server: Server, kd: Callable, agent: Callable
+) -> None:
     agent("trial-1", {"method": "logits", "method.T": 4.0, "student": "cnn"})
     words = [*WORDS, "method=logits", "method.T=4.0", "student.epochs=2", "teacher.epochs=3"]
     assert kd(*words).code == 0
     (student,), (teacher,) = results("logits"), server.of("teacher")
     trial = server.runs["trial-1"]
     assert trial.sweep == "sweep-1"
-    assert (trial.project, trial.entity, trial.job_type) == ("agents-project", "agents-team", "student")
+    assert (trial.project, trial.entity, trial.job_type) == (
+        "agents-project",
+        "agents-team",
+        "student",
+    )
     assert trial.epochs() == [1, 2]
     assert trial.summary["val/accuracy"] == student["metrics"]["val_accuracy"]
     assert trial.summary["test/accuracy"] == student["metrics"]["test_accuracy"]
     chosen = {name: trial.config[name] for name in ("method", "method.T", "student")}
-    assert chosen == {"method": "logits", "method.T": 4.0, "student": "cnn"}, "as the sweep calls them"
+    assert chosen == {"method": "logits", "method.T": 4.0, "student": "cnn"}, (
+        "as the sweep calls them"
+    )
     assert trial.config["method.alpha"] == student["config"]["method"]["alpha"]
     assert trial.config["student.epochs"] == 2
     assert trial.config["teacher"]["epochs"] == 3, "as in every run of kd"
@@ -62,7 +70,9 @@ def test_the_run_of_the_agent_is_the_students(server: Server, kd: Callable, agen
     assert len(server.runs) == 2
 
 
-def test_a_repeated_configuration_reports_its_result_again(server: Server, kd: Callable, agent: Callable) -> None:
+def test_a_repeated_configuration_reports_its_result_again(
+    server: Server, kd: Callable, agent: Callable
+) -> None:
     agent("trial-1")
     words = [*WORDS, "method=logits", "student.epochs=2"]
     assert kd(*words).code == 0
@@ -74,8 +84,15 @@ def test_a_repeated_configuration_reports_its_result_again(server: Server, kd: C
     (student,) = results("logits")
     assert second.sweep == "sweep-1"
     assert second.state == "finished"
-    assert second.summary["val/accuracy"] == student["metrics"]["val_accuracy"] == first.summary["val/accuracy"]
-    curves = [[(row["epoch"], row["val/accuracy"]) for row in run.rows() if "epoch" in row] for run in (first, second)]
+    assert (
+        second.summary["val/accuracy"]
+        == student["metrics"]["val_accuracy"]
+        == first.summary["val/accuracy"]
+    )
+    curves = [
+        [(row["epoch"], row["val/accuracy"]) for row in run.rows() if "epoch" in row]
+        for run in (first, second)
+    ]
     assert curves[0] == curves[1] != []
     assert len(server.runs) == 3, "two trials and the teacher"
 
@@ -83,9 +100,9 @@ def test_a_repeated_configuration_reports_its_result_again(server: Server, kd: C
 def test_a_trial_that_goes_on_with_an_interrupted_run_has_all_its_epochs(
     server: Server, kd: Callable, agent: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    epoch = directory.Record.epoch
+    epoch = directory.RunDirectory.append_epoch
 
-    def stopped(self: directory.Record, row: dict[str, Any]) -> None:
+    def stopped(self: directory.RunDirectory, row: dict[str, Any]) -> None:
         epoch(self, row)
         if row["epoch"] == 2:
             raise KeyboardInterrupt
@@ -93,7 +110,7 @@ def test_a_trial_that_goes_on_with_an_interrupted_run_has_all_its_epochs(
     words = [*WORDS, "method=standard", "student.epochs=3"]
     agent("trial-1")
     with monkeypatch.context() as patch:
-        patch.setattr(directory.Record, "epoch", stopped)
+        patch.setattr(directory.RunDirectory, "append_epoch", stopped)
         assert kd(*words).code == 130
     assert server.runs["trial-1"].state == "failed"
     agent("trial-2")
@@ -108,18 +125,31 @@ def test_a_trial_of_several_runs_is_the_mean_of_the_best_setting(
     launcher: str, server: Server, kd: Callable, agent: Callable
 ) -> None:
     agent("trial-1", {"optimizer.lr": 0.05})
-    words = ["-m", *WORDS, "method=standard", "optimizer.lr=0.05,0.0001", "seed=0,1", launcher, "hydra.sweep.dir=sweep"]
+    words = [
+        "-m",
+        *WORDS,
+        "method=standard",
+        "optimizer.lr=0.05,0.0001",
+        "seed=0,1",
+        launcher,
+        "hydra.sweep.dir=sweep",
+    ]
     assert kd(*words, "device=cpu").code == 0
     runs = results("standard")
     by_rate: dict[float, list[dict]] = {}
     for run in runs:
         by_rate.setdefault(run["config"]["optimizer"]["lr"], []).append(run["metrics"])
-    values = {rate: mean([metrics["val_accuracy"] for metrics in found]) for rate, found in by_rate.items()}
+    values = {
+        rate: mean([metrics["val_accuracy"] for metrics in found])
+        for rate, found in by_rate.items()
+    }
     best = max(values, key=lambda rate: values[rate])
     trial = server.runs["trial-1"]
     assert trial.sweep == "sweep-1"
     assert trial.summary["val/accuracy"] == pytest.approx(values[best], abs=1e-12)
-    assert trial.summary["test/accuracy"] == pytest.approx(mean([m["test_accuracy"] for m in by_rate[best]]))
+    assert trial.summary["test/accuracy"] == pytest.approx(
+        mean([m["test_accuracy"] for m in by_rate[best]])
+    )
     assert trial.config["seeds"] == [0, 1]
     assert trial.config["optimizer"]["lr"] == best
     assert trial.epochs() == [1]
@@ -137,31 +167,58 @@ def test_several_settings_without_validation_images_are_no_trial(
     server: Server, kd: Callable, agent: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent("trial-1")
-    words = ["-m", *WORDS, "method=standard", "data.val_size=0", "hydra.launcher.slots=1", "hydra.sweep.dir=sweep"]
+    words = [
+        "-m",
+        *WORDS,
+        "method=standard",
+        "data.val_size=0",
+        "hydra.launcher.slots=1",
+        "hydra.sweep.dir=sweep",
+    ]
     said = kd(*words, "optimizer.lr=0.05,0.01", "seeds=[0,1]")
-    assert is_one_line(said, "data.val_size: a trial of a W&B sweep has the value of the setting that validation")
+    assert is_one_line(
+        said, "data.val_size: a trial of a W&B sweep has the value of the setting that validation"
+    )
     assert not Path("runs").exists()
     assert kd(*words, "optimizer.lr=0.05", "seeds=[0,1]").code == 0
     assert "test/accuracy" in server.runs["trial-1"].summary
 
 
-def test_a_trial_of_two_methods_has_the_loss_terms_of_the_better(server: Server, kd: Callable, agent: Callable) -> None:
+def test_a_trial_of_two_methods_has_the_loss_terms_of_the_better(
+    server: Server, kd: Callable, agent: Callable
+) -> None:
     agent("trial-1")
     words = ["-m", *WORDS, "method=logits,standard", "student.epochs=2", "hydra.launcher.slots=1"]
     assert kd(*words).code == 0
     rows = [row for row in server.runs["trial-1"].rows() if "epoch" in row]
-    best = max(results("logits") + results("standard"), key=lambda result: result["metrics"]["val_accuracy"])
+    best = max(
+        results("logits") + results("standard"),
+        key=lambda result: result["metrics"]["val_accuracy"],
+    )
     assert len(rows) == 2
-    assert [row["val/accuracy"] for row in rows][-1] == pytest.approx(best["metrics"]["val_accuracy"])
+    assert [row["val/accuracy"] for row in rows][-1] == pytest.approx(
+        best["metrics"]["val_accuracy"]
+    )
     assert ("train/kd" in rows[0]) == (best["method"] == "logits")
     assert all(value == value for row in rows for value in row.values()), "no NaN"
 
 
-def test_a_trial_with_a_failed_run_has_no_value(server: Server, kd: Callable, agent: Callable) -> None:
+def test_a_trial_with_a_failed_run_has_no_value(
+    server: Server, kd: Callable, agent: Callable
+) -> None:
     agent("trial-1")
-    words = ["-m", *WORDS, "method=standard", "optimizer.lr=0.05,1e30", "seed=0,1", "hydra.launcher.slots=1"]
+    words = [
+        "-m",
+        *WORDS,
+        "method=standard",
+        "optimizer.lr=0.05,1e30",
+        "seed=0,1",
+        "hydra.launcher.slots=1",
+    ]
     assert kd(*words).code == 1
-    assert "trial-1" not in server.runs, "the exit code tells the agent; half the seeds make no mean"
+    assert "trial-1" not in server.runs, (
+        "the exit code tells the agent; half the seeds make no mean"
+    )
 
 
 def test_seed_is_no_parameter_of_a_sweep(
@@ -177,7 +234,9 @@ def test_seed_is_no_parameter_of_a_sweep(
     assert kd(*WORDS, "method=standard", "seed=2").code == 0
 
 
-def test_an_offline_trial_keeps_the_agents_id(kd: Callable, agent: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_offline_trial_keeps_the_agents_id(
+    kd: Callable, agent: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     agent("trial-1")
     assert kd(*WORDS, "method=logits").code == 0
@@ -187,6 +246,8 @@ def test_an_offline_trial_keeps_the_agents_id(kd: Callable, agent: Callable, mon
 
 
 def test_the_example_of_a_sweep_varies_no_seed() -> None:
-    sweep = yaml.safe_load((Path(__file__).parents[1] / "examples" / "wandb-sweep.yaml").read_text())
+    sweep = yaml.safe_load(
+        (Path(__file__).parents[1] / "examples" / "wandb-sweep.yaml").read_text()
+    )
     assert "seed" not in sweep["parameters"]
     assert "seeds=[0,1,2]" in sweep["command"]

@@ -23,7 +23,7 @@ import kd as package
 from kd import data
 from kd.core.errors import DivergedError, PrunedError
 from kd.core.signals import TerminatedError
-from kd.runs.directory import finished
+from kd.runs.directory import load_result
 from kd.training import artifacts, dashboard, tracking
 
 WORDS = ["data=digits", "teacher.scale=2", "teacher.epochs=1", "student.scale=1", "student.epochs=3", "device=cpu",
@@ -34,7 +34,9 @@ def cli(*words: str) -> str:
     """What a command of W&B's prints; it leaves files of its own where it is typed."""
     command = [sys.executable, "-m", "wandb", *words]
     with tempfile.TemporaryDirectory() as place:
-        done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True, timeout=PATIENCE)
+        done = subprocess.run(
+            command, cwd=place, capture_output=True, text=True, check=True, timeout=PATIENCE
+        )
     return done.stdout if words[0] == "leet" else done.stdout + done.stderr
 
 
@@ -81,12 +83,24 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Offline:
     for repository in (place, kept):
         subprocess.run([*git, "init", "-q"], cwd=repository, check=True)
         message = f"of {repository.name}"
-        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", message], cwd=repository, check=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=place, capture_output=True, text=True, check=True).stdout
-    words = [*WORDS, "method=logits", "tracker.mode=offline", "tracker.artifacts=true", "tracker.notes='mine, first'"]
+        subprocess.run(
+            [*git, "commit", "-q", "--allow-empty", "-m", message], cwd=repository, check=True
+        )
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=place, capture_output=True, text=True, check=True
+    ).stdout
+    words = [
+        *WORDS,
+        "method=logits",
+        "tracker.mode=offline",
+        "tracker.artifacts=true",
+        "tracker.notes='mine, first'",
+    ]
     command = [sys.executable, "-m", "kd", *words, f"paths.runs={kept}"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    subprocess.run(command, cwd=place, check=True, capture_output=True, timeout=PATIENCE, env=environment)
+    subprocess.run(
+        command, cwd=place, check=True, capture_output=True, timeout=PATIENCE, env=environment
+    )
     (student,), (teacher,) = kept.glob("logits-*"), kept.glob("standard-*")
     return Offline(place, commit.strip(), student, teacher, records(student))
 
@@ -97,7 +111,11 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Offline:
 def test_a_run_leaves_few_files(offline: Offline) -> None:
     for folder in (offline.student, offline.teacher):
         files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-        tracked = [path for path in files if folder / "wandb" in path.parents and path.parent.name != "artifacts"]
+        tracked = [
+            path
+            for path in files
+            if folder / "wandb" in path.parents and path.parent.name != "artifacts"
+        ]
         assert len(tracked) <= 6, tracked
         assert len([path for path in tracked if path.suffix == ".png"]) == 1
         assert len(files) <= 20, files
@@ -106,7 +124,9 @@ def test_a_run_leaves_few_files(offline: Offline) -> None:
 def test_test_images_are_one_picture(offline: Offline, composed: Callable) -> None:
     (path,) = offline.student.glob("wandb/*/files/media/images/test/*.png")
     shown = np.asarray(Image.open(path).convert("RGB"))
-    (logged,) = (row["item"] for row in offline.read["history"] if "test/samples._type" in row["item"])
+    (logged,) = (
+        row["item"] for row in offline.read["history"] if "test/samples._type" in row["item"]
+    )
     assert logged["test/samples.path"] == f"media/images/test/{path.name}"
     loaded = package.load(offline.student)
     right = int(logged["test/samples.caption"].split()[0])
@@ -116,19 +136,25 @@ def test_test_images_are_one_picture(offline: Offline, composed: Callable) -> No
     images, labels = digits(composed)
     spread = [number * len(images) // 32 for number in range(32)]
     predictions = loaded(loaded.preprocess(images[spread])).argmax(dim=1)
-    assert abs(int((predictions == labels[spread]).sum()) - right) <= 1, "bfloat16 may decide a close one"
+    assert abs(int((predictions == labels[spread]).sum()) - right) <= 1, (
+        "bfloat16 may decide a close one"
+    )
     gap, side = dashboard.GAP, 64
     height = side + 2 * dashboard.LINE + gap
     for number, image in enumerate(images[spread]):
         x, y = gap + number % 8 * (side + gap), gap + number // 8 * height
-        wanted = image.repeat_interleave(side // len(image), 0).repeat_interleave(side // len(image), 1)
+        wanted = image.repeat_interleave(side // len(image), 0).repeat_interleave(
+            side // len(image), 1
+        )
         assert np.array_equal(shown[y : y + side, x : x + side], wanted.numpy())
 
 
 def digits(composed: Callable) -> tuple[torch.Tensor, torch.Tensor]:
     """The test images of data=digits, as kd has them, and their labels."""
     config = composed("method=standard")
-    split = data.load(config.data, config.described, Path(os.environ["KD_CACHE"]), torch.device("cpu")).test
+    split = data.load(
+        config.data, config.description, Path(os.environ["KD_CACHE"]), torch.device("cpu")
+    ).test
     return split.images[split.index], split.labels[split.index]
 
 
@@ -146,11 +172,15 @@ class Images(NamedTuple):
     test: Pictures
 
 
-@pytest.mark.parametrize(("count", "total", "size"), [(1, 5, 8), (5, 5, 32), (256, 20, 65), (7, 20, 224), (3, 3, 500)])
+@pytest.mark.parametrize(
+    ("count", "total", "size"), [(1, 5, 8), (5, 5, 32), (256, 20, 65), (7, 20, 224), (3, 3, 500)]
+)
 def test_any_images_and_names_make_a_picture(count: int, total: int, size: int) -> None:
     names = ("漢字 é", "a\nb\x07", "x" * 500, "\u202e", "→")
     pictures = Pictures(
-        torch.full((total, size, size, 3), 9, dtype=torch.uint8), torch.arange(total) % 5, torch.arange(total)
+        torch.full((total, size, size, 3), 9, dtype=torch.uint8),
+        torch.arange(total) % 5,
+        torch.arange(total),
     )
     picture = dashboard.samples(Images(names, pictures), torch.eye(5)[pictures.labels], count)  # type: ignore[arg-type]
     assert picture._caption.startswith(f"{min(count, total)} of {min(count, total)} right")
@@ -161,7 +191,9 @@ def test_any_images_and_names_make_a_picture(count: int, total: int, size: int) 
 def test_images_are_of_all_classes_where_the_files_are_sorted() -> None:
     labels = torch.arange(63) // 7
     pictures = Pictures(torch.full((63, 8, 8, 3), 9, dtype=torch.uint8), labels, torch.arange(63))
-    logits = 1.0 * (labels[:, None] == torch.tensor([0, 8, 1, 2, 3, 4, 5, 6, 7]))  # right for class 0, and wrong else
+    logits = 1.0 * (
+        labels[:, None] == torch.tensor([0, 8, 1, 2, 3, 4, 5, 6, 7])
+    )  # right for class 0, and wrong else
     picture = dashboard.samples(Images(tuple("abcdefghi"), pictures), logits, 32)  # type: ignore[arg-type]
     right = sum(labels[number * 63 // 32] == 0 for number in range(32))
     assert picture._caption.startswith(f"{right} of 32 right"), "not 7 of 32"
@@ -183,22 +215,32 @@ def test_the_summary_has_last_and_best(offline: Offline) -> None:
     summary = summary_of(offline.read)
     assert summary["best/val/accuracy"] == max(row["val_accuracy"] for row in rows)
     assert summary["best/val/nll"] == pytest.approx(min(row["val_nll"] for row in rows))
-    assert summary["best/val/teacher_kl"] == pytest.approx(min(row["val_teacher_kl"] for row in rows))
+    assert summary["best/val/teacher_kl"] == pytest.approx(
+        min(row["val_teacher_kl"] for row in rows)
+    )
     assert rows[int(summary["best/epoch"]) - 1]["val_accuracy"] == summary["best/val/accuracy"]
     assert summary["val/accuracy"] == rows[-1]["val_accuracy"], "a number, as W&B's sweeps need it"
 
 
 def test_the_best_is_of_numbers_alone() -> None:
     nan, inf = float("nan"), float("inf")
-    rows = [{"epoch": 1, "val_accuracy": nan, "val_nll": inf}, {"epoch": 2, "val_accuracy": 0.5, "val_nll": inf}]
-    rows += [{"epoch": 3, "val_accuracy": 0.7, "val_nll": 2.0}, {"epoch": 4, "val_accuracy": 0.7, "val_nll": 3.0}]
+    rows = [
+        {"epoch": 1, "val_accuracy": nan, "val_nll": inf},
+        {"epoch": 2, "val_accuracy": 0.5, "val_nll": inf},
+    ]
+    rows += [
+        {"epoch": 3, "val_accuracy": 0.7, "val_nll": 2.0},
+        {"epoch": 4, "val_accuracy": 0.7, "val_nll": 3.0},
+    ]
     assert dashboard.best(rows) == {"best/val/accuracy": 0.7, "best/epoch": 3, "best/val/nll": 2.0}
     assert dashboard.best([{"epoch": 1, "loss": 1.0}]) == {}
 
 
 def test_the_users_commit_and_command_are_recorded(offline: Offline) -> None:
     environment = next(record for record in offline.read["environment"] if "program" in record)
-    assert environment["git"]["commit"] == offline.commit, "of where it was typed, not of where its files are"
+    assert environment["git"]["commit"] == offline.commit, (
+        "of where it was typed, not of where its files are"
+    )
     assert offline.read["run"][0]["git"]["commit"] == offline.commit
     assert environment["program"] == "-m kd"
     assert environment["args"][: len(WORDS)] == WORDS
@@ -213,12 +255,20 @@ def test_notes_begin_with_the_users_own(offline: Offline) -> None:
 
 def test_notes_of_a_sweep_lead_to_its_report(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE")
-    words = ["method=standard", "student.epochs=1", "seed=0,1", "tracker.samples=0", "hydra.launcher.slots=1"]
+    words = [
+        "method=standard",
+        "student.epochs=1",
+        "seed=0,1",
+        "tracker.samples=0",
+        "hydra.launcher.slots=1",
+    ]
     assert kd("-m", *WORDS, *words, "tracker.mode=offline", "tracker.notes=mine").code == 0
     (sweep,) = Path("multirun").absolute().glob("*/*")
     for folder in sorted(Path("runs").absolute().glob("standard-*")):
         read = records(folder)
-        assert read["run"][0]["notes"] == f"mine\n\nfiles: {folder}\n\nreport: {sweep / 'index.html'}"
+        assert (
+            read["run"][0]["notes"] == f"mine\n\nfiles: {folder}\n\nreport: {sweep / 'index.html'}"
+        )
         environment = next(record for record in read["environment"] if "program" in record)
         assert environment["program"] == "kd", "what was typed, also of a worker process"
         assert environment["args"][:2] == ["-m", WORDS[0]]
@@ -247,7 +297,11 @@ def test_notes_of_a_sweep_lead_to_its_report(kd: Callable, monkeypatch: pytest.M
     ids=repr,
 )
 def test_an_alert_is_sent_for_what_failed_alone(
-    error: BaseException | None, title: str | None, composed: Callable, tmp_path: Path, server: Server
+    error: BaseException | None,
+    title: str | None,
+    composed: Callable,
+    tmp_path: Path,
+    server: Server,
 ) -> None:
     config = composed("method=standard", "tracker.mode=online", "tracker.timeout=300")
     folder = tmp_path / "run"
@@ -285,7 +339,11 @@ def test_a_diverged_training_alerts(kd: Callable, monkeypatch: pytest.MonkeyPatc
 
 
 def test_weights_are_kept_with_the_offline_run(offline: Offline) -> None:
-    by_name = {artifact["name"]: artifact for artifact in offline.read["artifact"] if artifact["type"] == "model"}
+    by_name = {
+        artifact["name"]: artifact
+        for artifact in offline.read["artifact"]
+        if artifact["type"] == "model"
+    }
     assert set(by_name) == {offline.student.name, offline.teacher.name}
     for folder in (offline.student, offline.teacher):
         (entry,) = by_name[folder.name]["manifest"]["contents"]
@@ -299,20 +357,28 @@ def test_weights_are_kept_with_the_offline_run(offline: Offline) -> None:
     assert (metadata["method"], metadata["epochs"], metadata["id"]) == ("logits", 3, result["id"])
 
 
-@pytest.mark.parametrize("order", [("teacher", "student"), ("student", "teacher")], ids=" then ".join)
+@pytest.mark.parametrize(
+    "order", [("teacher", "student"), ("student", "teacher")], ids=" then ".join
+)
 def test_the_lineage_says_who_taught_whom(
     order: tuple[str, str], offline: Offline, server: Server, tmp_path: Path
 ) -> None:
     sync([getattr(offline, name) for name in order], tmp_path)
     ids = {run.job_type: id_ for id_, run in server.runs.items()}
     models = {artifact.name: artifact for artifact in server.models()}
-    assert set(models) == {offline.student.name, offline.teacher.name}, "the teacher's once, whoever logs it"
+    assert set(models) == {offline.student.name, offline.teacher.name}, (
+        "the teacher's once, whoever logs it"
+    )
     teacher, student = models[offline.teacher.name], models[offline.student.name]
     assert (teacher.used_by, student.used_by) == ([ids["student"]], [])
     assert [run for run in teacher.logged_by if run] == [ids["teacher"]]
     assert student.logged_by == [ids["student"]]
-    assert teacher.files == {"model.safetensors": (offline.teacher / "student.safetensors").read_bytes()}
-    assert student.files == {"model.safetensors": (offline.student / "student.safetensors").read_bytes()}
+    assert teacher.files == {
+        "model.safetensors": (offline.teacher / "student.safetensors").read_bytes()
+    }
+    assert student.files == {
+        "model.safetensors": (offline.student / "student.safetensors").read_bytes()
+    }
     assert (student.aliases, teacher.aliases) == ({"latest", "epoch-3"}, {"latest", "epoch-1"})
     assert {run.commit for run in server.runs.values()} == {offline.commit}
 
@@ -327,13 +393,22 @@ def test_a_server_that_goes_away_does_not_hold_the_run(
         log(*given)
 
     monkeypatch.setattr(artifacts, "log", log_to_nobody)
-    words = [*WORDS, "method=standard", "student.epochs=1", "tracker.artifacts=true", "tracker.timeout=1"]
+    words = [
+        *WORDS,
+        "method=standard",
+        "student.epochs=1",
+        "tracker.artifacts=true",
+        "tracker.timeout=1",
+    ]
     said = kd(*words)
     assert said.code == 0
-    assert "the server did not take all of it; to upload it: wandb sync --include-online runs/" in said.out
+    assert (
+        "the server did not take all of it; to upload it: wandb sync --include-online runs/"
+        in said.out
+    )
     assert server.models() == []
     (folder,) = Path("runs").glob("standard-*")
-    result = finished(folder)
+    result = load_result(folder)
     assert result is not None
     read = records(folder, "run-*")
     assert summary_of(read)["test/accuracy"] == result["metrics"]["test_accuracy"], (
@@ -351,21 +426,34 @@ def test_artifacts_are_off_by_default(kd: Callable, server: Server) -> None:
     assert len([name for name in student.files if name.startswith("media/images/")]) == 1
 
 
-def test_teachers_of_every_kind_are_used(kd: Callable, server: Server, offline: Offline, tmp_path: Path) -> None:
+def test_teachers_of_every_kind_are_used(
+    kd: Callable, server: Server, offline: Offline, tmp_path: Path
+) -> None:
     mine = tmp_path / "my teacher, é.safetensors"
     mine.write_bytes((offline.teacher / "student.safetensors").read_bytes())
-    common = [*WORDS, "method=logits", "student.epochs=1", "tracker.timeout=300", "tracker.artifacts=true"]
+    common = [
+        *WORDS,
+        "method=logits",
+        "student.epochs=1",
+        "tracker.timeout=300",
+        "tracker.artifacts=true",
+    ]
 
     def used(*words: str) -> list[str]:
         server.artifacts.clear()
         assert kd(*common, *words).code == 0
-        assert len([artifact for artifact in server.models() if artifact.name.startswith("logits-")]) == 1
+        assert (
+            len([artifact for artifact in server.models() if artifact.name.startswith("logits-")])
+            == 1
+        )
         assert {artifact.state for artifact in server.models()} == {"COMMITTED"}
         return sorted(artifact.name for artifact in server.models() if artifact.used_by)
 
     (own,) = used(f"teacher.checkpoint='{mine}'")
     assert own.startswith("my_teacher")
-    assert used(f"teacher.checkpoint={offline.teacher / 'student.safetensors'}", "seed=1") == [offline.teacher.name]
+    assert used(f"teacher.checkpoint={offline.teacher / 'student.safetensors'}", "seed=1") == [
+        offline.teacher.name
+    ]
     members = used("teacher.members=2", "seed=2")
     assert len(members) == 2
     assert sorted(path.name for path in Path("runs").glob("standard-*")) == members
@@ -377,7 +465,13 @@ def test_a_failing_artifact_stops_nothing(kd: Callable, monkeypatch: pytest.Monk
 
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setattr(artifacts, "_linked", full)
-    said = kd(*WORDS, "method=standard", "student.epochs=1", "tracker.mode=offline", "tracker.artifacts=true")
+    said = kd(
+        *WORDS,
+        "method=standard",
+        "student.epochs=1",
+        "tracker.mode=offline",
+        "tracker.artifacts=true",
+    )
     assert said.code == 0
     assert said.out.count("W&B: no space left; logging to it stops, the training goes on") == 1
     (folder,) = Path("runs").glob("standard-*")

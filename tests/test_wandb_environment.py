@@ -60,21 +60,44 @@ def test_the_variables_name_project_tags_and_the_commands_own_run(
     assert kd(*WORDS, "method=logits").code == 0
     (teacher,), run = server.of("teacher"), server.runs["mine"]
     assert (run.project, run.entity, run.group, own_notes(run)) == ("thesis", "lab", "g", "why")
-    assert (run.display_name, run.job_type, run.tags) == ("my run", "ablation", ["a", "b", "logits"])
-    assert (teacher.project, teacher.entity, teacher.group, own_notes(teacher)) == ("thesis", "lab", "g", "why")
+    assert (run.display_name, run.job_type, run.tags) == (
+        "my run",
+        "ablation",
+        ["a", "b", "logits"],
+    )
+    assert (teacher.project, teacher.entity, teacher.group, own_notes(teacher)) == (
+        "thesis",
+        "lab",
+        "g",
+        "why",
+    )
     assert teacher.tags == ["a", "b", "standard"]
     assert teacher.display_name is not None
     assert teacher.display_name.startswith("standard-cnn-2-")
     assert len(server.runs) == 2
 
 
-def test_an_explicit_key_wins_over_its_variable(server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explicit_key_wins_over_its_variable(
+    server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("PROJECT", "ENTITY", "TAGS", "NOTES", "RUN_GROUP"):
         monkeypatch.setenv(f"WANDB_{name}", "variable")
-    keys = ["tracker.project=p", "tracker.entity=e", "tracker.tags=[]", "tracker.notes=n", "tracker.group=g"]
+    keys = [
+        "tracker.project=p",
+        "tracker.entity=e",
+        "tracker.tags=[]",
+        "tracker.notes=n",
+        "tracker.group=g",
+    ]
     assert kd(*WORDS, "method=standard", *keys).code == 0
     ((_, run),) = server.runs.items()
-    assert (run.project, run.entity, run.tags, own_notes(run), run.group) == ("p", "e", ["standard"], "n", "g")
+    assert (run.project, run.entity, run.tags, own_notes(run), run.group) == (
+        "p",
+        "e",
+        ["standard"],
+        "n",
+        "g",
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +122,9 @@ def test_modes(
 ) -> None:  # fmt: skip
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with wandb_run.started(tracker_settings(mode=key), tmp_path / "run", wandb_run.About("x", "student")) as run:
+    with wandb_run.started(
+        tracker_settings(mode=key), tmp_path / "run", wandb_run.RunSettings("x", "student")
+    ) as run:
         found = None if run is None else "offline" if run.offline else "online"
     assert found == expected
     assert bool(server.runs) == (expected == "online")
@@ -107,36 +132,61 @@ def test_modes(
 
 @pytest.fixture
 def tracker_settings() -> Callable[..., Any]:
-    from kd.config.schema import Tracker
+    from kd.config.schema import TrackerSettings
 
-    given = {"mode": "auto", "project": None, "entity": None, "group": None, "tags": None, "notes": None}
-    return lambda **more: Tracker(**{**given, "samples": 0, "artifacts": False, "timeout": 300, **more})
+    given = {
+        "mode": "auto",
+        "project": None,
+        "entity": None,
+        "group": None,
+        "tags": None,
+        "notes": None,
+    }
+    return lambda **more: TrackerSettings(
+        **{**given, "samples": 0, "artifacts": False, "timeout": 300, **more}
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [
-        ("WANDB_MODE", "maybe", "WANDB_MODE: 'maybe' is not known; allowed: online, run, shared, offline, dryrun, dis"),
+        (
+            "WANDB_MODE",
+            "maybe",
+            "WANDB_MODE: 'maybe' is not known; allowed: online, run, shared, offline, dryrun, dis",
+        ),
         ("WANDB_DISABLED", "perhaps", "WANDB_DISABLED: 'perhaps' is neither true nor false"),
         ("WANDB_SILENT", "2", "WANDB_SILENT: '2' is neither true nor false"),
         ("WANDB_RUN_ID", "a/b", "WANDB_RUN_ID: should have none of :;,#?/'"),
         ("WANDB_RUN_ID", "x" * 250, "WANDB_RUN_ID: should have 1 to 128 characters for W&B"),
         ("WANDB_JOB_TYPE", "x" * 65, "WANDB_JOB_TYPE: should have 1 to 64 characters for W&B"),
         ("WANDB_BASE_URL", "wandb.mine.org", "WANDB_BASE_URL: 'wandb.mine.org' is no address"),
-        ("WANDB_PROJECT", "x" * 10_001, "WANDB_PROJECT: String should have at most 10000 characters, got 'xxx"),
+        (
+            "WANDB_PROJECT",
+            "x" * 10_001,
+            "WANDB_PROJECT: String should have at most 10000 characters, got 'xxx",
+        ),
         ("WANDB_CONSOLE", "loud", "WANDB_CONSOLE: 'loud' is not known; allowed: auto, off"),
     ],
 )
 @pytest.mark.parametrize("multirun", [[], ["-m"]])
 def test_an_unknown_word_is_one_line(
-    name: str, value: str, line: str, multirun: list[str], bare: Path, kd: Callable, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    value: str,
+    line: str,
+    multirun: list[str],
+    bare: Path,
+    kd: Callable,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(name, value)
     assert is_one_line(kd(*multirun, *WORDS, "method=standard"), line)
     assert not Path("runs").exists()
 
 
-def test_silent_and_dir(bare: Path, kd: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_silent_and_dir(
+    bare: Path, kd: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
     said = kd(*WORDS, "method=standard")
@@ -146,7 +196,9 @@ def test_silent_and_dir(bare: Path, kd: Callable, monkeypatch: pytest.MonkeyPatc
     assert segments() == []
 
 
-def test_a_directory_that_cannot_be_made_is_replaced(bare: Path, kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_cannot_be_made_is_replaced(
+    bare: Path, kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_DIR", "/dev/null/x")
     said = kd(*WORDS, "method=standard")
     assert said.code == 0
@@ -154,7 +206,9 @@ def test_a_directory_that_cannot_be_made_is_replaced(bare: Path, kd: Callable, m
     assert len(segments()) == 1
 
 
-def test_a_variable_that_stops_wandb_is_ignored(bare: Path, kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_stops_wandb_is_ignored(
+    bare: Path, kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_START_METHOD", "forkserver")
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "soon")
     said = kd(*WORDS, "method=standard")
@@ -164,7 +218,9 @@ def test_a_variable_that_stops_wandb_is_ignored(bare: Path, kd: Callable, monkey
     assert os.environ["WANDB_INIT_TIMEOUT"] == "soon"
 
 
-def test_the_environment_is_left_as_it_was(server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_left_as_it_was(
+    server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in wandb_run.HIDDEN:
         monkeypatch.setenv(name, "offline" if name == "WANDB_MODE" else "x")
     monkeypatch.delenv("WANDB_DIR")
@@ -201,7 +257,9 @@ def test_the_key_is_looked_up_as_wandb_does(bare: Path, monkeypatch: pytest.Monk
     assert mode() == "offline", "as `wandb offline` writes it"
 
 
-@pytest.mark.parametrize("content", ["machine", "\x00\x01", 'machine api.wandb.ai login "', "machine api.wandb.ai\n"])
+@pytest.mark.parametrize(
+    "content", ["machine", "\x00\x01", 'machine api.wandb.ai login "', "machine api.wandb.ai\n"]
+)
 def test_a_malformed_netrc_ends_nothing(content: str, bare: Path, kd: Callable) -> None:
     (bare / ".netrc").write_text(content)
     said = kd(*WORDS, "method=standard")
@@ -238,7 +296,13 @@ def test_any_home_will_do(home: str, bare: Path, kd: Callable, tmp_path: Path) -
     command = [sys.executable, "-c", code, *WORDS, "method=logits", *sweep]
     prefix = AS_USER if os.geteuid() == 0 and home in ("unreadable", "read-only") else []
     done = subprocess.run(
-        [*prefix, *command], cwd=place, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+        [*prefix, *command],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     bare.chmod(0o700)
     said = done.stdout + done.stderr
@@ -246,7 +310,9 @@ def test_any_home_will_do(home: str, bare: Path, kd: Callable, tmp_path: Path) -
     assert len(said.splitlines()) < 60, said
     assert "INFO " not in said, "W&B's service logs to the terminal where it has no file"
     offline = [path.parent for path in place.glob("**/wandb/offline-run-*/run-*.wandb")]
-    assert len(offline) == (4 if sweep else 2), "a teacher, two students and the summary; or a teacher and a student"
+    assert len(offline) == (4 if sweep else 2), (
+        "a teacher, two students and the summary; or a teacher and a student"
+    )
     assert all((path / "files").is_dir() for path in offline)
     tables = [*place.glob("sweep/wandb/offline-run-*/files/media/table/*")]
     assert len(tables) == (2 if sweep else 0), "runs and summary"
@@ -255,8 +321,16 @@ def test_any_home_will_do(home: str, bare: Path, kd: Callable, tmp_path: Path) -
 # ---- groups
 
 
-def test_a_resumed_sweep_stays_one_group(server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [*WORDS, "method=standard,label_smoothing", "seed=0,1", "student.epochs=2", "hydra.launcher.slots=1"]
+def test_a_resumed_sweep_stays_one_group(
+    server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [
+        *WORDS,
+        "method=standard,label_smoothing",
+        "seed=0,1",
+        "student.epochs=2",
+        "hydra.launcher.slots=1",
+    ]
     assert kd("-m", *words, "hydra.sweep.dir=first").code == 0
     (group,) = {run.group for run in server.runs.values()}
     assert group is not None
@@ -273,9 +347,17 @@ def test_a_resumed_sweep_stays_one_group(server: Server, kd: Callable, monkeypat
 
 
 def test_a_search_is_a_group_also_when_it_goes_on(server: Server, kd: Callable) -> None:
-    words = [*WORDS, "method=standard", "hydra/sweeper=optuna", "optimizer.lr=interval(0.01,0.1)", "student.epochs=1"]
+    words = [
+        *WORDS,
+        "method=standard",
+        "hydra/sweeper=optuna",
+        "optimizer.lr=interval(0.01,0.1)",
+        "student.epochs=1",
+    ]
     for trials in (1, 2):
-        assert kd("-m", *words, "hydra.launcher.slots=1", f"hydra.sweeper.n_trials={trials}").code == 0
+        assert (
+            kd("-m", *words, "hydra.launcher.slots=1", f"hydra.sweeper.n_trials={trials}").code == 0
+        )
     (group,) = {run.group for run in server.runs.values()}
     (sweep, *_) = Path().glob("multirun/*/*/study.json")
     assert group == f"search-{json.loads(sweep.read_text())['study']}"
@@ -285,15 +367,15 @@ def test_a_search_is_a_group_also_when_it_goes_on(server: Server, kd: Callable) 
 def test_a_run_of_a_sweep_that_goes_on_alone_stays_in_its_group(
     server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    epoch = directory.Record.epoch
+    epoch = directory.RunDirectory.append_epoch
 
-    def stopped(self: directory.Record, row: dict[str, Any]) -> None:
+    def stopped(self: directory.RunDirectory, row: dict[str, Any]) -> None:
         epoch(self, row)
         raise KeyboardInterrupt
 
     words = [*WORDS, "method=standard", "student.epochs=2"]
     with monkeypatch.context() as patch:
-        patch.setattr(directory.Record, "epoch", stopped)
+        patch.setattr(directory.RunDirectory, "append_epoch", stopped)
         assert kd("-m", *words, "seed=0,1", "hydra/launcher=basic").code == 130
     ((name, first),) = server.runs.items()
     assert first.group is not None

@@ -12,7 +12,7 @@ from conftest import is_one_line
 
 from kd.config import wandb_names
 from kd.config.schema import Config
-from kd.config.wandb_names import RULES, checked, shortened, valid
+from kd.config.wandb_names import RULES, name_type, shorten_name, validate_name
 from kd.core.errors import UserError
 from kd.training import tracking
 
@@ -39,51 +39,69 @@ REFUSED = {
 
 @pytest.mark.parametrize("word", REFUSED, ids=lambda word: ascii(word)[:40])
 def test_what_wandb_refuses_is_refused_first(word: str, kd: Callable) -> None:
-    said = kd("data=digits", "method=standard", "student.scale=1", "student.epochs=1", "device=cpu", word)
+    said = kd(
+        "data=digits", "method=standard", "student.scale=1", "student.epochs=1", "device=cpu", word
+    )
     assert is_one_line(said, REFUSED[word])
     assert list(Path.cwd().iterdir()) == []
 
 
 def test_a_sweep_refuses_it_before_the_first_job(kd: Callable) -> None:
-    said = kd("-m", "data=digits", "method=standard", "student.scale=1", f"tracker.tags=[a],[{'x' * 65}]")
+    said = kd(
+        "-m", "data=digits", "method=standard", "student.scale=1", f"tracker.tags=[a],[{'x' * 65}]"
+    )
     assert is_one_line(said, "tracker.tags.0: should have 1 to 64 characters for W&B")
     assert "(job 2: " in said.err
     assert not Path("runs").exists()
 
 
 def test_names_at_the_limits_are_accepted(composed: Callable) -> None:
-    words = [f"tracker.project={'p' * 128}", f"tracker.group='{'g/ü' * 42}'", f"tracker.tags=[{'t' * 64},'a: b, c']"]
+    words = [
+        f"tracker.project={'p' * 128}",
+        f"tracker.group='{'g/ü' * 42}'",
+        f"tracker.tags=[{'t' * 64},'a: b, c']",
+    ]
     settings = composed("method=standard", *words, "tracker.entity=team-1_x.y").root.tracker
     assert (len(settings.project), len(settings.group), len(settings.tags[0])) == (128, 126, 64)
-    wandb.Settings(project=settings.project, entity=settings.entity, run_group=settings.group, run_tags=settings.tags)
+    wandb.Settings(
+        project=settings.project,
+        entity=settings.entity,
+        run_group=settings.group,
+        run_tags=settings.tags,
+    )
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a\\b", "a#b", "a?b", "a%b", "a:b", "x" * 129])
 def test_the_rule_for_projects_is_that_of_the_client(name: str) -> None:
     with pytest.raises(ValueError, match="should have"):
-        valid("project", name)
+        validate_name("project", name)
     if name:  # which the client takes for none, and the server for wrong
         with pytest.raises(Exception, match="project name"):
             wandb.Settings(project=name)
 
 
 def test_values_of_the_environment_are_named_by_their_variable() -> None:
-    assert checked("tag", "a", "WANDB_TAGS") == "a"
-    with pytest.raises(UserError, match=r"^WANDB_PROJECT: should have none of .* got '/' in 'a/b'$"):
-        checked("project", "a/b", "WANDB_PROJECT")
+    assert name_type("tag", "a", "WANDB_TAGS") == "a"
+    with pytest.raises(
+        UserError, match=r"^WANDB_PROJECT: should have none of .* got '/' in 'a/b'$"
+    ):
+        name_type("project", "a/b", "WANDB_PROJECT")
 
 
 @pytest.mark.parametrize("kind", RULES)
 def test_names_that_kd_makes_are_shortened_to_valid_ones(kind: str) -> None:
     longest = RULES[kind].longest
     names = [f"{'sum-' * 100}{end}" for end in ("1a2b", "3c4d")]
-    made = [shortened(kind, name) for name in names]
-    assert [valid(kind, name) for name in made] == made
+    made = [shorten_name(kind, name) for name in names]
+    assert [validate_name(kind, name) for name in made] == made
     assert made[0] != made[1], "the end holds what tells them apart"
     assert {len(name) for name in made} == {longest}
     for odd in ("", "  ", "a\nb", "a/b:c#d'e", "\udcff", f"{'a' * longest} ", f"{'ab ' * 100}"):
-        assert valid(kind, shortened(kind, odd))
-    assert shortened(kind, "standard-cnn-2-s1000-e0609896bc4e") == "standard-cnn-2-s1000-e0609896bc4e"
+        assert validate_name(kind, shorten_name(kind, odd))
+    assert (
+        shorten_name(kind, "standard-cnn-2-s1000-e0609896bc4e")
+        == "standard-cnn-2-s1000-e0609896bc4e"
+    )
 
 
 @pytest.fixture
@@ -99,15 +117,21 @@ def test_a_run_of_a_long_name_is_started_with_valid_names(
     composed: Callable, started: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = composed("method=standard", "tracker.mode=offline", "tracker.tags=[mine,standard]")
-    monkeypatch.setattr(Config, "label", lambda _: f"{'long-' * 40}s0-0123456789ab")
-    settings = config.root.tracker.model_copy(update={"group": tracking.group(tmp_path / ("s" * 200) / ("t" * 200))})
+    monkeypatch.setattr(Config, "run_name", lambda _: f"{'long-' * 40}s0-0123456789ab")
+    settings = config.root.tracker.model_copy(
+        update={"group": tracking.group(tmp_path / ("s" * 200) / ("t" * 200))}
+    )
     config = replace(config, root=config.root.model_copy(update={"tracker": settings}))
     with tracking.open(config, tmp_path, "student"):
         pass
     (given,) = started
     assert given["name"].endswith("-s0-0123456789ab")
-    for kind, name in (("name", given["name"]), ("group", given["group"]), ("job_type", given["job_type"])):
-        assert valid(kind, name) == name
+    for kind, name in (
+        ("name", given["name"]),
+        ("group", given["group"]),
+        ("job_type", given["job_type"]),
+    ):
+        assert validate_name(kind, name) == name
     assert list(given["tags"]) == ["mine", "standard"], "the method's name once"
 
 

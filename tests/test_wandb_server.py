@@ -15,7 +15,7 @@ from kd.runs import directory
 from kd.training import wandb_run
 
 WORDS = [*SMALL, "threads=1", "method=standard", "student.epochs=3"]
-ABOUT = wandb_run.About("run", "student")
+ABOUT = wandb_run.RunSettings("run", "student")
 STATUS = {"401": 401, "403": 403, "404": 404, "409": 409, "500": 500}
 
 
@@ -30,7 +30,7 @@ def sync(*options: str) -> None:
 def check(server: Server) -> None:
     """The server has all of the one run."""
     (path,) = Path("runs").glob("*/result.json")
-    result = directory.finished(path.parent)
+    result = directory.load_result(path.parent)
     assert result is not None
     ((id_, run),) = server.runs.items()
     assert directory.read_json(path.parent / "wandb.json")["id"] == id_
@@ -87,15 +87,15 @@ def test_an_error_in_the_middle_of_a_start_is_not_the_end(server: Server, kd: Ca
 def test_an_interrupted_run_keeps_its_id_when_the_server_is_gone(
     server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    epoch = directory.Record.epoch
+    epoch = directory.RunDirectory.append_epoch
 
-    def stopped(self: directory.Record, row: dict[str, Any]) -> None:
+    def stopped(self: directory.RunDirectory, row: dict[str, Any]) -> None:
         epoch(self, row)
         if row["epoch"] == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(directory.Record, "epoch", stopped)
+        patch.setattr(directory.RunDirectory, "append_epoch", stopped)
         assert kd(*WORDS, "tracker.timeout=300").code == 130
     server.go_away()
     assert kd(*WORDS, "tracker.timeout=2").code == 0
@@ -108,18 +108,23 @@ def test_an_interrupted_run_keeps_its_id_when_the_server_is_gone(
 def test_a_server_that_goes_away_takes_nothing_along(
     how: str, server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    epoch = directory.Record.epoch
+    epoch = directory.RunDirectory.append_epoch
 
-    def breaking(self: directory.Record, row: dict[str, Any]) -> None:
+    def breaking(self: directory.RunDirectory, row: dict[str, Any]) -> None:
         epoch(self, row)
         if row["epoch"] == 2:
             break_(server, how)
 
-    monkeypatch.setattr(directory.Record, "epoch", breaking)
-    monkeypatch.setattr(wandb_run, "FINISH", 0.05)
+    monkeypatch.setattr(directory.RunDirectory, "append_epoch", breaking)
+    monkeypatch.setattr(wandb_run, "FINISH_SECONDS", 0.05)
     said = kd(*WORDS, "tracker.timeout=300")
     assert said.code == 0
-    assert said.out.count("the server did not take all of it; to upload it: wandb sync --include-online runs/") == 1
+    assert (
+        said.out.count(
+            "the server did not take all of it; to upload it: wandb sync --include-online runs/"
+        )
+        == 1
+    )
     mend(server)
     sync("--include-online")
     check(server)
@@ -137,7 +142,9 @@ def test_the_end_of_a_run_is_bounded(
         return finish_within(run, code, 300)
 
     monkeypatch.setattr(wandb_run, "_finish_within", finish)
-    with wandb_run.started(record_settings().model_copy(update={"timeout": timeout}), tmp_path, ABOUT) as run:
+    with wandb_run.started(
+        record_settings().model_copy(update={"timeout": timeout}), tmp_path, ABOUT
+    ) as run:
         pass
     assert waited == [None if run.offline else seconds]
 
@@ -166,8 +173,8 @@ def test_a_server_that_takes_all_is_not_doubted(server: Server, kd: Callable) ->
 def test_the_runs_beside_one_that_fails_to_start_go_on(server: Server, tmp_path: Path) -> None:
     """As in a pack: a new service would end them."""
     settings = record_settings()
-    first = wandb_run.About("first", "student")
-    second = wandb_run.About("second", "student")
+    first = wandb_run.RunSettings("first", "student")
+    second = wandb_run.RunSettings("second", "student")
     with wandb_run.started(settings, tmp_path / "a", first) as one:
         server.errors["UpsertBucket"] = 403, "full"
         with wandb_run.started(settings, tmp_path / "b", second) as other:
@@ -178,19 +185,27 @@ def test_the_runs_beside_one_that_fails_to_start_go_on(server: Server, tmp_path:
     assert [row["x"] for row in server.runs[first.id].rows()] == [1]
 
 
-def test_a_known_run_keeps_its_id_beside_one_that_found_no_server(server: Server, tmp_path: Path) -> None:
+def test_a_known_run_keeps_its_id_beside_one_that_found_no_server(
+    server: Server, tmp_path: Path
+) -> None:
     """As in a pack that is started again when the server is gone: an id that was tried in vain could not be kept."""
     settings = record_settings().model_copy(update={"timeout": 2})
     server.go_away()
     with (
-        wandb_run.started(settings, tmp_path / "a", wandb_run.About("first", "student", id="a", resume=True)) as one,
-        wandb_run.started(settings, tmp_path / "b", wandb_run.About("second", "student", id="b", resume=True)) as other,
+        wandb_run.started(
+            settings, tmp_path / "a", wandb_run.RunSettings("first", "student", id="a", resume=True)
+        ) as one,
+        wandb_run.started(
+            settings,
+            tmp_path / "b",
+            wandb_run.RunSettings("second", "student", id="b", resume=True),
+        ) as other,
     ):
         assert [(run.id, run.offline) for run in (one, other)] == [("a", True), ("b", True)]
 
 
 def record_settings() -> Any:
-    from kd.config.schema import Tracker
+    from kd.config.schema import TrackerSettings
 
     names = dict.fromkeys(("project", "entity", "group", "tags", "notes"))
-    return Tracker(mode="online", **names, samples=0, artifacts=False, timeout=300)
+    return TrackerSettings(mode="online", **names, samples=0, artifacts=False, timeout=300)

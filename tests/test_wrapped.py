@@ -21,7 +21,9 @@ from kd.models.wrapped import Wrapped
 SPLIT = ["model@student=torchvision", "data=digits", "method=logits"]
 
 
-def build(name: str, model: str, pretrained: bool = False, classes: int = 5, size: int = 32) -> Wrapped:
+def build(
+    name: str, model: str, pretrained: bool = False, classes: int = 5, size: int = 32
+) -> Wrapped:
     settings = models.find(name, "model").Config(name=name, model=model, pretrained=pretrained)
     return models.build(settings, classes, size)
 
@@ -41,13 +43,15 @@ def test_taps_are_those_of_a_pass_by_hand() -> None:
               "layer4": pre.relu(), "avgpool": pool[:, :, None, None], "avgpool.pre": pool[:, :, None, None],
               "pool": pool, "pool.pre": pool, "head": own.fc(pool), "head.pre": own.fc(pool)}  # fmt: skip
     for moved in (net, copy.deepcopy(net), net.to(memory_format=torch.channels_last)):
-        out = moved.tapped(images, wanted)
+        out = moved.forward_taps(images, wanted)
         assert set(out.taps) == set(wanted)
         for name, value in wanted.items():
             torch.testing.assert_close(out.taps[name], value, msg=name)
         torch.testing.assert_close(out.logits, own(images))
         assert torch.equal(moved.head(out.taps["pool"]), out.logits)
-        assert not any(module._forward_hooks or module._forward_pre_hooks for module in moved.modules())
+        assert not any(
+            module._forward_hooks or module._forward_pre_hooks for module in moved.modules()
+        )
 
 
 @pytest.mark.parametrize(
@@ -61,7 +65,7 @@ def test_every_parameter_learns(name: str, model: str) -> None:
     torch.manual_seed(0)
     net = build(name, model, size=64)
     shapes = net.shapes(64)
-    out = net.tapped(torch.randn(4, 3, 64, 64), shapes)
+    out = net.forward_taps(torch.randn(4, 3, 64, 64), shapes)
     assert {tap: tuple(value.shape[1:]) for tap, value in out.taps.items()} == shapes
     assert list(shapes)[-1] == "head"
     assert list(shapes)[-2] == "pool" or model == "squeezenet1_1"
@@ -75,7 +79,12 @@ class Odd(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.twice, self.pair, self.spoiled, self.last = nn.Conv2d(3, 3, 1), Pair(), nn.Conv2d(3, 3, 1), nn.Linear(3, 5)
+        self.twice, self.pair, self.spoiled, self.last = (
+            nn.Conv2d(3, 3, 1),
+            Pair(),
+            nn.Conv2d(3, 3, 1),
+            nn.Linear(3, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x, y = self.pair(self.twice(self.twice(x)))
@@ -92,9 +101,13 @@ class Pair(nn.Module):
 def test_what_is_no_tap_is_not_offered_and_refused() -> None:
     net = Wrapped(Odd, 8)
     assert list(net.shapes(8)) == ["last", "head"]
-    for name, what in (("twice", "runs 2 times"), ("pair", "but a tuple"), ("spoiled", "overwritten in place")):
+    for name, what in (
+        ("twice", "runs 2 times"),
+        ("pair", "but a tuple"),
+        ("spoiled", "overwritten in place"),
+    ):
         with pytest.raises(RuntimeError, match=f"tap '{name}' of Odd .*{what}"):
-            net.tapped(torch.randn(2, 3, 8, 8), [name])
+            net.forward_taps(torch.randn(2, 3, 8, 8), [name])
     with pytest.raises(RuntimeError, match="no linear layer ends Odd"):
         _ = net.head
 
@@ -127,7 +140,7 @@ def test_a_trained_network_is_loaded_without_the_published_weights(
         net = build("torchvision", "shufflenet_v2_x0_5", pretrained=True).eval()
     unreachable(monkeypatch)
     said = {"name": "torchvision", "model": "shufflenet_v2_x0_5", "pretrained": True}
-    card = store.card(said, tuple("abcde"), 32, torch.zeros(3), torch.ones(3))
+    card = store.build_metadata(said, tuple("abcde"), 32, torch.zeros(3), torch.ones(3))
     store.save(net, tmp_path / "student.safetensors", card)
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(package.load(tmp_path)(x), net(x))
@@ -142,8 +155,14 @@ def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 BAD = {  # what is typed: what the one line must say
-    "near": ("torchvision student.model=resnet81", "student.model: 'resnet81' is not known; did you mean resnet18 or "),
-    "auxiliary": ("torchvision student.model=googlenet", "student.model: googlenet has auxiliary classifiers"),
+    "near": (
+        "torchvision student.model=resnet81",
+        "student.model: 'resnet81' is not known; did you mean resnet18 or ",
+    ),
+    "auxiliary": (
+        "torchvision student.model=googlenet",
+        "student.model: googlenet has auxiliary classifiers",
+    ),
     "offline": (
         "torchvision student.pretrained=true",
         "student.pretrained: no weights of resnet18 can be had (no route)",
@@ -156,8 +175,14 @@ BAD = {  # what is typed: what the one line must say
         "torchvision method=feature method.pairs=[[nose,pool2]]",
         "method.pairs: the student has no tap 'nose'; it has conv1, bn1, relu, maxpool, layer1.0, layer1.1, layer1, ",
     ),
-    "near, timm": ("timm student.model=resnet81", "student.model: 'resnet81' is not known; did you mean resnet18 or "),
-    "weights, timm": ("timm student.model=resnet18.b1", "student.model: 'resnet18.b1' is not known; did you mean "),
+    "near, timm": (
+        "timm student.model=resnet81",
+        "student.model: 'resnet81' is not known; did you mean resnet18 or ",
+    ),
+    "weights, timm": (
+        "timm student.model=resnet18.b1",
+        "student.model: 'resnet18.b1' is not known; did you mean ",
+    ),
     "none, timm": (
         "timm student.model=resnet18d_nope",
         "student.model: 'resnet18d_nope' is not known; did you mean resnet18d",
@@ -170,13 +195,21 @@ BAD = {  # what is typed: what the one line must say
         "vit_tiny student.patch=3",
         "student.name: vit-tiny cannot take images of 32 pixels (their size must be a",
     ),
-    "heads": ("vit_tiny student.heads=5", "student: width must be a multiple of heads, got 192 and 5"),
-    "depth": ("resnet20 student.depth=21", "student.depth: should be 8, 14, 20, 32, 44, 56 or 110, got 21"),
+    "heads": (
+        "vit_tiny student.heads=5",
+        "student: width must be a multiple of heads, got 192 and 5",
+    ),
+    "depth": (
+        "resnet20 student.depth=21",
+        "student.depth: should be 8, 14, 20, 32, 44, 56 or 110, got 21",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_mistake_is_one_line_and_exit_code_2(case: str, kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_is_one_line_and_exit_code_2(
+    case: str, kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words, expected = BAD[case]
     if words.startswith("timm"):
         timm = pytest.importorskip("timm")
@@ -190,7 +223,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(case: str, kd: Callable, monkeypa
         monkeypatch.setattr(timm, "create_model", create)
     unreachable(monkeypatch)
     model, *rest = words.split()
-    said = kd(f"model@student={model}", "model@teacher=cnn4", "data=digits", "device=cpu", "method=logits", *rest)
+    said = kd(
+        f"model@student={model}",
+        "model@teacher=cnn4",
+        "data=digits",
+        "device=cpu",
+        "method=logits",
+        *rest,
+    )
     assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
     assert said.err.startswith(f"kd: {expected}")
 
@@ -198,7 +238,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(case: str, kd: Callable, monkeypa
 def test_timm_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     monkeypatch.setattr("kd.models.timm.find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r"the package timm is not installed; pip install 'kd\[timm\]'"):
+    with pytest.raises(
+        ValueError, match=r"the package timm is not installed; pip install 'kd\[timm\]'"
+    ):
         build("timm", "resnet18")
 
 
@@ -206,6 +248,11 @@ def test_weights_of_another_image_size_are_refused(monkeypatch: pytest.MonkeyPat
     with torch.device("meta"):
         big = zoo.get_model("vit_b_16", weights=None).state_dict()
     monkeypatch.setattr(zoo.ViT_B_16_Weights, "get_state_dict", lambda *_, **__: big)
-    monkeypatch.setattr(nn.init, "trunc_normal_", lambda tensor, *_, **__: tensor)  # 86M numbers, drawn for nothing
-    with pytest.raises(UserError, match="pretrained: the published weights of vit_b_16 do not fit images of this size"):
+    monkeypatch.setattr(
+        nn.init, "trunc_normal_", lambda tensor, *_, **__: tensor
+    )  # 86M numbers, drawn for nothing
+    with pytest.raises(
+        UserError,
+        match="pretrained: the published weights of vit_b_16 do not fit images of this size",
+    ):
         build("torchvision", "vit_b_16", pretrained=True)

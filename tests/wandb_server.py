@@ -98,7 +98,9 @@ class Server(ThreadingHTTPServer):
         return [run for run in self.runs.values() if run.job_type == job_type]
 
     def begin(self) -> None:
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
 
     def go_away(self) -> None:
         """From now on every connection is closed without an answer, as by a proxy whose server is gone."""
@@ -128,18 +130,37 @@ class Server(ThreadingHTTPServer):
             return {"notifyScriptableRunAlert": {"success": True}}
         if operation == "CreateRunFiles":
             run = asked.get("run") or asked.get("runName") or name
-            files = [{"name": file, "uploadUrl": f"{self.url}/upload/{run}/{file}"} for file in asked["files"]]
+            files = [
+                {"name": file, "uploadUrl": f"{self.url}/upload/{run}/{file}"}
+                for file in asked["files"]
+            ]
             return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
         if operation == "SweepWithRuns":
-            config = json.dumps({"program": "kd", "command": self.command, "method": "random", "parameters": {}})
-            sweep = {"id": "s", "name": asked["sweep"], "state": "RUNNING", "config": config, "runs": {"edges": []}}
+            config = json.dumps(
+                {"program": "kd", "command": self.command, "method": "random", "parameters": {}}
+            )
+            sweep = {
+                "id": "s",
+                "name": asked["sweep"],
+                "state": "RUNNING",
+                "config": config,
+                "runs": {"edges": []},
+            }
             return {"project": {"sweep": sweep}}
         if operation == "CreateAgent":
             return {"createAgent": {"agent": {"id": "agent"}}}
         if operation == "Heartbeat":
             commands, self.commands = self.commands[:1], self.commands[1:]
             return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
-        return {"viewer": {"id": "v", "username": "me", "entity": "me", "flags": "{}", "teams": {"edges": []}}}
+        return {
+            "viewer": {
+                "id": "v",
+                "username": "me",
+                "entity": "me",
+                "flags": "{}",
+                "teams": {"edges": []},
+            }
+        }
 
     def models(self) -> list[Artifact]:
         """The artifacts of weights."""
@@ -149,16 +170,29 @@ class Server(ThreadingHTTPServer):
         known = {artifact.id: artifact for artifact in self.artifacts}
         if operation == "CreateArtifact":
             artifact = self._created(asked)
-            version = {"id": artifact.id, "state": artifact.state, "artifactSequence": {"latestArtifact": None}}
+            version = {
+                "id": artifact.id,
+                "state": artifact.state,
+                "artifactSequence": {"latestArtifact": None},
+            }
             return {"createArtifact": {"artifact": version}}
         if operation == "CreateArtifactManifest":
-            file = {"uploadUrl": f"{self.url}/manifest/{asked['artifactID']}/manifest.json", "uploadHeaders": []}
+            file = {
+                "uploadUrl": f"{self.url}/manifest/{asked['artifactID']}/manifest.json",
+                "uploadHeaders": [],
+            }
             return {"createArtifactManifest": {"artifactManifest": {"id": "m", "file": file}}}
         if operation == "CreateArtifactFiles":
             edges = []
             for file in asked["artifactFiles"]:
                 id_, name = file["artifactID"], file["name"]
-                node = {"id": "f", "name": name, "storagePath": name, "uploadHeaders": [], "artifact": {"id": id_}}
+                node = {
+                    "id": "f",
+                    "name": name,
+                    "storagePath": name,
+                    "uploadHeaders": [],
+                    "artifact": {"id": id_},
+                }
                 edges.append({"node": {**node, "uploadUrl": f"{self.url}/artifact/{id_}/{name}"}})
             return {"createArtifactFiles": {"files": {"edges": edges}}}
         if operation == "CommitArtifact":
@@ -176,7 +210,9 @@ class Server(ThreadingHTTPServer):
                 break
         else:
             metadata = json.loads(asked.get("metadata") or "{}")
-            artifact = Artifact(f"a{len(self.artifacts)}", name, asked["artifactTypeName"], digest, metadata)
+            artifact = Artifact(
+                f"a{len(self.artifacts)}", name, asked["artifactTypeName"], digest, metadata
+            )
             self.artifacts.append(artifact)
         artifact.aliases |= {alias["alias"] for alias in asked.get("aliases") or ()}
         artifact.logged_by.append(asked["runName"])
@@ -195,7 +231,11 @@ class Server(ThreadingHTTPServer):
         return {**self._place(run), "bucket": bucket}
 
     def _place(self, run: Run) -> dict[str, Any]:
-        return {"id": "p", "name": run.project or "kd", "entity": {"id": "e", "name": run.entity or "me"}}
+        return {
+            "id": "p",
+            "name": run.project or "kd",
+            "entity": {"id": "e", "name": run.entity or "me"},
+        }
 
     def _upsert(self, name: str, asked: dict[str, Any]) -> dict[str, Any]:
         run = self.runs.setdefault(name, Run())
@@ -207,8 +247,17 @@ class Server(ThreadingHTTPServer):
         if asked.get("summaryMetrics"):
             run.summary |= json.loads(asked["summaryMetrics"])
         run.state = "running"
-        bucket = {"id": "b", "name": name, "displayName": run.display_name or "", "description": "", "config": "{}"}
-        bucket |= {"sweepName": run.sweep, "historyLineCount": 0}  # without `resume` a run begins anew
+        bucket = {
+            "id": "b",
+            "name": name,
+            "displayName": run.display_name or "",
+            "description": "",
+            "config": "{}",
+        }
+        bucket |= {
+            "sweepName": run.sweep,
+            "historyLineCount": 0,
+        }  # without `resume` a run begins anew
         return {**bucket, "project": self._place(run)}
 
     def stream(self, name: str, sent: dict[str, Any]) -> Any:
@@ -253,7 +302,9 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "upload" and run in self.server.runs:
             self.server.runs[run].files[name] = content
         if kind == "artifact":
-            next(artifact for artifact in self.server.artifacts if artifact.id == run).files[name] = content
+            next(artifact for artifact in self.server.artifacts if artifact.id == run).files[
+                name
+            ] = content
         self._send(200, {})
 
     def _send(self, status: int, answer: Any) -> None:

@@ -32,15 +32,19 @@ class Arguments(NamedTuple):
     directories: list[str]
 
 
-def arguments(words: Sequence[str]) -> Arguments:
+def split_arguments(words: Sequence[str]) -> Arguments:
     """Flags and overrides may come in any order. **Raises:** UserError."""
     parser = get_args_parser()
-    parser.error = _refuse  # type: ignore[method-assign]
+    parser.error = _raise_flag_error  # type: ignore[method-assign]
     parsed = parser.parse_intermixed_args(words)
     if parsed.experimental_rerun is not None:
-        raise UserError("--experimental-rerun: it reads a pickle, which could run code; give the overrides again")
+        raise UserError(
+            "--experimental-rerun: it reads a pickle, which could run code; give the overrides again"
+        )
     if sum(bool(re.match(r"(--config-d\w*|-cd)", word)) for word in words) > 1:
-        raise UserError("--config-dir: given twice; for several directories: hydra.searchpath=[DIR,DIR]")
+        raise UserError(
+            "--config-dir: given twice; for several directories: hydra.searchpath=[DIR,DIR]"
+        )
     flags, rest = [], list(parsed.overrides)
     for word in words:
         if rest and word == rest[0]:
@@ -50,14 +54,16 @@ def arguments(words: Sequence[str]) -> Arguments:
     overrides = list(parsed.overrides)
     if parsed.shell_completion:
         return Arguments(flags, overrides, [])
-    if parsed.config_name is None and parsed.config_path is None:  # kd's own, in which `experiment` is no default
+    if (
+        parsed.config_name is None and parsed.config_path is None
+    ):  # kd's own, in which `experiment` is no default
         overrides = [re.sub(r"^experiment(?=[=@])", "+experiment", word) for word in overrides]
     typed = [parse(word) for word in overrides]
     _refuse_repeated(typed)
     return Arguments(flags, overrides, _directories(parsed, typed))
 
 
-def _refuse(message: str) -> NoReturn:
+def _raise_flag_error(message: str) -> NoReturn:
     raise UserError(f"{message}; --hydra-help lists the flags")
 
 
@@ -67,7 +73,9 @@ def _refuse_repeated(typed: Sequence[Override]) -> None:
     for key, times in added.items():
         if times > 1:
             name = key.removeprefix("+")
-            raise UserError(f"{name}: given {times} times; {key}=a,b sweeps over both, {key}=[a,b] combines groups")
+            raise UserError(
+                f"{name}: given {times} times; {key}=a,b sweeps over both, {key}=[a,b] combines groups"
+            )
 
 
 def _directories(parsed: argparse.Namespace, typed: Sequence[Override]) -> list[str]:
@@ -119,12 +127,20 @@ def _remedy(key: str, value: str, reason: str) -> str:
     return remedy
 
 
-def defaults_in_a_circle(error: RecursionError) -> str:
+def describe_defaults_cycle(error: RecursionError) -> str:
     """Which configurations include themselves, where Hydra recursed into their defaults lists for ever."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    paths = [frame.f_locals.get("path") for frame in frames if frame.f_code.co_name == "_create_defaults_tree_impl"]
+    paths = [
+        frame.f_locals.get("path")
+        for frame in frames
+        if frame.f_code.co_name == "_create_defaults_tree_impl"
+    ]
     circle = list(dict.fromkeys(str(path) for path in paths[-20:] if path))
-    return f"{circle[0]}: its defaults list leads back to itself (by {', '.join(circle)})" if circle else ""
+    return (
+        f"{circle[0]}: its defaults list leads back to itself (by {', '.join(circle)})"
+        if circle
+        else ""
+    )
 
 
 class Checks(Callback):
@@ -134,7 +150,7 @@ class Checks(Callback):
         _checked(_refuse_multirun_settings, config)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        _checked(_settle_sweeper, config)
+        _checked(_select_sweeper, config)
 
 
 def _checked(check: Any, config: DictConfig) -> None:
@@ -151,14 +167,20 @@ def _refuse_multirun_settings(config: DictConfig) -> None:
         key = parse(word).key_or_group
         if re.match(r"hydra[./](launcher|sweeper)", key):
             raise UserError(f"{key}: only a multirun uses it; add -m")
-    if config.hydra.job.config_name != "config" or any(word.startswith("hydra.mode=") for word in sys.argv):
+    if config.hydra.job.config_name != "config" or any(
+        word.startswith("hydra.mode=") for word in sys.argv
+    ):
         return  # a primary configuration of the user's may choose for later multiruns; hydra.mode=RUN is deliberate
     for part, standard in _standard().items():
         chosen: Any = OmegaConf.to_container(config.hydra[part], resolve=False)
-        differ = [key for key, value in chosen.items() if key not in standard or standard[key] != value]
+        differ = [
+            key for key, value in chosen.items() if key not in standard or standard[key] != value
+        ]
         if differ:
             path = f"hydra/{part}" if "_target_" in differ else f"hydra.{part}.{differ[0]}"
-            raise UserError(f"{path}: an experiment chooses it, but only a multirun uses it; add -m")
+            raise UserError(
+                f"{path}: an experiment chooses it, but only a multirun uses it; add -m"
+            )
 
 
 def _standard() -> dict[str, Any]:
@@ -171,11 +193,13 @@ def _standard() -> dict[str, Any]:
     }
 
 
-def _settle_sweeper(config: DictConfig) -> None:
+def _select_sweeper(config: DictConfig) -> None:
     """Hydra's own sweeper is kd's grid without plan and report. Others would get no number from kd to go by."""
     target = str(config.hydra.sweeper.get("_target_"))
     if target == "hydra._internal.core_plugins.basic_sweeper.BasicSweeper":
         config.hydra.sweeper._target_ = _standard()["sweeper"]["_target_"]
     elif not target.startswith("hydra_plugins._kd_"):
         choice = config.hydra.runtime.choices.get("hydra/sweeper")
-        raise UserError(f"hydra/sweeper: {choice!r} can neither plan nor report trainings; allowed: grid, optuna")
+        raise UserError(
+            f"hydra/sweeper: {choice!r} can neither plan nor report trainings; allowed: grid, optuna"
+        )

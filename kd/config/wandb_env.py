@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import ValidationError
 
-from kd.config.wandb_names import checked
+from kd.config.wandb_names import name_type
 from kd.core.errors import UserError
 from kd.core.settings import Settings
 
@@ -17,12 +17,23 @@ Mode = Literal["online", "offline", "disabled"]
 T = TypeVar("T", bound=Settings)
 
 # `shared` is for several processes that write to one run; each run of kd has one writer
-MODES: dict[str, Mode] = {"online": "online", "run": "online", "shared": "online", "offline": "offline",
-                          "dryrun": "offline", "disabled": "disabled"}  # fmt: skip
+MODES: dict[str, Mode] = {
+    "online": "online",
+    "run": "online",
+    "shared": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
 CONSOLE = ("auto", "off", "wrap", "redirect", "wrap_raw", "wrap_emu")
 TRUE, FALSE = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
-KEYS = {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY", "group": "WANDB_RUN_GROUP", "tags": "WANDB_TAGS",
-        "notes": "WANDB_NOTES"}  # fmt: skip
+KEYS = {
+    "project": "WANDB_PROJECT",
+    "entity": "WANDB_ENTITY",
+    "group": "WANDB_RUN_GROUP",
+    "tags": "WANDB_TAGS",
+    "notes": "WANDB_NOTES",
+}
 
 
 class Trial(NamedTuple):
@@ -53,7 +64,7 @@ def flag(name: str) -> bool:
     return word in TRUE
 
 
-def fill(settings: T, explicit_mode: str) -> T:
+def apply_environment(settings: T, explicit_mode: str) -> T:
     """`settings` (of the tracker) whose open keys are taken from the environment. **Raises:** UserError."""
     if explicit_mode == "disabled" or (explicit_mode == "auto" and mode() == "disabled"):
         return settings
@@ -61,7 +72,7 @@ def fill(settings: T, explicit_mode: str) -> T:
     console()
     for kind, variable in (("id", "WANDB_RUN_ID"), ("job_type", "WANDB_JOB_TYPE")):
         if text := os.environ.get(variable):
-            checked(kind, text, variable)
+            name_type(kind, text, variable)
     _check_server()
     for key, variable in KEYS.items():
         if getattr(settings, key) is not None or not (text := os.environ.get(variable)):
@@ -71,7 +82,9 @@ def fill(settings: T, explicit_mode: str) -> T:
             settings = type(settings).model_validate({**settings.model_dump(), key: value})
         except ValidationError as error:
             what = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-            raise UserError(f"{variable}: {what.removeprefix('Input ')}, got {text[:200]!r}") from error
+            raise UserError(
+                f"{variable}: {what.removeprefix('Input ')}, got {text[:200]!r}"
+            ) from error
     return settings
 
 
@@ -83,7 +96,9 @@ def _check_server() -> None:
     except ValueError:
         known = False
     if address and not known:
-        raise UserError(f"WANDB_BASE_URL: {address!r} is no address; allowed: such as https://api.wandb.ai")
+        raise UserError(
+            f"WANDB_BASE_URL: {address!r} is no address; allowed: such as https://api.wandb.ai"
+        )
 
 
 def console() -> str:
@@ -94,7 +109,7 @@ def console() -> str:
     return word
 
 
-def trial() -> Trial | None:
+def agent_trial() -> Trial | None:
     """The run that this command is to report to, if it is given one."""
     run_id = os.environ.get("WANDB_RUN_ID")
     if not run_id:
@@ -131,4 +146,8 @@ def _parameters() -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     nodes = content.items() if isinstance(content, Mapping) else ()
-    return {str(name): node["value"] for name, node in nodes if isinstance(node, Mapping) and "value" in node}
+    return {
+        str(name): node["value"]
+        for name, node in nodes
+        if isinstance(node, Mapping) and "value" in node
+    }

@@ -31,7 +31,7 @@ RULES = {
 }
 
 
-def valid(kind: str, name: str) -> str:
+def validate_name(kind: str, name: str) -> str:
     """Return `name` if W&B accepts it as a `kind` of RULES. **Raises:** ValueError that says what is allowed."""
     rule = RULES[kind]
     got = repr(name) if len(name) <= 150 else f"{name[:60]!r}... of {len(name)} characters"
@@ -45,25 +45,30 @@ def valid(kind: str, name: str) -> str:
     return name
 
 
-def checked(kind: str, name: str, key: str) -> str:
+def name_type(kind: str, name: str, key: str) -> str:
     """`valid` for a value that is not in the configuration. **Raises:** UserError that names `key`."""
     try:
-        return valid(kind, name)
+        return validate_name(kind, name)
     except ValueError as error:
         raise UserError(f"{key}: {error}") from error
 
 
-def shortened(kind: str, name: str) -> str:
+def shorten_name(kind: str, name: str) -> str:
     """Make a name of kd's own fit: keep its beginning and its end, which holds what distinguishes it."""
     longest = RULES[kind].longest
-    name = "".join(c if c.isprintable() and c not in RULES[kind].refused else "_" for c in name).strip() or "_"
+    name = (
+        "".join(
+            c if c.isprintable() and c not in RULES[kind].refused else "_" for c in name
+        ).strip()
+        or "_"
+    )
     if len(name) <= longest:
         return name
     end = longest // 2
     return f"{name[: longest - end - 2].rstrip()}..{name[-end:].lstrip()}"
 
 
-Project = Annotated[Text, AfterValidator(lambda name: valid("project", name))]
-Entity = Annotated[Text, AfterValidator(lambda name: valid("entity", name))]
-Group = Annotated[Text, AfterValidator(lambda name: valid("group", name))]
-Tag = Annotated[Text, AfterValidator(lambda name: valid("tag", name))]
+Project = Annotated[Text, AfterValidator(lambda name: validate_name("project", name))]
+Entity = Annotated[Text, AfterValidator(lambda name: validate_name("entity", name))]
+Group = Annotated[Text, AfterValidator(lambda name: validate_name("group", name))]
+Tag = Annotated[Text, AfterValidator(lambda name: validate_name("tag", name))]

@@ -16,7 +16,7 @@ log = logging.getLogger("kd")
 Item = TypeVar("Item")
 
 
-class Epoch(NamedTuple):
+class EpochReport(NamedTuple):
     """The end of an epoch of a run, which is a student's or a teacher's by its title."""
 
     title: str
@@ -24,7 +24,7 @@ class Epoch(NamedTuple):
     total: int
     loss: float
     val_accuracy: float | None
-    left: float  # seconds
+    seconds_left: float  # seconds
 
 
 class Handler(logging.Handler):
@@ -38,7 +38,7 @@ class Handler(logging.Handler):
         output = get_console().file
         epoch = getattr(record, "epoch", None)
         if not isinstance(output, Channel):
-            say(self.format(record))
+            print_line(self.format(record))
         elif epoch is not None:
             output.send("epoch_ended", epoch)
         else:
@@ -46,7 +46,7 @@ class Handler(logging.Handler):
             output.send("line", (level, self.format(record)))
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     get_console().print(text, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -63,13 +63,13 @@ class Channel(io.TextIOBase):
         return len(text)
 
 
-def send_to(send: Callable[[str, Any], Any]) -> None:
+def redirect_output(send: Callable[[str, Any], Any]) -> None:
     """From now on this process sends its lines and epochs to `send` instead of the terminal, and draws no bar."""
     rich.reconfigure(file=Channel(send), force_terminal=False)
 
 
 @contextmanager
-def file(path: Path) -> Iterator[None]:
+def log_to_file(path: Path) -> Iterator[None]:
     """Inside, what is logged goes to this file as well, dated."""
     if not path.parent.is_dir():  # a run makes its directory itself
         yield
@@ -84,7 +84,7 @@ def file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-EVERY = 500  # jobs between two lines about progress, where there is no terminal
+PROGRESS_INTERVAL = 500  # jobs between two lines about progress, where there is no terminal
 
 
 def progress(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
@@ -96,34 +96,48 @@ def progress(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
         for number, item in enumerate(items, 1):
             yield item
             bar.advance(task)
-            if not terminal and number % EVERY == 0:
+            if not terminal and number % PROGRESS_INTERVAL == 0:
                 log.info("%s: %d of %d jobs", title, number, total)
 
 
-def percent(x: float | None) -> str:
+def format_percent(x: float | None) -> str:
     return "-" if x is None else f"{100 * x:.2f} %"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+    return (
+        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+        if minutes >= 60
+        else f"{minutes}:{seconds:02d}"
+    )
 
 
-def place(path: Path) -> Path:
+def display_path(path: Path) -> Path:
     """A path as short as it can be typed from here."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-_OWN = ("epoch", "lr", "accuracy", "loss", "seconds", "images_per_second")
+_NOT_TERMS = ("epoch", "lr", "accuracy", "loss", "seconds", "images_per_second")
 
 
-def watch(
-    title: str, rows: Iterable[dict[str, Any] | None], epochs: int, before: Sequence[dict[str, Any]] = ()
+def log_progress(
+    title: str,
+    rows: Iterable[dict[str, Any] | None],
+    epochs: int,
+    before: Sequence[dict[str, Any]] = (),
 ) -> Iterator[dict[str, Any] | None]:
     """Pass rows through, saying one line for each; None is passed through silently. `before`: rows of earlier."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     spent = sum(row["seconds"] for row in before)
-    with Progress(*columns, console=get_console(), transient=True, disable=not get_console().is_terminal) as bar:
+    with Progress(
+        *columns, console=get_console(), transient=True, disable=not get_console().is_terminal
+    ) as bar:
         task = bar.add_task(title, total=epochs, completed=len(before))
         for row in rows:
             if row is None:
@@ -131,13 +145,27 @@ def watch(
                 continue
             spent += row["seconds"]
             left = spent / row["epoch"] * (epochs - row["epoch"])
-            terms = "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k not in _OWN and not k.startswith("val_"))
-            val = f"  val {percent(row['val_accuracy'])}" if "val_accuracy" in row else ""
-            epoch = Epoch(title, row["epoch"], epochs, row["loss"], row.get("val_accuracy"), left)
+            terms = "  ".join(
+                f"{k} {v:.4f}"
+                for k, v in row.items()
+                if k not in _NOT_TERMS and not k.startswith("val_")
+            )
+            val = f"  val {format_percent(row['val_accuracy'])}" if "val_accuracy" in row else ""
+            epoch = EpochReport(
+                title, row["epoch"], epochs, row["loss"], row.get("val_accuracy"), left
+            )
             log.info(
                 "%s  epoch %*d/%d  loss %.4f  %s%s  %.1f s  left %s",
-                title, len(str(epochs)), row["epoch"], epochs, row["loss"], terms, val, row["seconds"], clock(left),
+                title,
+                len(str(epochs)),
+                row["epoch"],
+                epochs,
+                row["loss"],
+                terms,
+                val,
+                row["seconds"],
+                format_duration(left),
                 extra={"epoch": epoch},
-            )  # fmt: skip
+            )
             bar.advance(task)
             yield row

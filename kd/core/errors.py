@@ -4,7 +4,12 @@ import difflib
 from collections.abc import Iterable
 
 # Words for keys that are named by a symbol or an abbreviation
-LONG = {"temperature": "T", "learning_rate": "lr", "epoch": "epochs", "checkpoints": "checkpoint"}
+SYNONYMS = {
+    "temperature": "T",
+    "learning_rate": "lr",
+    "epoch": "epochs",
+    "checkpoints": "checkpoint",
+}
 
 
 class UserError(Exception):
@@ -41,7 +46,9 @@ def unknown_key(path: str, allowed: Iterable[str]) -> str:
     node, _, name = path.rpartition(".")
     allowed = list(allowed)
     words = {one.lower(): one for one in allowed}
-    words |= {long: short for long, short in LONG.items() if short in allowed and long not in words}
+    words |= {
+        long: short for long, short in SYNONYMS.items() if short in allowed and long not in words
+    }
     near = difflib.get_close_matches(name.lower(), words, 1)
     hint = f"did you mean {f'{node}.' if node else ''}{words[near[0]]}? Valid" if near else "valid"
     return f"{path}: unknown key; {hint}: {', '.join(allowed)}"

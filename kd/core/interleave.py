@@ -12,34 +12,36 @@ from typing import Any
 
 import torch
 
-from kd.core.signals import Stop
+from kd.core.signals import SignalHandler
 
 Steps = Generator[None, None, Any]
 
 
-class Shared:
+class RunCache:
     """What the runs of one process have in common: a memory of one thing of each kind, and the wish to stop."""
 
     def __init__(self) -> None:
-        self.held: dict[str, tuple[Any, Any]] = {}
-        self.stop = Stop()
+        self.entries: dict[str, tuple[Any, Any]] = {}
+        self.signals = SignalHandler()
 
-    def last(self, kind: str, key: Any, make: Callable[[], Any], *hanging: str) -> Any:
+    def get_or_create(self, kind: str, key: Any, make: Callable[[], Any], *hanging: str) -> Any:
         """`make()`, or what it gave before if the last of this `kind` had this `key`. What is made replaces the last,
         and the kinds that start as one of `hanging` go with it: two of a kind may not fit into memory."""
-        if kind not in self.held or self.held[kind][0] != key:
-            self.held.pop(kind, None)
+        if kind not in self.entries or self.entries[kind][0] != key:
+            self.entries.pop(kind, None)
             for start in hanging:
                 self.forget(start)
-            self.held[kind] = key, make()
-        return self.held[kind][1]
+            self.entries[kind] = key, make()
+        return self.entries[kind][1]
 
     def forget(self, start: str) -> None:
         """Drop the kinds whose names start so."""
-        self.held = {kind: held for kind, held in self.held.items() if not kind.startswith(start)}
+        self.entries = {
+            kind: held for kind, held in self.entries.items() if not kind.startswith(start)
+        }
 
 
-def alone(steps: Steps) -> Any:
+def run_to_completion(steps: Steps) -> Any:
     """Run one to its end; its result."""
     while True:
         try:
@@ -48,7 +50,7 @@ def alone(steps: Steps) -> Any:
             return end.value
 
 
-def together(
+def run_interleaved(
     members: Sequence[Steps],
     around: Callable[[int], AbstractContextManager[Any]] = lambda _: nullcontext(),
     ended: Callable[[int, Any], None] = lambda *_: None,
@@ -63,7 +65,7 @@ def together(
     try:
         while states:
             for number in list(states):
-                restore(states[number])
+                restore_random_state(states[number])
                 try:
                     with around(number):
                         next(members[number])
@@ -87,10 +89,14 @@ def together(
 def random_state() -> tuple[Any, Any, Any]:
     """Of torch's generators: the CPU's, those of all GPUs, MPS's."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    return torch.get_rng_state(), cuda, torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    return (
+        torch.get_rng_state(),
+        cuda,
+        torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+    )
 
 
-def restore(state: tuple[Any, Any, Any]) -> None:
+def restore_random_state(state: tuple[Any, Any, Any]) -> None:
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state_all(state[1])

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @contextmanager
-def aside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path to write to. What lies there when the block ends becomes `path`; after an error `path` is as it was."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -21,7 +21,7 @@ def aside(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def tidy(folder: Path, name: str = "*") -> None:
+def remove_partial_files(folder: Path, name: str = "*") -> None:
     """Remove what a process that was killed had half written of `name`. Only for who alone writes it."""
     for part in folder.glob(f".{name}.*.part"):
         part.unlink(missing_ok=True)
@@ -29,7 +29,7 @@ def tidy(folder: Path, name: str = "*") -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or none. **Raises:** OSError."""
-    with aside(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
 
 

@@ -26,7 +26,10 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
-LEASE, BEAT = 180.0, 15.0  # seconds of silence after which a lease is taken over; between two signs of life
+LEASE_SECONDS, HEARTBEAT_SECONDS = (
+    180.0,
+    15.0,
+)  # seconds of silence after which a lease is taken over; between two signs of life
 PATIENCE = 2.0  # seconds of waiting after which that is told
 LONGEST_PAUSE = 0.5  # seconds between two attempts
 
@@ -66,14 +69,16 @@ class _Lock:
         self.descriptor: int | None = None
         self.lease: SoftFileLease | None = None
         self.lease_path = path.with_name(f"{path.name}.lease")
-        self.emptied: float | None = None  # since when the lease's file is known to be without an owner
+        self.found_empty_at: float | None = (
+            None  # since when the lease's file is known to be without an owner
+        )
 
     def attempt(self) -> bool:
         if self.lease is None:
             try:
                 self.descriptor = _flock(self.path)
             except _NoLocksError as error:
-                _tell_fallback(_mount(self.path.parent.absolute()), str(error))
+                _warn_fallback(_mount(self.path.parent.absolute()), str(error))
             else:
                 if self.descriptor is None:
                     return False
@@ -81,10 +86,12 @@ class _Lock:
                     return True
             self.lease = SoftFileLease(
                 self.lease_path,
-                lease_duration=LEASE,
-                heartbeat_interval=BEAT,
+                lease_duration=LEASE_SECONDS,
+                heartbeat_interval=HEARTBEAT_SECONDS,
                 thread_local=False,
-                on_compromise=lambda lost: log.warning("the lock %s was lost (%s)", lost.lock_file, lost.reason),
+                on_compromise=lambda lost: log.warning(
+                    "the lock %s was lost (%s)", lost.lock_file, lost.reason
+                ),
             )
         try:
             self.lease.acquire(timeout=0)
@@ -101,10 +108,10 @@ class _Lock:
         """A process that died between making the file and writing its name into it left one that nobody owns."""
         with suppress(OSError):
             if self.lease_path.stat().st_size:
-                self.emptied = None
-            elif self.emptied is None:
-                self.emptied = time.monotonic()
-            elif time.monotonic() - self.emptied > BEAT:
+                self.found_empty_at = None
+            elif self.found_empty_at is None:
+                self.found_empty_at = time.monotonic()
+            elif time.monotonic() - self.found_empty_at > HEARTBEAT_SECONDS:
                 self.lease_path.unlink()
 
     def owner(self) -> str:
@@ -115,7 +122,9 @@ class _Lock:
             owner = dict(re.findall(r"^(pid|host)=(.*)$", marker, re.M)) or owner
         if "pid" not in owner:
             return ""
-        host = str(owner.get("host")).partition("?")[0]  # a lease has the name of a container's PIDs behind it
+        host = str(owner.get("host")).partition("?")[
+            0
+        ]  # a lease has the name of a container's PIDs behind it
         elsewhere = f" on {host}" if host != platform.node() else ""
         return f" (process {owner['pid']}{elsewhere})"
 
@@ -182,7 +191,7 @@ def _try_flock(descriptor: int) -> bool:
 
 def _write_owner(descriptor: int) -> None:
     """Write who has the lock, for those who wait. Where that cannot be written, they wait without knowing."""
-    owner = {"host": platform.node(), "pid": os.getpid(), "born": born(os.getpid())}
+    owner = {"host": platform.node(), "pid": os.getpid(), "born": process_start_time(os.getpid())}
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(owner).encode(), 0)
@@ -200,7 +209,7 @@ def _is_alive(owner: dict[str, Any]) -> bool:
     """Is it surely a living process of this machine?"""
     if owner.get("host") != platform.node():
         return False
-    start = born(owner.get("pid"))
+    start = process_start_time(owner.get("pid"))
     return start is not None and start == owner.get("born")
 
 
@@ -209,13 +218,13 @@ def _mount(path: Path) -> Path:
 
 
 @cache
-def _tell_fallback(mount: Path, reason: str) -> None:
+def _warn_fallback(mount: Path, reason: str) -> None:
     """Once a process."""
     instead = "files that name their owner are used instead"
     log.warning("the file system at %s has no locks (%s): %s", mount, reason, instead)
 
 
-def born(pid: Any) -> float | None:
+def process_start_time(pid: Any) -> float | None:
     """When a living process of this machine started, in ticks since the machine did (0 where that cannot be known);
     None when there is no such process. A pid alone may have been given to another since."""
     try:
@@ -225,7 +234,9 @@ def born(pid: Any) -> float | None:
     except (OSError, TypeError, ValueError, OverflowError):
         return None
     try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        state, *fields = (
+            Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        )
         return None if state in "ZX" else float(fields[18])
     except (OSError, IndexError):
         return 0.0

@@ -27,7 +27,9 @@ SHARED = {
 }
 
 _HERE = Path(__file__).resolve().parents[1]
-CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())  # wheel, or source tree
+CONF = next(
+    path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir()
+)  # wheel, or source tree
 
 
 def defaults(group: str, name: str) -> dict[str, Any]:
@@ -54,8 +56,12 @@ def module(package: str, name: Any, key: str) -> ModuleType:
 
 def defined(module: ModuleType, base: type) -> Any:
     """The one public subclass of `base` that `module` itself defines."""
-    own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__]
+    own = [
+        v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__
+    ]
     found = [v for v in own if issubclass(v, base)]
     if len(found) != 1:
-        raise TypeError(f"{module.__name__} must define exactly one {base.__name__}; it has {len(found)}")
+        raise TypeError(
+            f"{module.__name__} must define exactly one {base.__name__}; it has {len(found)}"
+        )
     return found[0]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 
-def stream(seed: int, name: str) -> int:
+def named_seed(seed: int, name: str) -> int:
     """The seed of the stream `name` under `seed`: a 63-bit integer, the same on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little") >> 1
 
@@ -16,5 +16,5 @@ def stream(seed: int, name: str) -> int:
 def seeded(seed: int, name: str) -> Iterator[None]:
     """Inside, torch's own generator follows the stream `name`; outside, it is as if nothing had been drawn."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(seed, name))
+        torch.manual_seed(named_seed(seed, name))
         yield

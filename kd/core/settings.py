@@ -24,7 +24,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-def _expands(path: str) -> str:
+def _validate_home(path: str) -> str:
     try:
         Path(path).expanduser()
     except RuntimeError:
@@ -34,4 +34,4 @@ def _expands(path: str) -> str:
 
 Text = Annotated[str, Field(max_length=10_000)]  # a bare str may hold what is not valid UTF-8
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-PathText = Annotated[str, Field(min_length=1), AfterValidator(_expands)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_validate_home)]

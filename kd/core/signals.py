@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-_OURS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2")
+_HANDLED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2")
 
 
 class TerminatedError(KeyboardInterrupt):
@@ -22,7 +22,7 @@ class HangupError(TerminatedError):
     code = 129
 
 
-class Stop:
+class SignalHandler:
     """Stands before the handlers of SIGINT, SIGTERM, SIGHUP and, where somebody listens to it (submitit does), SIGUSR2.
 
     While a loop is `watching`, a signal is noted in `asked`; the loop calls `heed` after each step, which does what
@@ -31,35 +31,43 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self.asked: int | None = None
+        self.pending: int | None = None
         self.loops = 0  # that watch
         self.interrupted = self.terminated = False
-        self.before: dict[int, Any] = {}
+        self.previous_handlers: dict[int, Any] = {}
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Inside, this process's signals come here. What a process ignores it goes on to ignore."""
-        if self.before or threading.current_thread() is not threading.main_thread():
+        if self.previous_handlers or threading.current_thread() is not threading.main_thread():
             yield
             return
-        found = {name: signal.getsignal(getattr(signal, name)) for name in _OURS if hasattr(signal, name)}
+        found = {
+            name: signal.getsignal(getattr(signal, name))
+            for name in _HANDLED
+            if hasattr(signal, name)
+        }
         if found.get("SIGUSR2") == signal.SIG_DFL:
             del found["SIGUSR2"]
         silent = signal.SIG_IGN, None
-        self.before = {getattr(signal, name): handler for name, handler in found.items() if handler not in silent}
-        for number in self.before:
-            signal.signal(number, self._hear)
+        self.previous_handlers = {
+            getattr(signal, name): handler
+            for name, handler in found.items()
+            if handler not in silent
+        }
+        for number in self.previous_handlers:
+            signal.signal(number, self._handle)
         try:
             yield
         finally:
-            for number, handler in self.before.items():
+            for number, handler in self.previous_handlers.items():
                 signal.signal(number, handler)
-            asked, self.asked, self.before = self.asked, None, {}
+            asked, self.pending, self.previous_handlers = self.pending, None, {}
             if asked is not None:  # it came after the last step
                 os.kill(os.getpid(), asked)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def deferring(self) -> Iterator[None]:
         """Around a loop that calls `heed` after each step."""
         self.loops += 1
         try:
@@ -67,28 +75,28 @@ class Stop:
         finally:
             self.loops -= 1
 
-    def heed(self) -> None:
+    def raise_if_requested(self) -> None:
         """Do what a signal asked, if one did: mostly raise KeyboardInterrupt."""
-        if self.asked is not None:
-            number, self.asked = self.asked, None
-            self._act(number)
+        if self.pending is not None:
+            number, self.pending = self.pending, None
+            self._interrupt(number)
 
-    def _hear(self, number: int, _: Any) -> None:
+    def _handle(self, number: int, _: Any) -> None:
         if number == signal.SIGINT:
             if self.interrupted:
                 _show_cursor()
                 os._exit(128 + number)
             self.interrupted = True
         if not self.loops:
-            self._act(number)
+            self._interrupt(number)
             return
-        self.asked = number
+        self.pending = number
         if number == signal.SIGINT:
             with suppress(OSError):
                 os.write(2, b"kd: stopping after this step (Ctrl-C again: at once)\n")
 
-    def _act(self, number: int) -> None:
-        handler = self.before.get(number, signal.SIG_DFL)
+    def _interrupt(self, number: int) -> None:
+        handler = self.previous_handlers.get(number, signal.SIG_DFL)
         if callable(handler):
             handler(number, None)
         elif number == signal.SIGINT:

@@ -40,15 +40,17 @@ PLAIN = {
 PIPE_CLOSED = 141  # what a shell reports for a program that SIGPIPE ended: 128 + 13
 
 
-def _spell_out(error: UnicodeError) -> tuple[str, int]:
+def _escape(error: UnicodeError) -> tuple[str, int]:
     """Replace what an encoding lacks by ASCII characters that mean the same, or by an escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
-    return "".join(PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text), error.end
+    return "".join(
+        PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text
+    ), error.end
 
 
-codecs.register_error(ERRORS, _spell_out)
+codecs.register_error(ERRORS, _escape)
 
 
 class Descriptor(io.FileIO):
@@ -78,7 +80,9 @@ class Descriptor(io.FileIO):
         os.dup2(null, self.fileno())
         os.close(null)
         if self.fileno() == 1 and error.errno != errno.EPIPE:
-            line = f"kd: cannot write to standard output ({error.strerror}); the rest of it is lost\n"
+            line = (
+                f"kd: cannot write to standard output ({error.strerror}); the rest of it is lost\n"
+            )
             with suppress(OSError):
                 os.write(2, line.encode())
 
@@ -104,14 +108,18 @@ def _open_closed_descriptors() -> None:
             os.set_inheritable(number, True)
 
 
-def _protected(stream: TextIO | None, original: TextIO | None, number: int) -> tuple[TextIO, Descriptor | None]:
+def _protected(
+    stream: TextIO | None, original: TextIO | None, number: int
+) -> tuple[TextIO, Descriptor | None]:
     if stream is None:  # its descriptor was closed when Python started
         return open(os.devnull, "w", encoding="utf-8", errors=ERRORS), None
     buffer = getattr(stream, "buffer", None)
     known = getattr(buffer, "raw", buffer)
     if isinstance(known, Descriptor):
         return stream, known
-    if stream is not original or not isinstance(stream, io.TextIOWrapper):  # a notebook's, a test's, another program's
+    if stream is not original or not isinstance(
+        stream, io.TextIOWrapper
+    ):  # a notebook's, a test's, another program's
         with suppress(AttributeError, ValueError, OSError):
             stream.reconfigure(errors=ERRORS)  # type: ignore[attr-defined]
         return stream, None

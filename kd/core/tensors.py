@@ -15,7 +15,9 @@ def save(tensors: Mapping[str, Any], path: Path, metadata: dict[str, str] | None
     from safetensors.torch import save_file
 
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata)
+        save_file(
+            {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata
+        )
     except SafetensorError as error:
         found = re.search(r"os error (\d+)", str(error))
         number = int(found[1]) if found else errno.EIO

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from kd.core import registry
-from kd.data.base import Data, Description, assemble, fewer_labels
+from kd.data.base import Data, Description, build_data, keep_label_fraction
 from kd.data.cache import cached
 
 
@@ -22,8 +22,10 @@ def describe(config: Any) -> Description:
 
 def load(config: Any, described: Description, cache: Path, device: torch.device) -> Data:
     """The data set on `device`, decoded once and then read from `cache`. **Raises:** UserError."""
-    arrays = cached(cache, f"{config.name}-{described.fingerprint}", lambda: find(config.name).read(config))
-    return assemble(config, described, arrays, device)
+    arrays = cached(
+        cache, f"{config.name}-{described.fingerprint}", lambda: find(config.name).read(config)
+    )
+    return build_data(config, described, arrays, device)
 
 
-__all__ = ["Data", "Description", "describe", "fewer_labels", "find", "load"]
+__all__ = ["Data", "Description", "describe", "find", "keep_label_fraction", "load"]

@@ -61,13 +61,18 @@ class Data:
         return len(self.train.images)
 
 
-def assemble(config: DataSettings, described: Description, arrays: Arrays, device: torch.device) -> Data:
+def build_data(
+    config: DataSettings, described: Description, arrays: Arrays, device: torch.device
+) -> Data:
     """Split off the validation images, settle mean and std, and move everything to the device."""
     mean, std = config.mean, config.std
     if mean is None or std is None:
-        found = moments(arrays.train_images)
+        found = channel_statistics(arrays.train_images)
         mean, std = mean or found[0], std or found[1]
-    mean_std = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32).clamp(min=1e-3)
+    mean_std = (
+        torch.tensor(mean, dtype=torch.float32),
+        torch.tensor(std, dtype=torch.float32).clamp(min=1e-3),
+    )
     images, labels = arrays.train_images.contiguous().to(device), arrays.train_labels.to(device)
 
     def whole(images: Tensor, labels: Tensor) -> Split:
@@ -78,29 +83,31 @@ def assemble(config: DataSettings, described: Description, arrays: Arrays, devic
     if arrays.val_images is not None and arrays.val_labels is not None:
         val = whole(arrays.val_images, arrays.val_labels)
     elif described.val:
-        rows, held_out = hold_out(arrays.train_labels, described.val, config.split_seed)
+        rows, held_out = split_validation(arrays.train_labels, described.val, config.split_seed)
         val = Split(images, labels, held_out, *mean_std).to(device)
     train = Split(images, labels, rows, *mean_std).to(device)
-    return Data(described.classes, described.size, train, val, whole(arrays.test_images, arrays.test_labels))
+    return Data(
+        described.classes, described.size, train, val, whole(arrays.test_images, arrays.test_labels)
+    )
 
 
-def fewer_labels(data: Data, part: float, seed: int, unlabelled: bool) -> Data:
+def keep_label_fraction(data: Data, part: float, seed: int, unlabelled: bool) -> Data:
     """`data` of whose training images only this part, chosen by `seed`, has its label; each class in its proportion.
 
     **Arguments:** `unlabelled`: the others are there with the label -1. Otherwise they are not, and an epoch goes round
     those with a label until it is as long as before.
     """
     train = data.train
-    rest, some = hold_out(train.targets.cpu(), round(part * len(train)), seed)
+    rest, some = split_validation(train.targets.cpu(), round(part * len(train)), seed)
     rest, some = train.index[rest.to(train.index.device)], train.index[some.to(train.index.device)]
     if unlabelled:
         return replace(data, train=replace(train, labels=train.labels.index_fill(0, rest, -1)))
-    return replace(data, train=replace(train, index=some, length=train.seen))
+    return replace(data, train=replace(train, index=some, length=train.epoch_size))
 
 
-def hold_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def split_validation(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """(rows to train on, rows held out): `count` rows chosen by hash, each class in its proportion."""
-    hashes = views.draw(seed, "validation", 0, torch.arange(len(labels)))
+    hashes = views.random_floats(seed, "validation", 0, torch.arange(len(labels)))
     sizes = torch.bincount(labels)
     ideal = sizes.double() * count / len(labels)
     share = ideal.floor().long()
@@ -113,11 +120,13 @@ def hold_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.nonzero(~held)[:, 0], torch.nonzero(held)[:, 0]
 
 
-def moments(images: Tensor) -> tuple[list[float], list[float]]:
+def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, in units of 0..1, rounded to 4 places."""
     total = torch.zeros(2, 3, dtype=torch.float64)
     for part in images.split(4096):
         pixels = part.reshape(-1, 3).double() / 255
         total += torch.stack([pixels.sum(0), (pixels**2).sum(0)])
     mean, square = total / (images.shape[0] * images.shape[1] * images.shape[2])
-    return [round(m, 4) for m in mean.tolist()], [round(s, 4) for s in (square - mean**2).sqrt().tolist()]
+    return [round(m, 4) for m in mean.tolist()], [
+        round(s, 4) for s in (square - mean**2).sqrt().tolist()
+    ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from kd.core import locks
-from kd.core.io import aside, tidy
+from kd.core.io import atomic_write, remove_partial_files
 from kd.core.tensors import checksum, save
 from kd.data.base import Arrays
 
@@ -24,8 +24,10 @@ def cached(folder: Path, key: str, decode: Callable[[], Arrays]) -> Arrays:
     path = folder / f"{key}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locks.hold(path.with_suffix(".lock"), "waiting for the process that decodes the images"):
-            tidy(folder, path.name)
+        with locks.hold(
+            path.with_suffix(".lock"), "waiting for the process that decodes the images"
+        ):
+            remove_partial_files(folder, path.name)
             found = _read(path)
             if found is None:
                 found = decode()
@@ -33,7 +35,11 @@ def cached(folder: Path, key: str, decode: Callable[[], Arrays]) -> Arrays:
                 found = _read(path) or found
             return found
     except OSError as error:
-        log.warning("the decoded images cannot be kept in %s (%s); they stay in memory", folder, error.strerror)
+        log.warning(
+            "the decoded images cannot be kept in %s (%s); they stay in memory",
+            folder,
+            error.strerror,
+        )
         return decode()
 
 
@@ -52,5 +58,5 @@ def _read(path: Path) -> Arrays | None:
 
 def _write(path: Path, arrays: Arrays) -> None:
     tensors = {name: t.contiguous() for name, t in arrays._asdict().items() if t is not None}
-    with aside(path) as part:
+    with atomic_write(path) as part:
         save(tensors, part, {"sha256": checksum(tensors)})

@@ -29,7 +29,9 @@ def read(config: Config) -> Arrays:
 
     root = Path(config.root).expanduser()
     try:
-        train, test = (getattr(datasets, config.kind)(root, train=t, download=True) for t in (True, False))
+        train, test = (
+            getattr(datasets, config.kind)(root, train=t, download=True) for t in (True, False)
+        )
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"data.root: {config.kind} is not in {root} and cannot be downloaded ({str(error).splitlines()[0]}); "

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from kd.data.base import Arrays, DataSettings, Description, hold_out
+from kd.data.base import Arrays, DataSettings, Description, split_validation
 
 TEST = 360
 
@@ -28,5 +28,5 @@ def read(config: Config) -> Arrays:
     pixels = torch.from_numpy(images).reshape(-1, 8, 8).mul(255 / 16).round().to(torch.uint8)
     pixels = pixels.repeat_interleave(4, 1).repeat_interleave(4, 2)[..., None].expand(-1, -1, -1, 3)
     y = torch.from_numpy(labels).long()
-    train, test = hold_out(y, TEST, seed=0)
+    train, test = split_validation(y, TEST, seed=0)
     return Arrays(pixels[train].contiguous(), y[train], pixels[test].contiguous(), y[test])

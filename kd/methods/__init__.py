@@ -4,7 +4,7 @@ from typing import Any
 
 from kd.core import registry
 from kd.data.batch import Batch
-from kd.methods.base import Method, Spec, Terms
+from kd.methods.base import Method, MethodContext, Terms
 
 
 def find(name: Any) -> type[Method]:
@@ -12,4 +12,4 @@ def find(name: Any) -> type[Method]:
     return registry.defined(registry.module("methods", name, "method"), Method)
 
 
-__all__ = ["Batch", "Method", "Spec", "Terms", "find"]
+__all__ = ["Batch", "Method", "MethodContext", "Terms", "find"]

@@ -5,14 +5,14 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.methods.paired import Paired, PairedConfig, alike
+from kd.methods.paired import FeatureMethod, FeatureMethodConfig, match_spatial_size
 
 
-class AttentionConfig(PairedConfig):
+class AttentionConfig(FeatureMethodConfig):
     name: Literal["attention"]
 
 
-class Attention(Paired):
+class Attention(FeatureMethod):
     """loss = alpha * CE + beta * sum over the pairs of mean (q_s - q_t)^2.
 
     q: the mean over the channels of the squared map, as a vector of norm 1. The larger map is average-pooled to the
@@ -23,7 +23,7 @@ class Attention(Paired):
     dims = (3,)
 
     def compare(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
-        student, teacher = alike(student, teacher)
+        student, teacher = match_spatial_size(student, teacher)
         return (_attention(student) - _attention(teacher)).square().mean()
 
 

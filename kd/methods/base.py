@@ -10,21 +10,29 @@ from torch import Tensor, nn
 
 from kd.core.settings import Settings
 from kd.data.batch import Batch
-from kd.models.base import Net, Out
+from kd.models.base import ModelOutput, Net
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
+class MethodContext:
     """What a method is built for."""
 
-    student: dict[str, tuple[int, ...]]  # tap -> shape without the batch axis, in the order of the network
+    student: dict[
+        str, tuple[int, ...]
+    ]  # tap -> shape without the batch axis, in the order of the network
     teacher: dict[str, tuple[int, ...]]
     classes: int
     samples: int  # one more than the largest Batch.index
-    student_net: Net | None = None  # only to look at, here and below: in `check` they are without weights
-    teacher_net: Net | None = None  # frozen; for methods that read its head. Copy what you keep, never own it
+    student_net: Net | None = (
+        None  # only to look at, here and below: in `check` they are without weights
+    )
+    teacher_net: Net | None = (
+        None  # frozen; for methods that read its head. Copy what you keep, never own it
+    )
     epochs: int = 1  # of the whole training: Batch.epoch goes from 0 to it
-    labels: Tensor | None = None  # int64 [samples], by Batch.index; -1 for samples that are not trained on
+    labels: Tensor | None = (
+        None  # int64 [samples], by Batch.index; -1 for samples that are not trained on
+    )
 
 
 Terms = dict[str, tuple[float | Tensor, Tensor]]
@@ -39,26 +47,32 @@ class Method(nn.Module):
 
     Config: ClassVar[type[Settings]]
     needs_teacher: ClassVar[bool] = True
-    views: ClassVar[int] = 1  # of each sample in a batch, which then has views * B rows: `chunk(views)` parts them
-    mixed: ClassVar[bool] = False  # every image is blended with another one; its label is that of the larger share
-    self_taught: ClassVar[bool] = False  # the teacher is an earlier run of the student's own model and recipe
+    views: ClassVar[int] = (
+        1  # of each sample in a batch, which then has views * B rows: `chunk(views)` parts them
+    )
+    mixed: ClassVar[bool] = (
+        False  # every image is blended with another one; its label is that of the larger share
+    )
+    self_taught: ClassVar[bool] = (
+        False  # the teacher is an earlier run of the student's own model and recipe
+    )
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
 
     @classmethod
-    def check(cls, config: Any, spec: Spec) -> None:
+    def check(cls, config: Any, spec: MethodContext) -> None:
         """Raise ValueError("key: what is wrong and what is allowed") if this method cannot work on this pair."""
 
-    def __init__(self, config: Any, spec: Spec):
+    def __init__(self, config: Any, spec: MethodContext):
         super().__init__()
         self.config = config
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
         """{name: (weight, value)}; the loss is the sum of weight * value. Logits and taps arrive as float32."""
         raise NotImplementedError
 
     @classmethod
-    def before(cls, config: Any) -> Any:
+    def previous_generation_config(cls, config: Any) -> Any:
         """The settings with which the teacher of a self-taught student was trained; None: `standard`."""
         return None
 
@@ -77,7 +91,9 @@ class Method(nn.Module):
         return None
 
 
-Temperature = Annotated[float, Field(ge=1e-3, le=1e4)]  # below it, logits / T would be too large for float32
+Temperature = Annotated[
+    float, Field(ge=1e-3, le=1e4)
+]  # below it, logits / T would be too large for float32
 
 
 class Weights(Settings):
@@ -97,21 +113,21 @@ class FeatureWeights(Weights):
         return self
 
 
-class Soft(Settings):
+class LogitMethodConfig(Settings):
     """What every method on logits has: alpha weighs the hard loss."""
 
     alpha: float = Field(ge=0)
     standardize: bool = False  # compare standardised logits, see `standardise`
 
 
-class Added(Settings):
+class WeightedConfig(Settings):
     """alpha weighs the hard loss, beta the method's own."""
 
     alpha: float = Field(ge=0)
     beta: float = Field(ge=0)
 
 
-def ramp(batch: Batch, over: float) -> float:
+def linear_warmup(batch: Batch, over: float) -> float:
     """From 0 to 1 in the first `over` epochs, then 1."""
     return min(1.0, batch.epoch / over) if over > 0 else 1.0
 
@@ -121,7 +137,9 @@ def standardise(logits: Tensor) -> Tensor:
     return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + 1e-7)
 
 
-def compared(config: Any, student: Out, teacher: Out | None) -> tuple[Tensor, Tensor]:
+def comparison_logits(
+    config: Any, student: ModelOutput, teacher: ModelOutput | None
+) -> tuple[Tensor, Tensor]:
     """The logits that a method on logits compares."""
     assert teacher is not None
     if config.standardize:
@@ -129,13 +147,15 @@ def compared(config: Any, student: Out, teacher: Out | None) -> tuple[Tensor, Te
     return student.logits, teacher.logits
 
 
-def need_others(spec: Spec) -> None:
+def require_non_target_classes(spec: MethodContext) -> None:
     """**Raises:** ValueError for two classes, where softmax over the others says nothing."""
     if spec.classes < 3:
-        raise ValueError(f"name: it compares the classes beside the label's, so it needs 3 or more, not {spec.classes}")
+        raise ValueError(
+            f"name: it compares the classes beside the label's, so it needs 3 or more, not {spec.classes}"
+        )
 
 
-def others(logits: Tensor, y: Tensor) -> Tensor:
+def non_target_logits(logits: Tensor, y: Tensor) -> Tensor:
     """[B, classes - 1]: the logits of all classes but the labels'."""
     place = torch.arange(logits.shape[1] - 1, device=y.device)
     return logits.gather(1, place + (place >= y[:, None]))
@@ -157,7 +177,7 @@ def mean_square(x: Tensor) -> Tensor:
     return x.square().sum() / x.numel()
 
 
-def hard(batch: Batch, student: Out) -> Tensor:
+def cross_entropy(batch: Batch, student: ModelOutput) -> Tensor:
     """Cross-entropy with the labels, averaged over the batch: a scalar, in nats. An image without a label counts 0, so
     that a label weighs the same in every batch: alone among 128 images it would else outweigh what the teacher says."""
     return F.cross_entropy(student.logits, batch.y, ignore_index=-1, reduction="sum") / len(batch.y)

@@ -5,8 +5,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from kd.data.batch import Batch
-from kd.methods.base import Method, Terms, Weights, hard, soft_kl
-from kd.models.base import Out
+from kd.methods.base import Method, Terms, Weights, cross_entropy, soft_kl
+from kd.models.base import ModelOutput
 
 
 class BornAgainConfig(Weights):
@@ -26,11 +26,15 @@ class BornAgain(Method):
     self_taught = True
 
     @classmethod
-    def before(cls, config: Any) -> Any:
-        return config.model_copy(update={"generation": config.generation - 1}) if config.generation > 1 else None
+    def previous_generation_config(cls, config: Any) -> Any:
+        return (
+            config.model_copy(update={"generation": config.generation - 1})
+            if config.generation > 1
+            else None
+        )
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
         assert teacher is not None
         alpha = self.config.alpha
         soft = soft_kl(student.logits, teacher.logits, self.config.T)
-        return {"hard": (alpha, hard(batch, student)), "soft": (1 - alpha, soft)}
+        return {"hard": (alpha, cross_entropy(batch, student)), "soft": (1 - alpha, soft)}

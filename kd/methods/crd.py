@@ -8,14 +8,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.methods.base import Spec, Terms, hard
-from kd.methods.paired import Paired, PairedConfig
-from kd.models.base import Out
+from kd.methods.base import MethodContext, Terms, cross_entropy
+from kd.methods.paired import FeatureMethod, FeatureMethodConfig
+from kd.models.base import ModelOutput
 
 EPS = 1e-7
 
 
-class CRDConfig(PairedConfig):
+class CRDConfig(FeatureMethodConfig):
     name: Literal["crd"]
     width: int = Field(ge=1, le=65536)
     negatives: int = Field(ge=1, le=1_000_000)
@@ -23,7 +23,7 @@ class CRDConfig(PairedConfig):
     momentum: float = Field(ge=0, lt=1)
 
 
-class CRD(Paired):
+class CRD(FeatureMethod):
     """loss = alpha * CE + beta * (the student's anchor + the teacher's anchor), summed over the pairs of vectors.
 
     v_s, v_t: the taps, each through a linear layer of its own, at norm 1; both layers are learned. With a bank of such
@@ -41,17 +41,20 @@ class CRD(Paired):
     def needs_labels(cls, config: Any) -> bool:
         return True
 
-    def __init__(self, config: CRDConfig, spec: Spec):
+    def __init__(self, config: CRDConfig, spec: MethodContext):
         super().__init__(config, spec)
         self.memories = nn.ModuleList(
             _Memory(config, spec.student[s][0], spec.teacher[t][0], spec) for s, t in self.pairs
         )
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
         assert teacher is not None
         both = zip(self.memories, self.pairs, strict=True)
         each = [memory(batch, student.taps[s], teacher.taps[t]) for memory, (s, t) in both]
-        return {"hard": (self.config.alpha, hard(batch, student)), "crd": (self.config.beta, sum(each[1:], each[0]))}
+        return {
+            "hard": (self.config.alpha, cross_entropy(batch, student)),
+            "crd": (self.config.beta, sum(each[1:], each[0])),
+        }
 
 
 class _Memory(nn.Module):
@@ -63,10 +66,13 @@ class _Memory(nn.Module):
     labels: Tensor
     rows: Tensor
 
-    def __init__(self, config: CRDConfig, student: int, teacher: int, spec: Spec):
+    def __init__(self, config: CRDConfig, student: int, teacher: int, spec: MethodContext):
         super().__init__()
         self.config = config
-        self.student, self.teacher = nn.Linear(student, config.width), nn.Linear(teacher, config.width)
+        self.student, self.teacher = (
+            nn.Linear(student, config.width),
+            nn.Linear(teacher, config.width),
+        )
         for name in ("student_bank", "teacher_bank"):
             self.register_buffer(name, F.normalize(torch.randn(spec.samples, config.width), dim=1))
         self.register_buffer("constants", torch.zeros(2))
@@ -78,15 +84,24 @@ class _Memory(nn.Module):
         count = self.config.negatives
         drawn = self.rows[torch.randint(len(self.rows), (count,), device=self.rows.device)]
         other = self.labels[drawn] != batch.y[:, None]  # [B, K]
-        v_s, v_t = F.normalize(self.student(student), dim=1), F.normalize(self.teacher(teacher), dim=1)
+        v_s, v_t = (
+            F.normalize(self.student(student), dim=1),
+            F.normalize(self.teacher(teacher), dim=1),
+        )
         sides = (v_s, self.teacher_bank), (v_t, self.student_bank)
-        anchors = [self._anchor(n, v, bank, batch.index, drawn, other) for n, (v, bank) in enumerate(sides)]
+        anchors = [
+            self._anchor(n, v, bank, batch.index, drawn, other) for n, (v, bank) in enumerate(sides)
+        ]
         for bank, v in ((self.student_bank, v_s), (self.teacher_bank, v_t)):
-            moved = self.config.momentum * bank[batch.index] + (1 - self.config.momentum) * v.detach()
+            moved = (
+                self.config.momentum * bank[batch.index] + (1 - self.config.momentum) * v.detach()
+            )
             bank[batch.index] = F.normalize(moved, dim=1).to(bank.dtype)
         return anchors[0] + anchors[1]
 
-    def _anchor(self, number: int, v: Tensor, bank: Tensor, index: Tensor, drawn: Tensor, other: Tensor) -> Tensor:
+    def _anchor(
+        self, number: int, v: Tensor, bank: Tensor, index: Tensor, drawn: Tensor, other: Tensor
+    ) -> Tensor:
         positive = ((v * bank[index]).sum(dim=1) / self.config.tau).exp()
         negative = (v @ bank[drawn].T / self.config.tau).exp()
         with torch.no_grad():  # no question to the device: the loop does not wait
@@ -95,5 +110,7 @@ class _Memory(nn.Module):
             self.constants[number] = z = torch.where(known > 0, known, first.to(known.dtype))
         c = drawn.numel() / len(self.rows)
         positive, negative = positive / z, negative / z
-        apart = (c / (negative + c + EPS)).log().mul(other).sum(dim=1) / other.sum(dim=1).clamp(min=1)
+        apart = (c / (negative + c + EPS)).log().mul(other).sum(dim=1) / other.sum(dim=1).clamp(
+            min=1
+        )
         return -((positive / (positive + c + EPS)).log() + drawn.numel() * apart).mean()

@@ -8,11 +8,21 @@ from pydantic import Field
 from torch import nn
 
 from kd.data.batch import Batch
-from kd.methods.base import Method, Soft, Spec, Temperature, Terms, compared, hard, ramp, soft_kl
-from kd.models.base import Out
+from kd.methods.base import (
+    LogitMethodConfig,
+    Method,
+    MethodContext,
+    Temperature,
+    Terms,
+    comparison_logits,
+    cross_entropy,
+    linear_warmup,
+    soft_kl,
+)
+from kd.models.base import ModelOutput
 
 
-class CTKDConfig(Soft):
+class CTKDConfig(LogitMethodConfig):
     name: Literal["ctkd"]
     beta: float = Field(ge=0)
     low: Temperature
@@ -29,17 +39,19 @@ class CTKD(Method):
 
     Config = CTKDConfig
 
-    def __init__(self, config: CTKDConfig, spec: Spec):
+    def __init__(self, config: CTKDConfig, spec: MethodContext):
         super().__init__(config, spec)
         self.over = config.warmup * spec.epochs
         self.raw = nn.Parameter(torch.ones(()))
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
         c = self.config
-        s, t = compared(c, student, teacher)
-        factor = (math.cos(math.pi * ramp(batch, self.over)) - 1) / 2
-        raw = self.raw.detach() + factor * (self.raw - self.raw.detach())  # its value, and its gradient times factor
+        s, t = comparison_logits(c, student, teacher)
+        factor = (math.cos(math.pi * linear_warmup(batch, self.over)) - 1) / 2
+        raw = self.raw.detach() + factor * (
+            self.raw - self.raw.detach()
+        )  # its value, and its gradient times factor
         return {
-            "hard": (c.alpha, hard(batch, student)),
+            "hard": (c.alpha, cross_entropy(batch, student)),
             "soft": (c.beta, soft_kl(s, t, c.low + c.span * raw.sigmoid())),
         }

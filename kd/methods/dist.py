@@ -7,11 +7,18 @@ from pydantic import Field
 from torch import Tensor
 
 from kd.data.batch import Batch
-from kd.methods.base import Method, Soft, Temperature, Terms, compared, hard
-from kd.models.base import Out
+from kd.methods.base import (
+    LogitMethodConfig,
+    Method,
+    Temperature,
+    Terms,
+    comparison_logits,
+    cross_entropy,
+)
+from kd.models.base import ModelOutput
 
 
-class DISTConfig(Soft):
+class DISTConfig(LogitMethodConfig):
     name: Literal["dist"]
     inter: float = Field(ge=0)
     intra: float = Field(ge=0)
@@ -27,15 +34,17 @@ class DIST(Method):
 
     Config = DISTConfig
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
         c = self.config
-        p, q = (F.softmax(z / c.T, dim=1) for z in compared(c, student, teacher))
+        p, q = (F.softmax(z / c.T, dim=1) for z in comparison_logits(c, student, teacher))
         return {
-            "hard": (c.alpha, hard(batch, student)),
+            "hard": (c.alpha, cross_entropy(batch, student)),
             "inter": (c.inter, c.T**2 * (1 - _correlation(p, q, 1)).mean()),
             "intra": (c.intra, c.T**2 * (1 - _correlation(p, q, 0)).mean()),
         }
 
 
 def _correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    return F.cosine_similarity(a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True), dim=dim)
+    return F.cosine_similarity(
+        a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True), dim=dim
+    )

@@ -8,11 +8,23 @@ from pydantic import Field
 from torch import Tensor
 
 from kd.data.batch import Batch
-from kd.methods.base import Method, Soft, Spec, Temperature, Terms, compared, hard, need_others, others, ramp, soft_kl
-from kd.models.base import Out
+from kd.methods.base import (
+    LogitMethodConfig,
+    Method,
+    MethodContext,
+    Temperature,
+    Terms,
+    comparison_logits,
+    cross_entropy,
+    linear_warmup,
+    non_target_logits,
+    require_non_target_classes,
+    soft_kl,
+)
+from kd.models.base import ModelOutput
 
 
-class DKDConfig(Soft):
+class DKDConfig(LogitMethodConfig):
     name: Literal["dkd"]
     target: float = Field(ge=0)
     other: float = Field(ge=0)
@@ -34,22 +46,25 @@ class DKD(Method):
         return True
 
     @classmethod
-    def check(cls, config: DKDConfig, spec: Spec) -> None:
-        need_others(spec)
+    def check(cls, config: DKDConfig, spec: MethodContext) -> None:
+        require_non_target_classes(spec)
 
-    def __init__(self, config: DKDConfig, spec: Spec):
+    def __init__(self, config: DKDConfig, spec: MethodContext):
         super().__init__(config, spec)
         self.over = config.warmup * spec.epochs
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
-        c, r = self.config, ramp(batch, self.over)
-        s, t = compared(c, student, teacher)
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
+        c, r = self.config, linear_warmup(batch, self.over)
+        s, t = comparison_logits(c, student, teacher)
         binary = c.T**2 * F.kl_div(
-            _binary(s / c.T, batch.y), _binary(t / c.T, batch.y), reduction="batchmean", log_target=True
+            _binary(s / c.T, batch.y),
+            _binary(t / c.T, batch.y),
+            reduction="batchmean",
+            log_target=True,
         )
-        rest = soft_kl(others(s, batch.y), others(t, batch.y), c.T)
+        rest = soft_kl(non_target_logits(s, batch.y), non_target_logits(t, batch.y), c.T)
         return {
-            "hard": (c.alpha, hard(batch, student)),
+            "hard": (c.alpha, cross_entropy(batch, student)),
             "target": (r * c.target, binary),
             "other": (r * c.other, rest),
         }
@@ -58,4 +73,7 @@ class DKD(Method):
 def _binary(z: Tensor, y: Tensor) -> Tensor:
     """[B, 2]: the logarithms of p[label] and of 1 - p[label]."""
     whole = z.logsumexp(dim=1)
-    return torch.stack([z.gather(1, y[:, None])[:, 0] - whole, others(z, y).logsumexp(dim=1) - whole], dim=1)
+    return torch.stack(
+        [z.gather(1, y[:, None])[:, 0] - whole, non_target_logits(z, y).logsumexp(dim=1) - whole],
+        dim=1,
+    )

@@ -5,9 +5,16 @@ from typing import Literal
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.methods.base import FeatureWeights, Spec, Terms, hard, mean_square, soft_kl
-from kd.methods.paired import Paired, Pairs, alike
-from kd.models.base import Out
+from kd.methods.base import (
+    FeatureWeights,
+    MethodContext,
+    Terms,
+    cross_entropy,
+    mean_square,
+    soft_kl,
+)
+from kd.methods.paired import FeatureMethod, Pairs, match_spatial_size
+from kd.models.base import ModelOutput
 
 
 class FeatureConfig(FeatureWeights):
@@ -15,7 +22,7 @@ class FeatureConfig(FeatureWeights):
     pairs: Pairs
 
 
-class Feature(Paired):
+class Feature(FeatureMethod):
     """loss = alpha * CE + beta * feature + (1 - alpha - beta) * T^2 * KL(teacher_T || student_T).
 
     `feature` is the mean over the `pairs` ([student tap, teacher tap]) of the mean squared error between the
@@ -25,23 +32,34 @@ class Feature(Paired):
 
     Config = FeatureConfig
 
-    def __init__(self, config: FeatureConfig, spec: Spec):
+    def __init__(self, config: FeatureConfig, spec: MethodContext):
         super().__init__(config, spec)
-        self.regressors = nn.ModuleList(_regressor(spec.student[s], spec.teacher[t]) for s, t in self.pairs)
+        self.regressors = nn.ModuleList(
+            _regressor(spec.student[s], spec.teacher[t]) for s, t in self.pairs
+        )
 
     def compare(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
-        student, teacher = alike(student, teacher)  # the 1 x 1 convolution and the pooling commute: pool first
+        student, teacher = match_spatial_size(
+            student, teacher
+        )  # the 1 x 1 convolution and the pooling commute: pool first
         return mean_square(self.regressors[number](student) - teacher) / len(self.pairs)
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
         assert teacher is not None
         alpha, beta = self.config.alpha, self.config.beta
         return {
-            "hard": (alpha, hard(batch, student)),
-            "feature": (beta, self.compared(student, teacher)),
-            "soft": (max(0.0, 1 - alpha - beta), soft_kl(student.logits, teacher.logits, self.config.T)),
+            "hard": (alpha, cross_entropy(batch, student)),
+            "feature": (beta, self.comparison_terms(student, teacher)),
+            "soft": (
+                max(0.0, 1 - alpha - beta),
+                soft_kl(student.logits, teacher.logits, self.config.T),
+            ),
         }
 
 
 def _regressor(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
-    return nn.Conv2d(student[0], teacher[0], 1) if len(student) == 3 else nn.Linear(student[0], teacher[0])
+    return (
+        nn.Conv2d(student[0], teacher[0], 1)
+        if len(student) == 3
+        else nn.Linear(student[0], teacher[0])
+    )

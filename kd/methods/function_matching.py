@@ -5,7 +5,7 @@ from typing import Literal
 from kd.core.settings import Settings
 from kd.data.batch import Batch
 from kd.methods.base import Method, Temperature, Terms, soft_kl
-from kd.models.base import Out
+from kd.models.base import ModelOutput
 
 
 class FunctionMatchingConfig(Settings):
@@ -24,6 +24,6 @@ class FunctionMatching(Method):
     Config = FunctionMatchingConfig
     mixed = True
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
         assert teacher is not None
         return {"soft": (1.0, soft_kl(student.logits, teacher.logits, self.config.T))}

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from kd.core.settings import Settings
 from kd.data.batch import Batch
-from kd.methods.base import Method, Terms, hard
-from kd.models.base import Out
+from kd.methods.base import Method, Terms, cross_entropy
+from kd.models.base import ModelOutput
 
 
 class LabelSmoothingConfig(Settings):
@@ -26,7 +26,7 @@ class LabelSmoothing(Method):
     Config = LabelSmoothingConfig
     needs_teacher = False
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
         uniform = -F.log_softmax(student.logits, dim=1).mean()
         weight = self.config.smoothing
-        return {"hard": (1 - weight, hard(batch, student)), "uniform": (weight, uniform)}
+        return {"hard": (1 - weight, cross_entropy(batch, student)), "uniform": (weight, uniform)}

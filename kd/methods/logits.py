@@ -3,8 +3,8 @@
 from typing import Literal
 
 from kd.data.batch import Batch
-from kd.methods.base import Method, Terms, Weights, compared, hard, soft_kl
-from kd.models.base import Out
+from kd.methods.base import Method, Terms, Weights, comparison_logits, cross_entropy, soft_kl
+from kd.models.base import ModelOutput
 
 
 class LogitsConfig(Weights):
@@ -17,6 +17,9 @@ class Logits(Method):
 
     Config = LogitsConfig
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
-        soft = soft_kl(*compared(self.config, student, teacher), self.config.T)
-        return {"hard": (self.config.alpha, hard(batch, student)), "soft": (1 - self.config.alpha, soft)}
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
+        soft = soft_kl(*comparison_logits(self.config, student, teacher), self.config.T)
+        return {
+            "hard": (self.config.alpha, cross_entropy(batch, student)),
+            "soft": (1 - self.config.alpha, soft),
+        }

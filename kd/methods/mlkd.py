@@ -7,11 +7,19 @@ from pydantic import Field
 from torch import Tensor
 
 from kd.data.batch import Batch
-from kd.methods.base import Method, Soft, Temperature, Terms, compared, hard, soft_kl
-from kd.models.base import Out
+from kd.methods.base import (
+    LogitMethodConfig,
+    Method,
+    Temperature,
+    Terms,
+    comparison_logits,
+    cross_entropy,
+    soft_kl,
+)
+from kd.models.base import ModelOutput
 
 
-class MLKDConfig(Soft):
+class MLKDConfig(LogitMethodConfig):
     name: Literal["mlkd"]
     beta: float = Field(ge=0)
     temperatures: Annotated[list[Temperature], Field(min_length=1, max_length=100)]
@@ -28,23 +36,23 @@ class MLKD(Method):
     Config = MLKDConfig
     views = 2
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
-        s, t = compared(self.config, student, teacher)
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
+        s, t = comparison_logits(self.config, student, teacher)
         first_s, first_t = s.chunk(self.views)[0], t.chunk(self.views)[0]
         terms = {"instance": s.new_zeros(()), "batch": s.new_zeros(()), "class": s.new_zeros(())}
         for T in self.config.temperatures:
             p_s, p_t = F.softmax(first_s / T, dim=1), F.softmax(first_t / T, dim=1)
             terms["instance"] = terms["instance"] + soft_kl(s, t, T)  # the mean of both views
-            terms["batch"] = terms["batch"] + _apart(p_s, p_t)
-            terms["class"] = terms["class"] + _apart(p_s.T, p_t.T)
+            terms["batch"] = terms["batch"] + _gram_distance(p_s, p_t)
+            terms["class"] = terms["class"] + _gram_distance(p_s.T, p_t.T)
         alpha, beta = self.config.alpha, self.config.beta
         weights = {"instance": self.views * beta, "batch": beta, "class": beta}
         return {
-            "hard": (self.views * alpha, hard(batch, student)),
+            "hard": (self.views * alpha, cross_entropy(batch, student)),
             **{name: (weights[name], value) for name, value in terms.items()},
         }
 
 
-def _apart(a: Tensor, b: Tensor) -> Tensor:
+def _gram_distance(a: Tensor, b: Tensor) -> Tensor:
     """The squared distance of the inner products of the rows, a row's share of it."""
     return (b @ b.T - a @ a.T).square().sum() / len(a)

@@ -6,11 +6,21 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from kd.data.batch import Batch
-from kd.methods.base import Method, Soft, Spec, Temperature, Terms, compared, hard, need_others, others
-from kd.models.base import Out
+from kd.methods.base import (
+    LogitMethodConfig,
+    Method,
+    MethodContext,
+    Temperature,
+    Terms,
+    comparison_logits,
+    cross_entropy,
+    non_target_logits,
+    require_non_target_classes,
+)
+from kd.models.base import ModelOutput
 
 
-class NKDConfig(Soft):
+class NKDConfig(LogitMethodConfig):
     name: Literal["nkd"]
     target: float = Field(ge=0)
     other: float = Field(ge=0)
@@ -31,16 +41,19 @@ class NKD(Method):
         return True
 
     @classmethod
-    def check(cls, config: NKDConfig, spec: Spec) -> None:
-        need_others(spec)
+    def check(cls, config: NKDConfig, spec: MethodContext) -> None:
+        require_non_target_classes(spec)
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
         c, y = self.config, batch.y[:, None]
-        s, t = compared(c, student, teacher)
+        s, t = comparison_logits(c, student, teacher)
         target = -(F.softmax(t, dim=1).gather(1, y) * F.log_softmax(s, dim=1).gather(1, y)).mean()
-        rest = F.cross_entropy(others(s, batch.y) / c.T, F.softmax(others(t, batch.y) / c.T, dim=1))
+        rest = F.cross_entropy(
+            non_target_logits(s, batch.y) / c.T,
+            F.softmax(non_target_logits(t, batch.y) / c.T, dim=1),
+        )
         return {
-            "hard": (c.alpha, hard(batch, student)),
+            "hard": (c.alpha, cross_entropy(batch, student)),
             "target": (c.target, target),
             "other": (c.other, c.T**2 * rest),
         }

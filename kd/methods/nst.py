@@ -5,14 +5,14 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.methods.paired import Paired, PairedConfig, alike
+from kd.methods.paired import FeatureMethod, FeatureMethodConfig, match_spatial_size
 
 
-class NSTConfig(PairedConfig):
+class NSTConfig(FeatureMethodConfig):
     name: Literal["nst"]
 
 
-class NST(Paired):
+class NST(FeatureMethod):
     """loss = alpha * CE + beta * sum over the pairs of the MMD of the channels' maps, under k(a, b) = (a . b)^2.
 
     mean k(t, t) + mean k(s, s) - 2 mean k(s, t) over pairs of channels and the batch; each channel's map of norm 1.
@@ -23,7 +23,7 @@ class NST(Paired):
     dims = (3,)
 
     def compare(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
-        s, t = (F.normalize(x.flatten(2), dim=2) for x in alike(student, teacher))
+        s, t = (F.normalize(x.flatten(2), dim=2) for x in match_spatial_size(student, teacher))
         return _kernel(t, t) + _kernel(s, s) - 2 * _kernel(s, t)
 
 

@@ -6,16 +6,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kd.methods.base import Spec
-from kd.methods.paired import Paired, PairedConfig, alike, before, pairs, shape_of
+from kd.methods.base import MethodContext
+from kd.methods.paired import (
+    FeatureMethod,
+    FeatureMethodConfig,
+    match_spatial_size,
+    pairs,
+    pre_activation_pairs,
+    shape_of,
+)
 from kd.models.base import PRE
 
 
-class OFDConfig(PairedConfig):
+class OFDConfig(FeatureMethodConfig):
     name: Literal["ofd"]
 
 
-class OFD(Paired):
+class OFD(FeatureMethod):
     """loss = alpha * CE + beta * sum over the pairs, l = 1 .. L, of 2^-(L-l) * (sum of the partial distances) / B.
 
     Maps are taken before their activation. Partial distance: (s - t')^2, but 0 where s <= t' <= 0, with t' = max(t, m)
@@ -29,23 +36,29 @@ class OFD(Paired):
     dims = (3,)
 
     @classmethod
-    def chosen(cls, config: Any, spec: Spec) -> list[tuple[str, str]]:
+    def resolve_pairs(cls, config: Any, spec: MethodContext) -> list[tuple[str, str]]:
         if not isinstance(config.pairs, str):
             return pairs(config.pairs, spec)
-        student = _normed("student", spec.student_net, spec.student)
-        teacher = _normed("teacher", spec.teacher_net, spec.teacher)
-        return before(pairs(config.pairs, Spec(student, teacher, spec.classes, spec.samples)))
+        student = _normalized_maps("student", spec.student_net, spec.student)
+        teacher = _normalized_maps("teacher", spec.teacher_net, spec.teacher)
+        return pre_activation_pairs(
+            pairs(config.pairs, MethodContext(student, teacher, spec.classes, spec.samples))
+        )
 
     @classmethod
-    def check(cls, config: Any, spec: Spec) -> None:
+    def check(cls, config: Any, spec: MethodContext) -> None:
         super().check(config, spec)
-        for _, tap in cls.chosen(config, spec):
+        for _, tap in cls.resolve_pairs(config, spec):
             if _norm(spec.teacher_net, tap.removesuffix(PRE)) is None:
-                raise ValueError(f"pairs: the teacher's {tap} does not come from a batch norm, which gives the margin")
+                raise ValueError(
+                    f"pairs: the teacher's {tap} does not come from a batch norm, which gives the margin"
+                )
 
-    def __init__(self, config: OFDConfig, spec: Spec):
+    def __init__(self, config: OFDConfig, spec: MethodContext):
         super().__init__(config, spec)
-        widths = [(shape_of(s, spec.student)[0], shape_of(t, spec.teacher)[0]) for s, t in self.pairs]
+        widths = [
+            (shape_of(s, spec.student)[0], shape_of(t, spec.teacher)[0]) for s, t in self.pairs
+        ]
         self.connectors = nn.ModuleList(
             nn.Sequential(nn.Conv2d(student, teacher, 1, bias=False), nn.BatchNorm2d(teacher))
             for student, teacher in widths
@@ -56,16 +69,24 @@ class OFD(Paired):
             self.register_buffer(f"margin{number}", margin(norm.weight, norm.bias))
 
     def compare(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
-        student, teacher = alike(student, teacher)
+        student, teacher = match_spatial_size(student, teacher)
         seen = self.connectors[number](student)
         target = torch.maximum(teacher, self.get_buffer(f"margin{number}")[:, None, None])
         counts = (seen > target) | (target > 0)
-        return 0.5 ** (len(self.pairs) - 1 - number) * ((seen - target).square() * counts).sum() / len(seen)
+        return (
+            0.5 ** (len(self.pairs) - 1 - number)
+            * ((seen - target).square() * counts).sum()
+            / len(seen)
+        )
 
 
-def _normed(side: str, net: Any, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def _normalized_maps(
+    side: str, net: Any, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
     """The maps that end in a batch norm (and an activation). **Raises:** ValueError when there is none."""
-    found = {tap: shapes[tap] for tap in shapes if len(shapes[tap]) == 3 and _norm(net, tap) is not None}
+    found = {
+        tap: shapes[tap] for tap in shapes if len(shapes[tap]) == 3 and _norm(net, tap) is not None
+    }
     if not found:
         raise ValueError(f"pairs: no map of the {side} comes from a batch norm, which ofd needs")
     return found
@@ -75,8 +96,9 @@ def _norm(net: Any, tap: str) -> nn.BatchNorm2d | None:
     """The batch norm at the end of the module that gives the tap; not that of a shortcut beside it."""
     found = [
         module
-        for name, module in net.part(tap).named_modules()
-        if isinstance(module, nn.BatchNorm2d) and not {"shortcut", "downsample"} & set(name.split("."))
+        for name, module in net.tap_module(tap).named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+        and not {"shortcut", "downsample"} & set(name.split("."))
     ]
     return found[-1] if found else None
 
@@ -87,5 +109,7 @@ def margin(weight: Tensor, bias: Tensor) -> Tensor:
     place = mean / deviation
     below = torch.special.ndtr(-place)
     density = (-place.square() / 2).exp() / math.sqrt(2 * math.pi)
-    found = torch.where(below > 0.001, mean - deviation * density / below.clamp(min=1e-300), -3 * deviation)
+    found = torch.where(
+        below > 0.001, mean - deviation * density / below.clamp(min=1e-300), -3 * deviation
+    )
     return found.to(weight.dtype)

@@ -8,17 +8,23 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.methods.base import Spec, Terms, hard, mean_square, ramp
-from kd.methods.paired import Paired, PairedConfig, before, pairs, shape_of
-from kd.models.base import Out
+from kd.methods.base import MethodContext, Terms, cross_entropy, linear_warmup, mean_square
+from kd.methods.paired import (
+    FeatureMethod,
+    FeatureMethodConfig,
+    pairs,
+    pre_activation_pairs,
+    shape_of,
+)
+from kd.models.base import ModelOutput
 
 
-class ReviewKDConfig(PairedConfig):
+class ReviewKDConfig(FeatureMethodConfig):
     name: Literal["reviewkd"]
     warmup: float = Field(ge=0, le=1)
 
 
-class ReviewKD(Paired):
+class ReviewKD(FeatureMethod):
     """loss = alpha * CE + beta * min(1, epoch / (warmup * epochs)) * sum over the levels of hcl(out_l, t_l).
 
     From the deepest level to the first, the student's map is joined with what came from the level below it (attention
@@ -31,34 +37,39 @@ class ReviewKD(Paired):
     Config = ReviewKDConfig
 
     @classmethod
-    def chosen(cls, config: Any, spec: Spec) -> list[tuple[str, str]]:
+    def resolve_pairs(cls, config: Any, spec: MethodContext) -> list[tuple[str, str]]:
         found = pairs(config.pairs, spec)
         if config.pairs != "stages":
             return found
         try:
-            return before(found) + pairs("vector", spec)
+            return pre_activation_pairs(found) + pairs("vector", spec)
         except ValueError:  # a network without one
-            return before(found)
+            return pre_activation_pairs(found)
 
-    def __init__(self, config: ReviewKDConfig, spec: Spec):
+    def __init__(self, config: ReviewKDConfig, spec: MethodContext):
         super().__init__(config, spec)
         ins = [shape_of(s, spec.student) for s, _ in self.pairs]
         outs = [shape_of(t, spec.teacher) for _, t in self.pairs]
-        middle = min(512, next((i[0] for i in reversed(ins) if len(i) == 3), ins[-1][0]))  # of the deepest map
+        middle = min(
+            512, next((i[0] for i in reversed(ins) if len(i) == 3), ins[-1][0])
+        )  # of the deepest map
         self.levels = nn.ModuleList(
             _Fusion(i[0], middle, o[0], o[1:] or (1, 1), n < len(ins) - 1)
             for n, (i, o) in enumerate(zip(ins, outs, strict=True))
         )
         self.warm = config.warmup * spec.epochs
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
         assert teacher is not None
         total, below = student.logits.new_zeros(()), None
         for level, (s, t) in reversed(list(zip(self.levels, self.pairs, strict=True))):
             out, below = level(_map(student.taps[s]), below)
             total = total + hcl(out, _map(teacher.taps[t]))
-        weight = self.config.beta * ramp(batch, self.warm)
-        return {"hard": (self.config.alpha, hard(batch, student)), "review": (weight, total)}
+        weight = self.config.beta * linear_warmup(batch, self.warm)
+        return {
+            "hard": (self.config.alpha, cross_entropy(batch, student)),
+            "review": (weight, total),
+        }
 
 
 class _Fusion(nn.Module):
@@ -68,7 +79,10 @@ class _Fusion(nn.Module):
         super().__init__()
         self.size = size
         self.conv1, self.bn1 = nn.Conv2d(inputs, middle, 1, bias=False), nn.BatchNorm2d(middle)
-        self.conv2, self.bn2 = nn.Conv2d(middle, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = (
+            nn.Conv2d(middle, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
         self.att = nn.Conv2d(2 * middle, 2, 1) if joins else None
         for conv in (self.conv1, self.conv2):
             nn.init.kaiming_uniform_(conv.weight, a=1)
@@ -96,6 +110,10 @@ def hcl(student: Tensor, teacher: Tensor) -> Tensor:
         if size < student.shape[2]:
             weight /= 2
             # to 1 x 1 adaptive pooling is a mean, for whose gradient see base.mean_square
-            pooled = F.adaptive_avg_pool2d(apart, size) if size > 1 else F.avg_pool2d(apart, apart.shape[2:])
+            pooled = (
+                F.adaptive_avg_pool2d(apart, size)
+                if size > 1
+                else F.avg_pool2d(apart, apart.shape[2:])
+            )
             total, weights = total + weight * mean_square(pooled), weights + weight
     return total / weights

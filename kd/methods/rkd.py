@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kd.methods.paired import Paired, PairedConfig
+from kd.methods.paired import FeatureMethod, FeatureMethodConfig
 
 
-class RKDConfig(PairedConfig):
+class RKDConfig(FeatureMethodConfig):
     name: Literal["rkd"]
     distance: float = Field(ge=0)
     angle: float = Field(ge=0)
 
 
-class RKD(Paired):
+class RKD(FeatureMethod):
     """loss = alpha * CE + beta * sum over the pairs of (distance * H(d_s, d_t) + angle * H(a_s, a_t)).
 
     d [b, b]: distances within the batch, over the mean of the positive ones; a [b, b, b]: cosines of the angle at j
@@ -28,7 +28,9 @@ class RKD(Paired):
     def compare(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
         s, t = student.flatten(1), teacher.flatten(1)
         distances = F.smooth_l1_loss(_distances(s), _distances(t))
-        return self.config.distance * distances + self.config.angle * F.smooth_l1_loss(_angles(s), _angles(t))
+        return self.config.distance * distances + self.config.angle * F.smooth_l1_loss(
+            _angles(s), _angles(t)
+        )
 
 
 def _distances(x: Tensor) -> Tensor:
@@ -43,9 +45,13 @@ def _angles(x: Tensor) -> Tensor:
     x = x - x.mean(dim=0)
     products = x @ x.T
     squares = products.diagonal()
-    dots = products - products[:, :, None] - products[:, None] + squares[:, None, None]  # [j, i, k]: at j, of i and k
+    dots = (
+        products - products[:, :, None] - products[:, None] + squares[:, None, None]
+    )  # [j, i, k]: at j, of i and k
     lengths = squares[:, None] + squares
     apart = lengths - 2 * products
-    same = apart <= 16 * torch.finfo(x.dtype).eps * lengths  # as far as rounding can tell; an angle there counts as 90
+    same = (
+        apart <= 16 * torch.finfo(x.dtype).eps * lengths
+    )  # as far as rounding can tell; an angle there counts as 90
     scale = apart.masked_fill(same, 1).rsqrt().masked_fill(same, 0)
     return dots * scale[:, :, None] * scale[:, None]

@@ -5,14 +5,14 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.methods.paired import Paired, PairedConfig
+from kd.methods.paired import FeatureMethod, FeatureMethodConfig
 
 
-class SimilarityConfig(PairedConfig):
+class SimilarityConfig(FeatureMethodConfig):
     name: Literal["similarity"]
 
 
-class Similarity(Paired):
+class Similarity(FeatureMethod):
     """loss = alpha * CE + beta * sum over the pairs of |G_s - G_t|^2 / b^2.
 
     G [b, b]: the products of the batch's flattened taps, each row of norm 1. Depends on the batch size b.

@@ -6,18 +6,18 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from kd.methods.base import Spec
-from kd.methods.paired import Paired, PairedConfig, alike, pairs
+from kd.methods.base import MethodContext
+from kd.methods.paired import FeatureMethod, FeatureMethodConfig, match_spatial_size, pairs
 from kd.models.base import Net
 from kd.models.grafted import Graft, Grafted, Projector
 
 
-class SimKDConfig(PairedConfig):
+class SimKDConfig(FeatureMethodConfig):
     name: Literal["simkd"]
     factor: int = Field(ge=1, le=64)
 
 
-class SimKD(Paired):
+class SimKD(FeatureMethod):
     """loss = alpha * CE + beta * mean (projector(f_s) - f_t)^2 on the last maps; the paper has alpha = 0.
 
     What is evaluated and shipped is the student up to its map, the projector, and the teacher's layers after its map:
@@ -28,12 +28,15 @@ class SimKD(Paired):
     dims = (3,)
 
     @classmethod
-    def check(cls, config: Any, spec: Spec) -> None:
+    def check(cls, config: Any, spec: MethodContext) -> None:
         super().check(config, spec)
-        if len(found := cls.chosen(config, spec)) != 1:
+        if len(found := cls.resolve_pairs(config, spec)) != 1:
             raise ValueError("pairs: simkd takes one pair")
         ((student, teacher),) = found
-        for side, net, tap in (("student", spec.student_net, student), ("teacher", spec.teacher_net, teacher)):
+        for side, net, tap in (
+            ("student", spec.student_net, student),
+            ("teacher", spec.teacher_net, teacher),
+        ):
             if net is None or tap not in list(net.stages)[:-1]:
                 raise ValueError(
                     f"pairs: simkd cuts the {side} after {tap}, which must be a stage of a network of kd's own"
@@ -47,20 +50,30 @@ class SimKD(Paired):
             )
 
     @classmethod
-    def chosen(cls, config: Any, spec: Spec) -> list[tuple[str, str]]:
+    def resolve_pairs(cls, config: Any, spec: MethodContext) -> list[tuple[str, str]]:
         return pairs(config.pairs, spec)
 
-    def __init__(self, config: SimKDConfig, spec: Spec):
+    def __init__(self, config: SimKDConfig, spec: MethodContext):
         super().__init__(config, spec)
         ((student, teacher),) = self.pairs
         channels, *size = spec.teacher[teacher]
         self.projector = Projector(spec.student[student][0], channels, tuple(size), config.factor)
-        self.taps: dict[str, Any] = {"student_tap": student, "teacher_tap": teacher, "factor": config.factor}
-        tail = copy.deepcopy(spec.teacher_net).eval().requires_grad_(False) if spec.teacher_net else None
-        self.teacher = (tail,)  # in a tuple: no part of this module, neither trained nor saved with it
+        self.taps: dict[str, Any] = {
+            "student_tap": student,
+            "teacher_tap": teacher,
+            "factor": config.factor,
+        }
+        tail = (
+            copy.deepcopy(spec.teacher_net).eval().requires_grad_(False)
+            if spec.teacher_net
+            else None
+        )
+        self.teacher = (
+            tail,
+        )  # in a tuple: no part of this module, neither trained nor saved with it
 
     def compare(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
-        seen, wanted = alike(self.projector(student), teacher)
+        seen, wanted = match_spatial_size(self.projector(student), teacher)
         return (seen - wanted).square().mean()
 
     def deploy(self, student: Net) -> Net:

@@ -4,8 +4,8 @@ from typing import Literal
 
 from kd.core.settings import Settings
 from kd.data.batch import Batch
-from kd.methods.base import Method, Temperature, Terms, compared, soft_kl
-from kd.models.base import Out
+from kd.methods.base import Method, Temperature, Terms, comparison_logits, soft_kl
+from kd.models.base import ModelOutput
 
 
 class SoftLabelsConfig(Settings):
@@ -19,6 +19,6 @@ class SoftLabels(Method):
 
     Config = SoftLabelsConfig
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
-        s, t = compared(self.config, student, teacher)
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
+        s, t = comparison_logits(self.config, student, teacher)
         return {"soft": (1.0, soft_kl(s, t, self.config.T))}

@@ -7,12 +7,12 @@ from pydantic import Field
 from torch import nn
 
 from kd.data.batch import Batch
-from kd.methods.base import Added, Method, Spec, Terms, hard, mean_square
+from kd.methods.base import Method, MethodContext, Terms, WeightedConfig, cross_entropy, mean_square
 from kd.methods.paired import pairs
-from kd.models.base import Out
+from kd.models.base import ModelOutput
 
 
-class SRRLConfig(Added):
+class SRRLConfig(WeightedConfig):
     name: Literal["srrl"]
     regression: float = Field(ge=0)
 
@@ -27,13 +27,15 @@ class SRRL(Method):
     Config = SRRLConfig
 
     @classmethod
-    def check(cls, config: Any, spec: Spec) -> None:
+    def check(cls, config: Any, spec: MethodContext) -> None:
         for side, shapes in (("student", spec.student), ("teacher", spec.teacher)):
             before = list(shapes.values())[-2:-1]
             if not before or len(before[0]) != 1:
-                raise ValueError(f"name: srrl needs a {side} whose logits come from a vector; here they do not")
+                raise ValueError(
+                    f"name: srrl needs a {side} whose logits come from a vector; here they do not"
+                )
 
-    def __init__(self, config: SRRLConfig, spec: Spec):
+    def __init__(self, config: SRRLConfig, spec: MethodContext):
         super().__init__(config, spec)
         ((student, teacher),) = pairs("vector", spec)
         self.student_taps, self.teacher_taps = (student,), (teacher,)
@@ -45,11 +47,14 @@ class SRRL(Method):
         head = copy.deepcopy(spec.teacher_net.head).eval().requires_grad_(False)
         self.classify = head.forward  # not a part of this module: it is neither trained nor saved
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
         assert teacher is not None
         seen = self.connect(student.taps[self.student_taps[0]])
         return {
-            "hard": (self.config.alpha, hard(batch, student)),
+            "hard": (self.config.alpha, cross_entropy(batch, student)),
             "feature": (self.config.beta, mean_square(seen - teacher.taps[self.teacher_taps[0]])),
-            "regression": (self.config.regression, mean_square(self.classify(seen) - teacher.logits)),
+            "regression": (
+                self.config.regression,
+                mean_square(self.classify(seen) - teacher.logits),
+            ),
         }

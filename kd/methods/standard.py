@@ -4,8 +4,8 @@ from typing import Literal
 
 from kd.core.settings import Settings
 from kd.data.batch import Batch
-from kd.methods.base import Method, Terms, hard
-from kd.models.base import Out
+from kd.methods.base import Method, Terms, cross_entropy
+from kd.models.base import ModelOutput
 
 
 class StandardConfig(Settings):
@@ -18,5 +18,5 @@ class Standard(Method):
     Config = StandardConfig
     needs_teacher = False
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
-        return {"hard": (1.0, hard(batch, student))}
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
+        return {"hard": (1.0, cross_entropy(batch, student))}

@@ -3,11 +3,19 @@
 from typing import Literal
 
 from kd.data.batch import Batch
-from kd.methods.base import Added, Method, Temperature, Terms, hard, soft_kl, standardise
-from kd.models.base import Out
+from kd.methods.base import (
+    Method,
+    Temperature,
+    Terms,
+    WeightedConfig,
+    cross_entropy,
+    soft_kl,
+    standardise,
+)
+from kd.models.base import ModelOutput
 
 
-class StandardizedConfig(Added):
+class StandardizedConfig(WeightedConfig):
     name: Literal["standardized"]
     T: Temperature
 
@@ -20,7 +28,10 @@ class Standardized(Method):
 
     Config = StandardizedConfig
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
         assert teacher is not None
         soft = soft_kl(standardise(student.logits), standardise(teacher.logits), self.config.T)
-        return {"hard": (self.config.alpha, hard(batch, student)), "soft": (self.config.beta, soft)}
+        return {
+            "hard": (self.config.alpha, cross_entropy(batch, student)),
+            "soft": (self.config.beta, soft),
+        }

@@ -9,8 +9,8 @@ from kd.core import registry
 from kd.core.errors import UserError
 from kd.core.settings import Settings
 from kd.data.batch import Batch
-from kd.methods.base import Method, Spec, Terms
-from kd.models.base import Out
+from kd.methods.base import Method, MethodContext, Terms
+from kd.models.base import ModelOutput
 
 
 def _kind(part: dict[str, Any]) -> type[Method]:
@@ -18,10 +18,12 @@ def _kind(part: dict[str, Any]) -> type[Method]:
 
 
 def _settings(part: dict[str, Any]) -> Any:
-    return _kind(part).Config.model_validate({key: value for key, value in part.items() if key != "weight"})
+    return _kind(part).Config.model_validate(
+        {key: value for key, value in part.items() if key != "weight"}
+    )
 
 
-def _filled(part: Any) -> Any:
+def _with_defaults(part: Any) -> Any:
     """A name, or a mapping with a name, with what is not said taken from the method's YAML."""
     part = {"name": part} if isinstance(part, str) else part
     if not isinstance(part, dict) or not isinstance(part.get("name"), str):
@@ -35,24 +37,32 @@ def _filled(part: Any) -> Any:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{part['name']}.{where}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise ValueError(
+            f"{part['name']}.{where}: {first['msg'].removeprefix('Value error, ')}"
+        ) from error
     except UserError as error:
         raise ValueError(str(error).removeprefix("method.name: ")) from error
-    if not kind.needs_teacher or kind.views != 1 or kind.mixed or kind.self_taught or kind.deploy is not Method.deploy:
+    if (
+        not kind.needs_teacher
+        or kind.views != 1
+        or kind.mixed
+        or kind.self_taught
+        or kind.deploy is not Method.deploy
+    ):
         raise ValueError(f"{part['name']} trains in a way of its own and cannot be a part")
     if kind is Sum:
         raise ValueError("sum cannot be a part of itself")
     return filled
 
 
-def _weighed(part: dict[str, Any]) -> dict[str, Any]:
+def _check_weight(part: dict[str, Any]) -> dict[str, Any]:
     weight = part["weight"]
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1e6:
         raise ValueError(f"{part['name']}.weight: should be a number from 0 to 1e6, got {weight!r}")
     return part
 
 
-Part = Annotated[dict[str, Any], BeforeValidator(_filled), AfterValidator(_weighed)]
+Part = Annotated[dict[str, Any], BeforeValidator(_with_defaults), AfterValidator(_check_weight)]
 
 
 class SumConfig(Settings):
@@ -71,7 +81,7 @@ class Sum(Method):
     Config = SumConfig
 
     @classmethod
-    def check(cls, config: Any, spec: Spec) -> None:
+    def check(cls, config: Any, spec: MethodContext) -> None:
         for part in config.parts:
             try:
                 _kind(part).check(_settings(part), spec)
@@ -82,7 +92,7 @@ class Sum(Method):
     def needs_labels(cls, config: Any) -> bool:
         return any(_kind(part).needs_labels(_settings(part)) for part in config.parts)
 
-    def __init__(self, config: SumConfig, spec: Spec):
+    def __init__(self, config: SumConfig, spec: MethodContext):
         super().__init__(config, spec)
         self.parts = nn.ModuleList(_kind(part)(_settings(part), spec) for part in config.parts)
         self.names: list[str] = []
@@ -95,7 +105,7 @@ class Sum(Method):
         ]
         self.student_taps, self.teacher_taps = map(tuple, taps)
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
         terms: Terms = {}
         for name, part, said in zip(self.names, self.parts, self.config.parts, strict=True):
             for term, (weight, value) in part(batch, student, teacher).items():

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from kd.core.settings import Settings
 from kd.data.batch import Batch
-from kd.methods.base import Method, Temperature, Terms, hard
-from kd.models.base import Out
+from kd.methods.base import Method, Temperature, Terms, cross_entropy
+from kd.models.base import ModelOutput
 
 
 class TfKDConfig(Settings):
@@ -29,10 +29,15 @@ class TfKD(Method):
     Config = TfKDConfig
     needs_teacher = False
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
         c, z = self.config, student.logits
-        made = torch.full_like(z, (1 - c.correct) / (z.shape[1] - 1)).scatter(1, batch.y[:, None], c.correct)
-        soft = F.kl_div(
-            F.log_softmax(z, dim=1), F.log_softmax(made / c.T, dim=1), reduction="batchmean", log_target=True
+        made = torch.full_like(z, (1 - c.correct) / (z.shape[1] - 1)).scatter(
+            1, batch.y[:, None], c.correct
         )
-        return {"hard": (c.alpha, hard(batch, student)), "soft": (1 - c.alpha, soft)}
+        soft = F.kl_div(
+            F.log_softmax(z, dim=1),
+            F.log_softmax(made / c.T, dim=1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return {"hard": (c.alpha, cross_entropy(batch, student)), "soft": (1 - c.alpha, soft)}

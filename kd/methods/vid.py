@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.methods.base import Spec, mean_square
-from kd.methods.paired import Paired, PairedConfig, alike
+from kd.methods.base import MethodContext, mean_square
+from kd.methods.paired import FeatureMethod, FeatureMethodConfig, match_spatial_size
 
 
-class VIDConfig(PairedConfig):
+class VIDConfig(FeatureMethodConfig):
     name: Literal["vid"]
 
 
-class VID(Paired):
+class VID(FeatureMethod):
     """loss = alpha * CE + beta * sum over the pairs of mean 1/2 ((mu(f_s) - f_t)^2 / var_c + log var_c).
 
     mu: three convolutions of 1 x 1 (for vectors the same, linear), var_c = softplus(raw_c) + 1e-5 for each of the
@@ -24,7 +24,7 @@ class VID(Paired):
 
     Config = VIDConfig
 
-    def __init__(self, config: VIDConfig, spec: Spec):
+    def __init__(self, config: VIDConfig, spec: MethodContext):
         super().__init__(config, spec)
         widths = [(spec.student[s][0], spec.teacher[t][0]) for s, t in self.pairs]
         self.means = nn.ModuleList(_mean(*width) for width in widths)
@@ -34,9 +34,12 @@ class VID(Paired):
     def compare(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
         if student.ndim == 2:
             student, teacher = student[:, :, None, None], teacher[:, :, None, None]
-        student, teacher = alike(student, teacher)
+        student, teacher = match_spatial_size(student, teacher)
         variance = (F.softplus(self.raws[number]) + 1e-5)[:, None, None]
-        return (mean_square((self.means[number](student) - teacher) * variance.rsqrt()) + variance.log().mean()) / 2
+        return (
+            mean_square((self.means[number](student) - teacher) * variance.rsqrt())
+            + variance.log().mean()
+        ) / 2
 
 
 def _mean(student: int, teacher: int) -> nn.Module:

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from kd.data.batch import Batch
-from kd.methods.base import Method, Soft, Terms, compared, hard
-from kd.models.base import Out
+from kd.methods.base import LogitMethodConfig, Method, Terms, comparison_logits, cross_entropy
+from kd.models.base import ModelOutput
 
 
-class WTTMConfig(Soft):
+class WTTMConfig(LogitMethodConfig):
     name: Literal["wttm"]
     beta: float = Field(ge=0)
     power: float = Field(gt=0, le=10)
@@ -24,10 +24,15 @@ class WTTM(Method):
 
     Config = WTTMConfig
 
-    def forward(self, batch: Batch, student: Out, teacher: Out | None) -> Terms:
+    def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
         c = self.config
-        s, t = compared(c, student, teacher)
+        s, t = comparison_logits(c, student, teacher)
         raised = c.power * F.log_softmax(t, dim=1)
         weight = raised.logsumexp(dim=1).exp()
-        each = F.kl_div(F.log_softmax(s, dim=1), F.log_softmax(raised, dim=1), reduction="none", log_target=True)
-        return {"hard": (c.alpha, hard(batch, student)), "soft": (c.beta, (weight * each.sum(dim=1)).mean())}
+        each = F.kl_div(
+            F.log_softmax(s, dim=1), F.log_softmax(raised, dim=1), reduction="none", log_target=True
+        )
+        return {
+            "hard": (c.alpha, cross_entropy(batch, student)),
+            "soft": (c.beta, (weight * each.sum(dim=1)).mean()),
+        }

@@ -3,7 +3,7 @@
 from typing import Any
 
 from kd.core import registry
-from kd.models.base import Net, Out
+from kd.models.base import ModelOutput, Net
 
 
 def find(name: Any, key: str) -> Any:
@@ -22,4 +22,4 @@ def blank(config: Any, classes: int, size: int) -> Any:
     return build(config.model_copy(update=fresh), classes, size)
 
 
-__all__ = ["Net", "Out", "blank", "build", "find"]
+__all__ = ["ModelOutput", "Net", "blank", "build", "find"]

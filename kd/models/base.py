@@ -13,15 +13,17 @@ ACTIVATIONS = nn.ReLU, nn.ReLU6, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish
 PRE = ".pre"
 
 
-class Out(NamedTuple):
+class ModelOutput(NamedTuple):
     """What a forward pass gives: logits [B, classes] and the taps that were asked for, by name."""
 
     logits: Tensor
     taps: dict[str, Tensor]
 
-    def float(self) -> "Out":
+    def float(self) -> "ModelOutput":
         """The same in float32, in which all loss math is done whatever the precision of the networks."""
-        return Out(self.logits.float(), {name: tap.float() for name, tap in self.taps.items()})
+        return ModelOutput(
+            self.logits.float(), {name: tap.float() for name, tap in self.taps.items()}
+        )
 
 
 class Net(nn.Module):
@@ -43,15 +45,15 @@ class Net(nn.Module):
         """The classifier: from the last tap to the logits."""
         return list(self.stages.values())[-1]
 
-    def part(self, tap: str) -> nn.Module:
+    def tap_module(self, tap: str) -> nn.Module:
         """The module whose output the tap is."""
         return self.stages[tap]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, classes] of normalised images [B, 3, H, W]."""
-        return self.tapped(x).logits
+        return self.forward_taps(x).logits
 
-    def tapped(self, x: Tensor, taps: Iterable[str] = ()) -> Out:
+    def forward_taps(self, x: Tensor, taps: Iterable[str] = ()) -> ModelOutput:
         """Logits, and the named taps of the same pass."""
         kept: dict[str, Tensor] = {}
         versions: dict[str, int] = {}
@@ -66,8 +68,10 @@ class Net(nn.Module):
                 kept[name], versions[name] = x, version(x)
         for name, tap in kept.items():
             if version(tap) != versions[name]:
-                raise RuntimeError(f"tap {name!r} was overwritten in place by a later stage of {type(self).__name__}")
-        return Out(x, kept)
+                raise RuntimeError(
+                    f"tap {name!r} was overwritten in place by a later stage of {type(self).__name__}"
+                )
+        return ModelOutput(x, kept)
 
     def shapes(self, size: int) -> dict[str, tuple[int, ...]]:
         """The shape of every tap for images of size x size, without the batch axis; the head's is (classes,).
@@ -78,7 +82,7 @@ class Net(nn.Module):
 
         net = copy.deepcopy(self).to("meta").eval()
         with torch.no_grad():
-            out = net.tapped(torch.empty(1, 3, size, size, device="meta"), net.stages)
+            out = net.forward_taps(torch.empty(1, 3, size, size, device="meta"), net.stages)
         return {name: tuple(tap.shape[1:]) for name, tap in out.taps.items()}
 
 
@@ -98,14 +102,23 @@ class Residual(nn.Module):
         return self.branch(x) + self.shortcut(x)
 
 
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+def conv(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
     """A convolution without bias, padded by half its kernel, and its batch norm."""
-    return [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, 1, groups, bias=False), nn.BatchNorm2d(outputs)]
+    return [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, 1, groups, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
 
 
 def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
     """The shortcut of a residual block: x itself, or where its shape changes a 1 x 1 convolution and a batch norm."""
-    return nn.Identity() if (inputs, stride) == (outputs, 1) else nn.Sequential(*conv(inputs, outputs, 1, stride))
+    return (
+        nn.Identity()
+        if (inputs, stride) == (outputs, 1)
+        else nn.Sequential(*conv(inputs, outputs, 1, stride))
+    )
 
 
 def basic(inputs: int, outputs: int, stride: int) -> Residual:
@@ -133,7 +146,9 @@ def _before_activation(stage: nn.Module, x: Tensor) -> tuple[Tensor, nn.Module]:
     if not isinstance(stage, nn.Sequential):
         return stage(x), nn.Identity()
     *first, last = stage
-    if isinstance(last, nn.Identity) and first and isinstance(first[-1], NormAct):  # see kernels.quicken
+    if (
+        isinstance(last, nn.Identity) and first and isinstance(first[-1], NormAct)
+    ):  # see kernels.quicken
         for module in first[:-1]:
             x = module(x)
         return nn.BatchNorm2d.forward(first[-1], x), first[-1].activation()

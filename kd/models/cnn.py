@@ -27,12 +27,16 @@ class CNN(Net):
     Config = CNNConfig
 
     def __init__(self, config: CNNConfig, classes: int, size: int):
-        activation = {"relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU}[config.activation]
+        activation = {"relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU}[
+            config.activation
+        ]
         s = config.scale
 
         def conv(inputs: int, outputs: int) -> nn.Module:
             return nn.Sequential(
-                nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), activation()
+                nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                activation(),
             )
 
         super().__init__(
@@ -42,6 +46,8 @@ class CNN(Net):
             conv3=conv(s, 2 * s),
             conv4=conv(2 * s, 2 * s),
             pool2=nn.MaxPool2d(2),
-            hidden=nn.Sequential(nn.Flatten(), nn.Linear(2 * s * (size // 4) ** 2, 32 * s), activation()),
+            hidden=nn.Sequential(
+                nn.Flatten(), nn.Linear(2 * s * (size // 4) ** 2, 32 * s), activation()
+            ),
             head=nn.Sequential(nn.Dropout(config.dropout), nn.Linear(32 * s, classes)),
         )

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kd.models.base import Net, Out
+from kd.models.base import ModelOutput, Net
 
 Mean = Literal["logits", "probabilities"]
 
@@ -23,13 +23,13 @@ class Ensemble(Net):
     def head(self) -> nn.Module:
         raise RuntimeError("an ensemble has no head")
 
-    def tapped(self, x: Tensor, taps: Iterable[str] = ()) -> Out:
+    def forward_taps(self, x: Tensor, taps: Iterable[str] = ()) -> ModelOutput:
         if taps := list(taps):
             raise RuntimeError(f"an ensemble has no taps; asked for {', '.join(taps)}")
         said = torch.stack([member(x).float() for member in self.stages.values()])
         if self.mean == "probabilities":
-            return Out(said.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(said)), {})
-        return Out(said.mean(dim=0), {})
+            return ModelOutput(said.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(said)), {})
+        return ModelOutput(said.mean(dim=0), {})
 
     def shapes(self, size: int) -> dict[str, tuple[int, ...]]:
         return self.shapes_of(next(iter(self.stages.values())).shapes(size))  # type: ignore[operator]

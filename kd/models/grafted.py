@@ -26,7 +26,11 @@ class Projector(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, size: tuple[int, ...], factor: int):
         inner, layers = max(1, outputs // factor), []
         for i, o, kernel in ((inputs, inner, 1), (inner, inner, 3), (inner, outputs, 1)):
-            layers += [nn.Conv2d(i, o, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
+            layers += [
+                nn.Conv2d(i, o, kernel, padding=kernel // 2, bias=False),
+                nn.BatchNorm2d(o),
+                nn.ReLU(),
+            ]
         super().__init__(*layers)
         self.size = size
 
@@ -40,7 +44,10 @@ class Grafted(Net):
 
     def __init__(self, student: Net, projector: nn.Module, teacher: Net, graft: Graft):
         own, tail = list(student.stages.items()), list(teacher.stages.items())
-        upto, after = list(student.stages).index(graft.student_tap), list(teacher.stages).index(graft.teacher_tap)
+        upto, after = (
+            list(student.stages).index(graft.student_tap),
+            list(teacher.stages).index(graft.teacher_tap),
+        )
         super().__init__(
             **{f"student_{name}": stage for name, stage in own[: upto + 1]},
             projector=projector,
@@ -48,7 +55,12 @@ class Grafted(Net):
         )
 
 
-def grafted(student: Net, teacher: Net, graft: Graft, size: int) -> Grafted:
+def build_grafted(student: Net, teacher: Net, graft: Graft, size: int) -> Grafted:
     """The network that a card with this graft describes. **Raises:** ValueError when they have no such taps."""
-    inputs, outputs = student.shapes(size)[graft.student_tap], teacher.shapes(size)[graft.teacher_tap]
-    return Grafted(student, Projector(inputs[0], outputs[0], outputs[1:], graft.factor), teacher, graft)
+    inputs, outputs = (
+        student.shapes(size)[graft.student_tap],
+        teacher.shapes(size)[graft.teacher_tap],
+    )
+    return Grafted(
+        student, Projector(inputs[0], outputs[0], outputs[1:], graft.factor), teacher, graft
+    )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.core import locks
-from kd.core.io import aside
+from kd.core.io import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,11 @@ class Library:
     def __init__(self, path: Path, dtype: torch.dtype):
         self.path, self.dtype, found = path, dtype, ctypes.CDLL(str(path))
         self.norm_act, self.norm_act_backward = found.norm_act, found.norm_act_backward
-        self.scale_act, self.pool, self.pool_backward = found.scale_act, found.pool, found.pool_backward
+        self.scale_act, self.pool, self.pool_backward = (
+            found.scale_act,
+            found.pool,
+            found.pool_backward,
+        )
 
     def __reduce__(self) -> Any:
         return Library, (self.path, self.dtype)
@@ -55,13 +59,15 @@ def library(folder: Path, dtype: torch.dtype) -> Library | None:
         words = [SOURCE.read_bytes(), version, " ".join(flags).encode(), processor()]
         path = folder / f"kernels-{hashlib.sha256(b'|'.join(words)).hexdigest()[:16]}.so"
         folder.mkdir(parents=True, exist_ok=True)
-        with locks.hold(path.with_suffix(".lock"), "waiting for the process that compiles the kernels"):
+        with locks.hold(
+            path.with_suffix(".lock"), "waiting for the process that compiles the kernels"
+        ):
             if not path.exists():
-                with aside(path) as part:
+                with atomic_write(path) as part:
                     command = [compiler, *flags, str(SOURCE), "-o", str(part)]
                     subprocess.run(command, capture_output=True, check=True, timeout=120)
         found = Library(path, dtype)
-        return found if _right(found) else None
+        return found if _self_test(found) else None
     except (OSError, subprocess.SubprocessError) as error:
         log.debug("no kernels of our own (%s)", error)
         return None
@@ -71,21 +77,28 @@ def processor() -> bytes:
     """What -march=native depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-        return b"".join(next((x for x in lines if x.startswith(key)), b"") for key in (b"model name", b"flags"))
+        return b"".join(
+            next((x for x in lines if x.startswith(key)), b"") for key in (b"model name", b"flags")
+        )
     except OSError:
         return platform.processor().encode()
 
 
-def _right(library: Any) -> bool:
+def _self_test(library: Any) -> bool:
     """Do the kernels agree with PyTorch?"""
-    return all(_agree(library, activation) for activation in FUSED)
+    return all(_all_close(library, activation) for activation in FUSED)
 
 
-def _agree(library: Any, activation: type[nn.Module]) -> bool:
+def _all_close(library: Any, activation: type[nn.Module]) -> bool:
     draw = torch.Generator().manual_seed(0)
-    x, dy = (torch.randn(s, generator=draw).to(library.dtype) for s in ((8, 16, 10, 10), (8, 16, 5, 5)))
-    theirs, ours = (nn.Sequential(nn.Sequential(nn.BatchNorm2d(16), activation()), nn.MaxPool2d(2)) for _ in "ab")
-    quicken(ours, library)
+    x, dy = (
+        torch.randn(s, generator=draw).to(library.dtype) for s in ((8, 16, 10, 10), (8, 16, 5, 5))
+    )
+    theirs, ours = (
+        nn.Sequential(nn.Sequential(nn.BatchNorm2d(16), activation()), nn.MaxPool2d(2))
+        for _ in "ab"
+    )
+    fuse_modules(ours, library)
     found = []
     for net, to in ((theirs, torch.float32), (ours, library.dtype)):
         leaf = x.to(to, memory_format=torch.channels_last).requires_grad_()
@@ -95,7 +108,10 @@ def _agree(library: Any, activation: type[nn.Module]) -> bool:
             evaluated = net.eval()(leaf)
         found.append([y, leaf.grad, *(p.grad for p in net.parameters()), *net.buffers(), evaluated])
     off = 0.02 if library.dtype is torch.bfloat16 else 2e-5
-    return all(torch.allclose(a.float(), b.float(), rtol=off, atol=off) for a, b in zip(*found, strict=True))
+    return all(
+        torch.allclose(a.float(), b.float(), rtol=off, atol=off)
+        for a, b in zip(*found, strict=True)
+    )
 
 
 class NormAct(nn.BatchNorm2d):
@@ -108,13 +124,19 @@ class NormAct(nn.BatchNorm2d):
         if not self._fits(x):
             y: Tensor = self.activation()(super().forward(x))
             return y
-        running_mean, running_var, seen = self.running_mean, self.running_var, self.num_batches_tracked
+        running_mean, running_var, seen = (
+            self.running_mean,
+            self.running_var,
+            self.num_batches_tracked,
+        )
         assert self.momentum is not None
         assert running_mean is not None
         assert running_var is not None
         assert seen is not None
         if self.training:
-            y, mean, var = _Train.apply(x, self.weight, self.bias, self.eps, self._elu, self.library)
+            y, mean, var = _Train.apply(
+                x, self.weight, self.bias, self.eps, self._elu, self.library
+            )
             rows = x.numel() // x.shape[1]
             with torch.no_grad():
                 seen.add_(1)
@@ -157,7 +179,9 @@ FUSED: dict[type[nn.Module], type[NormAct]] = {nn.ReLU: NormReLU, nn.ELU: NormEL
 
 class _Train(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, elu: int, library: Any) -> Any:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, elu: int, library: Any
+    ) -> Any:
         y = torch.empty_like(x)
         mean, var, scale, shift = torch.empty(4, x.shape[1])
         library.norm_act(
@@ -179,9 +203,12 @@ class _Train(torch.autograd.Function):
         dy = grads[0].contiguous(memory_format=torch.channels_last)
         dx, (dweight, dbias) = torch.empty_like(x), torch.empty(2, x.shape[1])
         ctx.library.norm_act_backward(
-            ctx.elu, *_pointers(dy, x, dx), *_rows(x), ctypes.c_float(ctx.eps),
+            ctx.elu,
+            *_pointers(dy, x, dx),
+            *_rows(x),
+            ctypes.c_float(ctx.eps),
             *_pointers(mean, var, scale, shift, dweight, dbias),
-        )  # fmt: skip
+        )
         return dx, dweight, dbias, None, None, None
 
 
@@ -200,7 +227,10 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, library: Any) -> Any:
         n, c, h, w = x.shape
-        y, which = (torch.empty(n, c, h // 2, w // 2, dtype=x.dtype, memory_format=torch.channels_last) for _ in "yw")
+        y, which = (
+            torch.empty(n, c, h // 2, w // 2, dtype=x.dtype, memory_format=torch.channels_last)
+            for _ in "yw"
+        )
         library.pool(*_pointers(x, y, which), ctypes.c_long(n), *map(ctypes.c_int, (h, w, c)))
         ctx.save_for_backward(which)
         ctx.library = library
@@ -212,7 +242,9 @@ class _Pool(torch.autograd.Function):
         dy = grads[0].contiguous(memory_format=torch.channels_last)
         n, c, h, w = which.shape
         dx = torch.empty(n, c, 2 * h, 2 * w, dtype=dy.dtype, memory_format=torch.channels_last)
-        ctx.library.pool_backward(*_pointers(dy, which, dx), ctypes.c_long(n), *map(ctypes.c_int, (2 * h, 2 * w, c)))
+        ctx.library.pool_backward(
+            *_pointers(dy, which, dx), ctypes.c_long(n), *map(ctypes.c_int, (2 * h, 2 * w, c))
+        )
         return dx, None
 
 
@@ -233,16 +265,24 @@ def _rows(x: Tensor) -> tuple[ctypes.c_long, ctypes.c_int]:
     return ctypes.c_long(x.numel() // x.shape[1]), ctypes.c_int(x.shape[1])
 
 
-def quicken(net: nn.Module, library: Any) -> None:
+def fuse_modules(net: nn.Module, library: Any) -> None:
     """In place: every BatchNorm2d that a ReLU or an ELU follows in a Sequential becomes a NormReLU or a NormELU, every
     MaxPool2d(2) a MaxPool2x2. Weights keep their names."""
     for module in list(net.modules()):
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             for place, (norm, act) in enumerate(itertools.pairwise(list(module)), 1):
-                if type(norm) is nn.BatchNorm2d and type(act) in FUSED and getattr(act, "alpha", 1.0) == 1.0:
+                if (
+                    type(norm) is nn.BatchNorm2d
+                    and type(act) in FUSED
+                    and getattr(act, "alpha", 1.0) == 1.0
+                ):
                     norm.__class__ = FUSED[type(act)]
                     norm.library = library
                     module[place] = nn.Identity()
-        if type(module) is nn.MaxPool2d and repr(module) == repr(nn.MaxPool2d(2)) and not module.return_indices:
+        if (
+            type(module) is nn.MaxPool2d
+            and repr(module) == repr(nn.MaxPool2d(2))
+            and not module.return_indices
+        ):
             module.__class__ = MaxPool2x2
             module.library = library

@@ -58,5 +58,7 @@ def _block(inputs: int, outputs: int, stride: int, expansion: int) -> nn.Module:
     """The inverted residual block: wide inside, linear at its end."""
     inner = inputs * expansion
     depthwise = conv(inner, inner, 3, stride, groups=inner)
-    branch = nn.Sequential(*conv(inputs, inner, 1), nn.ReLU(), *depthwise, nn.ReLU(), *conv(inner, outputs, 1))
+    branch = nn.Sequential(
+        *conv(inputs, inner, 1), nn.ReLU(), *depthwise, nn.ReLU(), *conv(inner, outputs, 1)
+    )
     return Residual(branch, nn.Identity()) if (inputs, stride) == (outputs, 1) else branch

@@ -32,7 +32,11 @@ class ResNet(Net):
         def stage(place: int) -> nn.Module:
             layers: list[nn.Module] = []
             for block in range((config.depth - 2) // 6):
-                inputs, stride = (channels[place - 1], 1 if place == 1 else 2) if block == 0 else (channels[place], 1)
+                inputs, stride = (
+                    (channels[place - 1], 1 if place == 1 else 2)
+                    if block == 0
+                    else (channels[place], 1)
+                )
                 layers += [basic(inputs, channels[place], stride), nn.ReLU()]
             return nn.Sequential(*layers)
 

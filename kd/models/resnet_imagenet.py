@@ -44,5 +44,11 @@ class ResNetImageNet(Net):
 def bottleneck(inputs: int, outputs: int, stride: int) -> Residual:
     """The block of depth 50, its stride in the 3 x 3 convolution, without its final ReLU."""
     inner = outputs // 4
-    branch = [*conv(inputs, inner, 1), nn.ReLU(), *conv(inner, inner, 3, stride), nn.ReLU(), *conv(inner, outputs, 1)]
+    branch = [
+        *conv(inputs, inner, 1),
+        nn.ReLU(),
+        *conv(inner, inner, 3, stride),
+        nn.ReLU(),
+        *conv(inner, outputs, 1),
+    ]
     return Residual(nn.Sequential(*branch), projection(inputs, outputs, stride))

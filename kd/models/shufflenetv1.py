@@ -24,7 +24,9 @@ class ShuffleNetV1(Net):
 
     def __init__(self, config: ShuffleNetV1Config, classes: int, size: int):
         def stage(inputs: int, outputs: int, blocks: int) -> nn.Module:
-            same = (Residual(_branch(outputs, outputs, 1), nn.Identity()) for _ in range(blocks - 1))
+            same = (
+                Residual(_branch(outputs, outputs, 1), nn.Identity()) for _ in range(blocks - 1)
+            )
             units = [Halving(inputs, outputs), *same]
             return nn.Sequential(*(module for unit in units for module in (unit, nn.ReLU())))
 
@@ -53,7 +55,10 @@ class Halving(nn.Module):
 def _branch(inputs: int, outputs: int, stride: int) -> nn.Module:
     inner, groups = outputs // 4, 1 if inputs == STEM else GROUPS
     return nn.Sequential(
-        *conv(inputs, inner, 1, groups=groups), nn.ReLU(), nn.ChannelShuffle(groups),
-        *conv(inner, inner, 3, stride, groups=inner), nn.ReLU(),
+        *conv(inputs, inner, 1, groups=groups),
+        nn.ReLU(),
+        nn.ChannelShuffle(groups),
+        *conv(inner, inner, 3, stride, groups=inner),
+        nn.ReLU(),
         *conv(inner, outputs, 1, groups=GROUPS),
-    )  # fmt: skip
+    )

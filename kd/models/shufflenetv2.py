@@ -33,7 +33,9 @@ class ShuffleNetV2(Net):
         one, two, three, last = CHANNELS[config.width]
 
         def stage(inputs: int, outputs: int, blocks: int) -> nn.Module:
-            return nn.Sequential(Halving(inputs, outputs), *(Plain(outputs) for _ in range(blocks - 1)))
+            return nn.Sequential(
+                Halving(inputs, outputs), *(Plain(outputs) for _ in range(blocks - 1))
+            )
 
         super().__init__(
             stem=nn.Sequential(*conv(3, STEM, 1), nn.ReLU()),
@@ -64,7 +66,9 @@ class Halving(nn.Module):
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         half = outputs // 2
-        self.left = nn.Sequential(*conv(inputs, inputs, 3, 2, groups=inputs), *conv(inputs, half, 1), nn.ReLU())
+        self.left = nn.Sequential(
+            *conv(inputs, inputs, 3, 2, groups=inputs), *conv(inputs, half, 1), nn.ReLU()
+        )
         self.right, self.shuffle = _branch(inputs, half, 2), nn.ChannelShuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,4 +77,6 @@ class Halving(nn.Module):
 
 def _branch(inputs: int, outputs: int, stride: int) -> nn.Module:
     depthwise = conv(outputs, outputs, 3, stride, groups=outputs)
-    return nn.Sequential(*conv(inputs, outputs, 1), nn.ReLU(), *depthwise, *conv(outputs, outputs, 1), nn.ReLU())
+    return nn.Sequential(
+        *conv(inputs, outputs, 1), nn.ReLU(), *depthwise, *conv(outputs, outputs, 1), nn.ReLU()
+    )

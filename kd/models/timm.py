@@ -7,10 +7,10 @@ from pydantic import field_validator
 from torch import nn
 
 from kd.core.errors import UserError
-from kd.models.wrapped import Published, Wrapped, fetched, known
+from kd.models.wrapped import ExternalModelConfig, Wrapped, check_known_name, pretrained_state
 
 
-class TimmConfig(Published):
+class TimmConfig(ExternalModelConfig):
     name: Literal["timm"]
 
     @field_validator("model")
@@ -20,8 +20,10 @@ class TimmConfig(Published):
             raise ValueError("the package timm is not installed; pip install 'kd[timm]'")
         import timm
 
-        architecture = known(model.partition(".")[0], timm.list_models())
-        return known(model, [architecture, *timm.list_models(f"{architecture}.*", pretrained=True)])
+        architecture = check_known_name(model.partition(".")[0], timm.list_models())
+        return check_known_name(
+            model, [architecture, *timm.list_models(f"{architecture}.*", pretrained=True)]
+        )
 
 
 class Timm(Wrapped):
@@ -40,11 +42,15 @@ class Timm(Wrapped):
         sized: dict[str, Any] = {"img_size": size} if fixed else {}
 
         def make(pretrained: bool = False) -> nn.Module:
-            return timm.create_model(config.model, pretrained=pretrained, num_classes=classes, **sized)
+            return timm.create_model(
+                config.model, pretrained=pretrained, num_classes=classes, **sized
+            )
 
         def filled() -> nn.Module:
             if not timm.is_model_pretrained(config.model):
                 raise UserError(f"pretrained: timm has no weights of {config.model}")
             return make(pretrained=True)
 
-        super().__init__(fetched(filled, config.model) if config.pretrained else make, size)
+        super().__init__(
+            pretrained_state(filled, config.model) if config.pretrained else make, size
+        )

@@ -7,20 +7,22 @@ from torch import nn
 from torchvision import models as zoo
 
 from kd.core.errors import UserError
-from kd.models.wrapped import Published, Wrapped, fetched, known
+from kd.models.wrapped import ExternalModelConfig, Wrapped, check_known_name, pretrained_state
 
-MORE = {"googlenet", "inception_v3"}  # their forward pass gives auxiliary logits as well
+EXTRA_ARGUMENTS = {"googlenet", "inception_v3"}  # their forward pass gives auxiliary logits as well
 
 
-class TorchVisionConfig(Published):
+class TorchVisionConfig(ExternalModelConfig):
     name: Literal["torchvision"]
 
     @field_validator("model")
     @classmethod
     def _known(cls, model: str) -> str:
-        if model in MORE:
-            raise ValueError(f"{model} has auxiliary classifiers, which kd does not train; choose another")
-        return known(model, set(zoo.list_models(module=zoo)) - MORE)
+        if model in EXTRA_ARGUMENTS:
+            raise ValueError(
+                f"{model} has auxiliary classifiers, which kd does not train; choose another"
+            )
+        return check_known_name(model, set(zoo.list_models(module=zoo)) - EXTRA_ARGUMENTS)
 
 
 class TorchVision(Wrapped):
@@ -38,18 +40,28 @@ class TorchVision(Wrapped):
             return zoo.get_model(config.model, weights=None, num_classes=classes, **sized)
 
         def published() -> nn.Module:
-            return _filled(make(), config.model)
+            return _load_published(make(), config.model)
 
-        super().__init__(fetched(published, config.model) if config.pretrained else make, size)
+        super().__init__(
+            pretrained_state(published, config.model) if config.pretrained else make, size
+        )
 
 
-def _filled(net: nn.Module, model: str) -> nn.Module:
+def _load_published(net: nn.Module, model: str) -> nn.Module:
     """`net` with the published weights, but for its classifier. **Raises:** UserError."""
-    weights: dict[str, Any] = zoo.get_model_weights(model).DEFAULT.get_state_dict(progress=False, check_hash=True)
+    weights: dict[str, Any] = zoo.get_model_weights(model).DEFAULT.get_state_dict(
+        progress=False, check_hash=True
+    )
     own = net.state_dict()
-    fit = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
+    fit = {
+        name: tensor
+        for name, tensor in weights.items()
+        if name in own and own[name].shape == tensor.shape
+    }
     new = {name.rpartition(".")[0] for name in own if name not in fit}
     if len(new) > 1 or any(name.endswith("pos_embedding") for name in set(own) - set(fit)):
-        raise UserError(f"pretrained: the published weights of {model} do not fit images of this size")
+        raise UserError(
+            f"pretrained: the published weights of {model} do not fit images of this size"
+        )
     net.load_state_dict(fit, strict=False)
     return net

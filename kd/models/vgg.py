@@ -9,8 +9,12 @@ from kd.core.settings import Settings
 from kd.models.base import Net, average, he_normal
 
 CONVOLUTIONS = {  # of each block
-    8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4),
-}  # fmt: skip
+    8: (1, 1, 1, 1, 1),
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
 CHANNELS = 64, 128, 256, 512, 512
 
 
@@ -31,11 +35,17 @@ class VGG(Net):
 
     def __init__(self, config: VGGConfig, classes: int, size: int):
         blocks, inputs = {}, 3
-        for place, (count, channels) in enumerate(zip(CONVOLUTIONS[config.depth], CHANNELS, strict=True), 1):
+        for place, (count, channels) in enumerate(
+            zip(CONVOLUTIONS[config.depth], CHANNELS, strict=True), 1
+        ):
             pools = 1 < place < 5 or (place == 5 and size >= 64)
             layers: list[nn.Module] = [nn.MaxPool2d(2)] if pools else []
             for _ in range(count):
-                layers += [nn.Conv2d(inputs, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(inputs, channels, 3, padding=1),
+                    nn.BatchNorm2d(channels),
+                    nn.ReLU(),
+                ]
                 inputs = channels
             blocks[f"block{place}"] = nn.Sequential(*layers)
         super().__init__(**blocks, pool=average(), head=nn.Linear(inputs, classes))

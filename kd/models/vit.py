@@ -24,12 +24,16 @@ class ViTConfig(Settings):
     @model_validator(mode="after")
     def _divides(self) -> "ViTConfig":
         if self.width % self.heads:
-            raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
+            raise ValueError(
+                f"width must be a multiple of heads, got {self.width} and {self.heads}"
+            )
         return self
 
     @property
     def title(self) -> str:
-        return f"vit-{SIZES.get(self.width, self.width)}" + (f"-{self.depth}" if self.depth != 12 else "")
+        return f"vit-{SIZES.get(self.width, self.width)}" + (
+            f"-{self.depth}" if self.depth != 12 else ""
+        )
 
 
 class ViT(Net):
@@ -47,7 +51,10 @@ class ViT(Net):
         width, dropout = config.width, config.dropout
         super().__init__(
             embed=Embed(config.patch, width, (size // config.patch) ** 2, dropout),
-            **{f"block{n}": _block(width, config.heads, dropout) for n in range(1, config.depth + 1)},
+            **{
+                f"block{n}": _block(width, config.heads, dropout)
+                for n in range(1, config.depth + 1)
+            },
             pool=ClassToken(width, eps=1e-6),
             head=nn.Linear(width, classes),
         )
@@ -63,7 +70,9 @@ class Embed(nn.Module):
     def __init__(self, patch: int, width: int, patches: int, dropout: float):
         super().__init__()
         self.patches = nn.Conv2d(3, width, patch, patch)
-        self.token, self.positions = (nn.Parameter(torch.empty(1, n, width)) for n in (1, patches + 1))
+        self.token, self.positions = (
+            nn.Parameter(torch.empty(1, n, width)) for n in (1, patches + 1)
+        )
         self.dropout = nn.Dropout(dropout)
         for parameter in (self.patches.weight, self.token, self.positions):
             nn.init.trunc_normal_(parameter, std=0.02)
@@ -84,7 +93,9 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, T, D / heads]
+        q, k, v = (
+            self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # each [B, heads, T, D / heads]
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -100,5 +111,7 @@ def _block(width: int, heads: int, dropout: float) -> nn.Module:
     mlp = [nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)]
     return nn.Sequential(
         Residual(nn.Sequential(*attention), nn.Identity()),
-        Residual(nn.Sequential(nn.LayerNorm(width, eps=1e-6), *mlp, nn.Dropout(dropout)), nn.Identity()),
+        Residual(
+            nn.Sequential(nn.LayerNorm(width, eps=1e-6), *mlp, nn.Dropout(dropout)), nn.Identity()
+        ),
     )

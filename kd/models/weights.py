@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from kd import models
 from kd.core import tensors as files
 from kd.core.errors import UserError, first_line
-from kd.core.io import aside
+from kd.core.io import atomic_write
 from kd.core.settings import Settings
 from kd.data import augment
 from kd.models.base import Net
-from kd.models.grafted import Graft, grafted
-from kd.runs.schema import wrong_with
+from kd.models.grafted import Graft, build_grafted
+from kd.runs.schema import find_error
 
-GIVEN = "teacher.checkpoint: "  # how a line on a file of the user's begins
+EXTERNAL = "teacher.checkpoint: "  # how a line on a file of the user's begins
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-class Card(Settings, extra="ignore"):
+class WeightsMetadata(Settings, extra="ignore"):
     """What must be known, beside the weights, to build a network again and to feed it."""
 
     model: dict[str, Any]
@@ -41,42 +41,52 @@ class Card(Settings, extra="ignore"):
 def save(net: Net, path: Path, card: dict[str, Any]) -> None:
     """Write `net`'s weights and its card. **Raises:** OSError."""
     tensors = net.state_dict()
-    with aside(path) as part:
+    with atomic_write(path) as part:
         # one entry of metadata: safetensors writes several in any order, and equal weights shall be equal files
         files.save(tensors, part, {"kd": json.dumps({**card, "sha256": files.checksum(tensors)})})
 
 
-def card(model: dict[str, Any], classes: tuple[str, ...], size: int, mean: Tensor, std: Tensor) -> dict[str, Any]:
+def build_metadata(
+    model: dict[str, Any], classes: tuple[str, ...], size: int, mean: Tensor, std: Tensor
+) -> dict[str, Any]:
     """The plain form of a `Card`."""
-    return {"model": model, "classes": list(classes), "size": size, "mean": mean.tolist(), "std": std.tolist()}
+    return {
+        "model": model,
+        "classes": list(classes),
+        "size": size,
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+    }
 
 
-def check(path: Path, net: Net, classes: tuple[str, ...], size: int) -> None:
+def validate_weights(path: Path, net: Net, classes: tuple[str, ...], size: int) -> None:
     """Raise UserError unless the weights at `path` are whole and fit `net`, these classes and this image size."""
-    with _opened(path, GIVEN) as file:
-        found = _card(file, path, GIVEN)
+    with _open(path, EXTERNAL) as file:
+        found = _read_metadata(file, path, EXTERNAL)
         if found is not None and len(found.classes) != len(classes):
             raise UserError(
-                f"{GIVEN}{path} knows {len(found.classes)} classes, the data has {len(classes)}; "
+                f"{EXTERNAL}{path} knows {len(found.classes)} classes, the data has {len(classes)}; "
                 "teacher and student must share them"
             )
         if found is not None and found.size != size:
             raise UserError(
-                f"{GIVEN}{path} takes images of {found.size} pixels, the data has {size}; "
+                f"{EXTERNAL}{path} takes images of {found.size} pixels, the data has {size}; "
                 "teacher and student must see the same"
             )
-        _tensors(file, found, path, net, GIVEN)
+        _read_tensors(file, found, path, net, EXTERNAL)
 
 
-def fill(net: nn.Module, path: Path, start: str = GIVEN) -> None:
+def load_weights(net: nn.Module, path: Path, start: str = EXTERNAL) -> None:
     """Load the weights at `path` into `net`. **Raises:** UserError, its line begun by `start`, when they do not fit or
     are damaged."""
-    with _opened(path, start) as file:
-        net.load_state_dict(_tensors(file, _card(file, path, start), path, net, start))
+    with _open(path, start) as file:
+        net.load_state_dict(
+            _read_tensors(file, _read_metadata(file, path, start), path, net, start)
+        )
 
 
 @contextmanager
-def _opened(path: Path, start: str) -> Iterator[Any]:
+def _open(path: Path, start: str) -> Iterator[Any]:
     """The opened safetensors file. Whatever it says of itself that is not so ends in a UserError."""
     try:
         if not path.is_file():  # nor is a pipe opened, which would wait for ever
@@ -84,7 +94,9 @@ def _opened(path: Path, start: str) -> Iterator[Any]:
         with open(path, "rb") as file:
             first = file.read(2)
     except (OSError, ValueError) as error:
-        raise UserError(f"{start}cannot read {path} ({getattr(error, 'strerror', error)})") from error
+        raise UserError(
+            f"{start}cannot read {path} ({getattr(error, 'strerror', error)})"
+        ) from error
     try:
         with safe_open(path, framework="pt") as opened:
             yield opened
@@ -98,22 +110,24 @@ def _opened(path: Path, start: str) -> Iterator[Any]:
         raise UserError(f"{start}{path} is not a whole safetensors file ({what})") from error
 
 
-def _card(file: Any, path: Path, start: str) -> Card | None:
+def _read_metadata(file: Any, path: Path, start: str) -> WeightsMetadata | None:
     """The card, or None for weights that are not ours."""
     text = (file.metadata() or {}).get("kd")
     if text is None:
         return None
     try:
         said = json.loads(text)
-        what = wrong_with(Card, said)
+        what = find_error(WeightsMetadata, said)
     except (ValueError, RecursionError):
         what = "it is not JSON"
     if what:
         raise UserError(f"{start}the card in {path} cannot be used ({what})")
-    return Card.model_validate(said)
+    return WeightsMetadata.model_validate(said)
 
 
-def _tensors(file: Any, card: Card | None, path: Path, net: nn.Module, start: str) -> dict[str, Tensor]:
+def _read_tensors(
+    file: Any, card: WeightsMetadata | None, path: Path, net: nn.Module, start: str
+) -> dict[str, Tensor]:
     """The tensors: those of `net`, finite and, where kd wrote them, as they were written."""
     wanted = {name: (list(t.shape), t.is_floating_point()) for name, t in net.state_dict().items()}
     parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -121,8 +135,10 @@ def _tensors(file: Any, card: Card | None, path: Path, net: nn.Module, start: st
     for name in sorted(set(wanted) | set(shapes)):
         if wanted.get(name) != shapes.get(name):
             model = "the teacher model" if start else "its card"
-            there, here = (_said(of.get(name)) for of in (shapes, wanted))
-            raise UserError(f"{start}{path} does not fit {model}: {name} is {there} there and {here} in the model")
+            there, here = (_format_shape(of.get(name)) for of in (shapes, wanted))
+            raise UserError(
+                f"{start}{path} does not fit {model}: {name} is {there} there and {here} in the model"
+            )
     tensors = {name: file.get_tensor(name) for name in wanted}
     if card is not None and card.sha256 not in (None, files.checksum(tensors)):
         raise UserError(f"{start}{path} is damaged: its weights are not those that were written")
@@ -132,7 +148,7 @@ def _tensors(file: Any, card: Card | None, path: Path, net: nn.Module, start: st
     return tensors
 
 
-def _said(known: tuple[list[int], bool] | None) -> str:
+def _format_shape(known: tuple[list[int], bool] | None) -> str:
     return "absent" if known is None else f"{known[0]}" if known[1] else f"{known[0]} of integers"
 
 
@@ -141,7 +157,7 @@ class Loaded(nn.Module):
 
     def __init__(self, net: Net, card: dict[str, Any]):
         super().__init__()
-        self.net, self.card = net, card
+        self.net, self.metadata = net, card
         self.classes: tuple[str, ...] = tuple(card["classes"])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,7 +166,7 @@ class Loaded(nn.Module):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """uint8 [B, size, size, 3] -> the normalised float32 [B, 3, size, size] that the network takes."""
-        mean, std = (torch.tensor(self.card[k], device=images.device) for k in ("mean", "std"))
+        mean, std = (torch.tensor(self.metadata[k], device=images.device) for k in ("mean", "std"))
         return augment.normalise(images, mean, std)
 
 
@@ -164,31 +180,36 @@ def load(path: str | os.PathLike[str]) -> Loaded:
         file = file / "student.safetensors"
     if not file.is_file():
         raise UserError(f"{path}: no finished run here (no student.safetensors)")
-    with _opened(file, "") as opened:
-        found = _card(opened, file, "")
+    with _open(file, "") as opened:
+        found = _read_metadata(opened, file, "")
         if found is None:
             raise UserError(f"{file}: these weights were not written by kd (no card)")
         with torch.device("meta"):  # only weights that fit are given room
-            empty = _described(found, file)
-        tensors = _tensors(opened, found, file, empty, "")
-        net = _described(found, file)
+            empty = _describe(found, file)
+        tensors = _read_tensors(opened, found, file, empty, "")
+        net = _describe(found, file)
         net.load_state_dict(tensors)
     return Loaded(net, found.model_dump()).eval()
 
 
-def _described(card: Card, file: Path) -> Net:
+def _describe(card: WeightsMetadata, file: Path) -> Net:
     """The network that the card describes, its weights to be filled in. **Raises:** UserError."""
     nets = []
-    for key, said in (("model", card.model), ("graft.teacher", card.graft.teacher if card.graft else None)):
+    for key, said in (
+        ("model", card.model),
+        ("graft.teacher", card.graft.teacher if card.graft else None),
+    ):
         if said is None:
             continue
         kind = models.find(said.get("name"), f"the card in {file}: {key}")
-        if what := wrong_with(kind.Config, said):
+        if what := find_error(kind.Config, said):
             raise UserError(f"the card in {file}: {key}.{what}")
         nets.append(models.blank(kind.Config.model_validate(said), len(card.classes), card.size))
     if card.graft is None:
         return nets[0]
     try:
-        return grafted(nets[0], nets[1], card.graft, card.size)
+        return build_grafted(nets[0], nets[1], card.graft, card.size)
     except (KeyError, ValueError, IndexError) as error:
-        raise UserError(f"the card in {file}: graft: there is no tap {first_line(error)}") from error
+        raise UserError(
+            f"the card in {file}: graft: there is no tap {first_line(error)}"
+        ) from error

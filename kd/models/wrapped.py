@@ -15,10 +15,10 @@ from torch.utils.hooks import RemovableHandle
 
 from kd.core.errors import UserError, first_line
 from kd.core.settings import Settings
-from kd.models.base import ACTIVATIONS, PRE, Net, Out, version
+from kd.models.base import ACTIVATIONS, PRE, ModelOutput, Net, version
 
 
-class Published(Settings):
+class ExternalModelConfig(Settings):
     """A network of another library, by the name that it has there."""
 
     name: str
@@ -42,7 +42,7 @@ class Wrapped(Net):
     def __init__(self, make: Callable[[], nn.Module], size: int):
         """**Raises:** RuntimeError when the network cannot be made, or not take images of size x size."""
         try:
-            super().__init__(net=_tapable(_made(make)))
+            super().__init__(net=_can_tap(_construct(make)))
             self.classifier = self._classifier(size)
         except (AssertionError, ArithmeticError, IndexError, TypeError, ValueError) as error:
             raise RuntimeError(first_line(error)) from error
@@ -58,26 +58,34 @@ class Wrapped(Net):
             raise RuntimeError(f"no linear layer ends {type(self.net).__name__}")
         return self.net.get_submodule(self.classifier)
 
-    def part(self, tap: str) -> nn.Module:
+    def tap_module(self, tap: str) -> nn.Module:
         return self.head if tap in ("pool", "head") else self.net.get_submodule(tap)
 
-    def tapped(self, x: Tensor, taps: Iterable[str] = ()) -> Out:
+    def forward_taps(self, x: Tensor, taps: Iterable[str] = ()) -> ModelOutput:
         if not taps:  # nor hooks, through which torch.compile cannot see
-            return Out(self.net(x), {})
+            return ModelOutput(self.net(x), {})
         logits, kept = self._read(x, taps)
         for name, tap in kept.items():
             if what := tap.unfit():
                 raise RuntimeError(f"tap {name!r} of {type(self.net).__name__} {what}")
-        return Out(logits, {name: tap.value for name, tap in kept.items()})
+        return ModelOutput(logits, {name: tap.value for name, tap in kept.items()})
 
     def shapes(self, size: int) -> dict[str, tuple[int, ...]]:
-        logits, kept = self._nowhere(size, set(_parts(self.net)) - {"pool", "head"})
-        found = {name: tap.value for name, tap in kept.items() if not tap.unfit() and tap.value is not logits}
+        logits, kept = self._forward_meta(size, set(_tap_names(self.net)) - {"pool", "head"})
+        found = {
+            name: tap.value
+            for name, tap in kept.items()
+            if not tap.unfit() and tap.value is not logits
+        }
         if self.classifier is not None:
-            found["pool"] = self._nowhere(size, ["pool"])[1]["pool"].value
-        return {name: tuple(tap.shape[1:]) for name, tap in (found | {"head": logits}).items() if tap.ndim > 1}
+            found["pool"] = self._forward_meta(size, ["pool"])[1]["pool"].value
+        return {
+            name: tuple(tap.shape[1:])
+            for name, tap in (found | {"head": logits}).items()
+            if tap.ndim > 1
+        }
 
-    def _nowhere(self, size: int, taps: Iterable[str]) -> tuple[Tensor, "dict[str, _Tap]"]:
+    def _forward_meta(self, size: int, taps: Iterable[str]) -> tuple[Tensor, "dict[str, _Tap]"]:
         """`_read` on the meta device, of a copy."""
         net = copy.deepcopy(self).to("meta").eval()
         with torch.no_grad():
@@ -86,27 +94,35 @@ class Wrapped(Net):
     def _classifier(self, size: int) -> str | None:
         """The name of the linear layer whose output the logits are."""
         self.classifier = None
-        linear = [name for name, module in self.net.named_modules() if isinstance(module, nn.Linear)]
-        logits, kept = self._nowhere(size, linear)
+        linear = [
+            name for name, module in self.net.named_modules() if isinstance(module, nn.Linear)
+        ]
+        logits, kept = self._forward_meta(size, linear)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise RuntimeError(f"{type(self.net).__name__} does not give logits")
-        return next((name for name, tap in kept.items() if tap.value is logits and not tap.unfit()), None)
+        return next(
+            (name for name, tap in kept.items() if tap.value is logits and not tap.unfit()), None
+        )
 
     def _read(self, x: Tensor, taps: Iterable[str]) -> tuple[Tensor, "dict[str, _Tap]"]:
         """The logits and the taps, in the order in which they are known."""
         kept: dict[str, _Tap] = {}
         with ExitStack() as hooks:
             for name in taps:
-                where, keep = name.removesuffix(PRE), partial(_keep, kept, name)
+                where, keep = name.removesuffix(PRE), partial(_record_tap, kept, name)
                 if where == "pool" and self.classifier is not None:
-                    hooks.enter_context(self.head.register_forward_pre_hook(lambda _, given, keep=keep: keep(given[0])))
+                    hooks.enter_context(
+                        self.head.register_forward_pre_hook(
+                            lambda _, given, keep=keep: keep(given[0])
+                        )
+                    )
                 elif where != "head":
                     for handle in _hooks(self.net.get_submodule(where), name != where, keep):
                         hooks.enter_context(handle)
             logits = self.net(x)
         for name in taps:
             if name.removesuffix(PRE) == "head":
-                _keep(kept, name, logits)
+                _record_tap(kept, name, logits)
         return logits, kept
 
 
@@ -126,10 +142,14 @@ class _Tap:
             return f"is not one tensor: the module runs {self.calls} times in a pass"
         if not isinstance(self.value, Tensor):
             return f"is not one tensor, but a {type(self.value).__name__}"
-        return "was overwritten in place by a later module" if version(self.value) != self.version else ""
+        return (
+            "was overwritten in place by a later module"
+            if version(self.value) != self.version
+            else ""
+        )
 
 
-def _parts(net: nn.Module) -> Iterator[str]:
+def _tap_names(net: nn.Module) -> Iterator[str]:
     """The names of the children of `net`, and of the links of what among them, or just below, is a chain."""
     for name, child in net.named_children():
         yield name
@@ -140,11 +160,13 @@ def _parts(net: nn.Module) -> Iterator[str]:
                 yield from (f"{name}.{inner}.{link}" for link, _ in part.named_children())
 
 
-def _keep(kept: dict[str, _Tap], name: str, value: Any) -> None:
+def _record_tap(kept: dict[str, _Tap], name: str, value: Any) -> None:
     kept[name] = _Tap(value, kept[name].calls + 1 if name in kept else 1)
 
 
-def _hooks(module: nn.Module, before: bool, keep: Callable[[Any], None]) -> Iterator[RemovableHandle]:
+def _hooks(
+    module: nn.Module, before: bool, keep: Callable[[Any], None]
+) -> Iterator[RemovableHandle]:
     """Hand `keep` what `module` gives; or `before` the activation inside it whose output that is, what that reads."""
     last: list[Any] = [None, None]  # what the last activation read and gave
 
@@ -164,7 +186,7 @@ class _ReLU(nn.ReLU):
     """nn.ReLU, but kd's kernels leave it alone: once it is fused with its norm, nobody knows what it read."""
 
 
-def _tapable(net: nn.Module) -> nn.Module:
+def _can_tap(net: nn.Module) -> nn.Module:
     """`net` with activations that do not write into what they read."""
     for module in net.modules():
         if getattr(module, "inplace", False) is True:
@@ -174,17 +196,19 @@ def _tapable(net: nn.Module) -> nn.Module:
     return net
 
 
-def _made(make: Callable[[], nn.Module]) -> nn.Module:
+def _construct(make: Callable[[], nn.Module]) -> nn.Module:
     """`make()`, on the default device."""
     try:
         return make()
-    except NotImplementedError:  # it reads numbers from tensors, and the default device, meta, has none
+    except (
+        NotImplementedError
+    ):  # it reads numbers from tensors, and the default device, meta, has none
         with torch.device("cpu"):
             net = make()
         return net.to(torch.get_default_device())
 
 
-def fetched(make: Callable[[], nn.Module], what: str) -> Callable[[], nn.Module]:
+def pretrained_state(make: Callable[[], nn.Module], what: str) -> Callable[[], nn.Module]:
     """`make`, which downloads weights, in silence, on the CPU; the network is then moved to the default device (the
     meta device, when only shapes are asked for). **Raises:** UserError when `make` fails."""
 
@@ -197,7 +221,9 @@ def fetched(make: Callable[[], nn.Module], what: str) -> Callable[[], nn.Module]
         except UserError:
             raise
         except Exception as error:  # of the network, the disk, the file
-            raise UserError(f"pretrained: no weights of {what} can be had ({first_line(error)})") from error
+            raise UserError(
+                f"pretrained: no weights of {what} can be had ({first_line(error)})"
+            ) from error
         finally:
             logging.disable(was)
         return net.to(torch.get_default_device())
@@ -205,7 +231,7 @@ def fetched(make: Callable[[], nn.Module], what: str) -> Callable[[], nn.Module]
     return made
 
 
-def known(name: str, names: Iterable[str]) -> str:
+def check_known_name(name: str, names: Iterable[str]) -> str:
     """`name`, if it is one of `names`. **Raises:** ValueError that says which are near."""
     if name not in (names := list(names)):
         near = difflib.get_close_matches(name, names, 3) or sorted(names)[:3]

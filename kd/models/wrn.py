@@ -34,7 +34,12 @@ class WRN(Net):
         def stage(place: int) -> nn.Module:
             inputs, outputs = channels[place - 1 : place + 1]
             blocks = [
-                _block(inputs if n == 0 else outputs, outputs, 2 if n == 0 and place > 1 else 1, config.dropout)
+                _block(
+                    inputs if n == 0 else outputs,
+                    outputs,
+                    2 if n == 0 and place > 1 else 1,
+                    config.dropout,
+                )
                 for n in range((config.depth - 4) // 6)
             ]
             return nn.Sequential(*blocks, nn.BatchNorm2d(outputs), nn.ReLU())
@@ -61,5 +66,7 @@ def _block(inputs: int, outputs: int, stride: int, dropout: float) -> nn.Module:
     same = inputs == outputs
     opening = [nn.BatchNorm2d(inputs), nn.ReLU()] if same else []
     middle = [nn.BatchNorm2d(outputs), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
-    branch = nn.Sequential(*opening, _conv(inputs, outputs, 3, stride), *middle, _conv(outputs, outputs))
+    branch = nn.Sequential(
+        *opening, _conv(inputs, outputs, 3, stride), *middle, _conv(outputs, outputs)
+    )
     return Residual(branch, nn.Identity() if same else _conv(inputs, outputs, 1, stride))

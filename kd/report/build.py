@@ -21,19 +21,28 @@ import pandas as pd
 
 from kd.core import streams
 from kd.core.errors import UserError
-from kd.core.io import aside, write_text
+from kd.core.io import atomic_write, write_text
 from kd.report.provenance import facts
-from kd.report.published import CAPTION, Beside, Line, beside, load
+from kd.report.published import CAPTION, Line, PublishedComparison, compare_with_published, load
 from kd.report.published import COLUMNS as PUBLISHED
 from kd.report.stats import against_standard
-from kd.report.tables import COLUMNS, MISALIGNED, Tables, gather, has_validation, is_run, printable, validated
+from kd.report.tables import (
+    COLUMNS,
+    MISALIGNED,
+    Tables,
+    has_validation,
+    is_run,
+    load_tables,
+    printable,
+    validated,
+)
 from kd.runs.labels import one_line
 from kd.runs.locate import PLAN, rows_of
-from kd.runs.schema import Study, read
+from kd.runs.schema import Study, read_record
 
-MOST = 30  # settings that a terminal is shown
-NAMED = 3  # settings or runs that a sentence names
-MANY = 6  # folders that it names
+MAX_PRINTED_SETTINGS = 30  # settings that a terminal is shown
+MAX_NAMED = 3  # settings or runs that a sentence names
+MAX_FOLDERS = 6  # folders that it names
 
 
 class Report(NamedTuple):
@@ -61,124 +70,159 @@ def write(
     **Raises:** UserError, and nothing is written, when there is no run, or an earlier report in `out` counts finished
     runs that are not there now; then only with `runs`.
     """
-    tables = gather(places, runs)
+    tables = load_tables(places, runs)
     if runs is not None:
-        _refuse_nothing(tables, places)
-        _refuse_another(places, out)
-        _refuse_poorer(tables, places, out, own=_is_own(places, out))
+        _check_not_empty(tables, places)
+        _check_same_sweep(places, out)
+        _check_not_poorer(tables, places, out, own=_is_report_output(places, out))
     tables = tables._replace(summary=against_standard(tables.summary, tables.runs))
-    compared = beside(tables, against, given_as) if against else None
+    compared = compare_with_published(tables, against, given_as) if against else None
     out.mkdir(parents=True, exist_ok=True)
     files = []
     for name in ("runs", "history", "summary"):
-        files += save(getattr(tables, name).drop(columns=["context", "baseline"], errors="ignore"), out / name)
-    rows = comparison(tables)
+        files += save(
+            getattr(tables, name).drop(columns=["context", "baseline"], errors="ignore"), out / name
+        )
+    rows = comparison_table(tables)
     if rows:
         frame = pd.DataFrame(rows[1:], columns=[name or "setting" for name in rows[0]])
         write_text(out / "summary.md", frame.to_markdown(index=False, disable_numparse=True) + "\n")
-        write_text(out / "summary.tex", latex(frame))
+        write_text(out / "summary.tex", to_latex(frame))
         files += ["summary.md", "summary.tex"]
     if compared:
-        files += save_beside(compared, out)
-    notes = remarks(tables)
-    cut = max(0, len(tables.summary) - MOST)  # of the settings that validation did not choose, which come last
-    shown = [*rows[: MOST + 1], *rows[MOST + 1 + cut :]] if cut else rows
+        files += save_published(compared, out)
+    notes = warnings(tables)
+    cut = max(
+        0, len(tables.summary) - MAX_PRINTED_SETTINGS
+    )  # of the settings that validation did not choose, which come last
+    shown = (
+        [*rows[: MAX_PRINTED_SETTINGS + 1], *rows[MAX_PRINTED_SETTINGS + 1 + cut :]]
+        if cut
+        else rows
+    )
     more = [f"... {cut} more settings in {printable(out / 'summary.csv')}"] if cut else []
-    lines = [*aligned([row[:-1] for row in shown]), *more, *(f"note: {note}" for note in notes)]
+    lines = [
+        *align_columns([row[:-1] for row in shown]),
+        *more,
+        *(f"note: {note}" for note in notes),
+    ]
     said = "\n".join(lines) if rows else "no job finished"
-    said += f"\n\n{in_words(compared)}" if compared else ""
+    said += f"\n\n{published_table(compared)}" if compared else ""
     if not figures:
         return Report(tables, said, [], None)
 
     from kd.report.figures import draw
     from kd.report.html import render
 
-    studies = [found for place in places if any(found := read(Study, place / "study.json"))]
+    studies = [found for place in places if any(found := read_record(Study, place / "study.json"))]
     drawn, left = draw(tables, out / "figures", studies)
     title = printable(" + ".join("/".join(place.absolute().parts[-2:]) for place in places))
-    verdict = conclude(tables)
+    verdict = headline(tables)
     done = tables.runs[tables.runs["status"] == "done"] if len(tables.runs) else tables.runs
-    about = facts(places, tables.about, list(done.get("train_seconds", ())), map(Path, done.get("folder", ())))
+    about = facts(
+        places,
+        tables.provenance,
+        list(done.get("train_seconds", ())),
+        map(Path, done.get("folder", ())),
+    )
     page = render(title, out, tables, verdict, notes, rows, drawn, left, files, compared, about)
     write_text(out / "index.html", page)
-    return Report(tables, f"{said}\n\n{verdict}", [figure.name for figure in drawn], out / "index.html")
+    return Report(
+        tables, f"{said}\n\n{verdict}", [figure.name for figure in drawn], out / "index.html"
+    )
 
 
-def _is_own(places: Sequence[Path], out: Path) -> bool:
+def _is_report_output(places: Sequence[Path], out: Path) -> bool:
     """Whether a report is written into the directory that it is on."""
     return len(places) == 1 and places[0].resolve() == out.resolve()
 
 
-def _refuse_nothing(tables: Tables, places: Sequence[Path]) -> None:
+def _check_not_empty(tables: Tables, places: Sequence[Path]) -> None:
     """Raise UserError where there is no run at all."""
     if tables.runs.empty:
         raise UserError(f"no run in {', '.join(map(str, places))}")
-    absent = {printable(folder) for search in tables.searches for folder in search.absent}
+    absent = {printable(folder) for search in tables.searches for folder in search.missing}
     if absent.issuperset(tables.runs["folder"]):
         raise UserError(
-            f"none of the planned runs is there ({_names(absent)}); looked in {_looked(tables)}; "
+            f"none of the planned runs is there ({_run_names(absent)}); looked in {_searched_folders(tables)}; "
             "if they were moved, give the folder that holds them with --runs DIR"
         )
 
 
-def _refuse_another(places: Sequence[Path], out: Path) -> None:
+def _check_same_sweep(places: Sequence[Path], out: Path) -> None:
     """Raise UserError where `out` is the directory of a sweep that the report is not on."""
     if (out / PLAN).exists() and out.resolve() not in {place.resolve() for place in places}:
-        raise UserError(f"--out: {out} is the directory of another sweep, whose report lies there; choose another")
+        raise UserError(
+            f"--out: {out} is the directory of another sweep, whose report lies there; choose another"
+        )
 
 
-def _refuse_poorer(tables: Tables, places: Sequence[Path], out: Path, own: bool) -> None:
+def _check_not_poorer(tables: Tables, places: Sequence[Path], out: Path, own: bool) -> None:
     """Raise UserError where the report in `out` counts finished runs that are gone, without a sign of what became of
     them. A run that is done again, or failed since, leaves one."""
     now: dict[str, Any] = {Path(row["folder"]).name: row for row in tables.runs.to_dict("records")}
-    before = [Path(row.get("folder", "")) for row in rows_of(out / "runs.csv") if row.get("status") == "done"]
+    before = [
+        Path(row.get("folder", ""))
+        for row in rows_of(out / "runs.csv")
+        if row.get("status") == "done"
+    ]
     bases = [os.path.realpath(place) for place in places]
-    mine = {folder.name for folder in before if own or folder.name in now or any(map(folder.is_relative_to, bases))}
-    lost = sorted(name for name in mine if not _explained(now.get(name)))
+    mine = {
+        folder.name
+        for folder in before
+        if own or folder.name in now or any(map(folder.is_relative_to, bases))
+    }
+    lost = sorted(name for name in mine if not _with_explanations(now.get(name)))
     if not lost:
         return
-    damaged = [now[name]["reason"] for name in lost if name in now and " is damaged" in now[name]["reason"]]
+    damaged = [
+        now[name]["reason"] for name in lost if name in now and " is damaged" in now[name]["reason"]
+    ]
     why = f"; {damaged[0]}" if damaged else ""
-    looked = _looked(tables)
+    looked = _searched_folders(tables)
     raise UserError(
         f"{out}: the report there counts {len(before)} finished runs, of which {len(lost)} are not found now "
-        f"({_names(lost)}){why}{f'; looked in {looked}' if looked else ''}; give the folder that holds them with "
+        f"({_run_names(lost)}){why}{f'; looked in {looked}' if looked else ''}; give the folder that holds them with "
         "--runs DIR, or write a report without them with --out DIR"
     )
 
 
-def _explained(row: Mapping[str, Any] | None) -> bool:
+def _with_explanations(row: Mapping[str, Any] | None) -> bool:
     """Whether a run that was done still is or its own files say why not."""
     if row is None or " is damaged" in row["reason"]:
         return row is not None and row["status"] == "done"
     return row["status"] != "planned" or (Path(row["folder"]) / "superseded").is_dir()
 
 
-def _names(folders: Collection[str]) -> str:
+def _run_names(folders: Collection[str]) -> str:
     """A few of the runs by the names of their directories."""
     names = sorted(Path(folder).name for folder in folders)
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
 
 
-def _looked(tables: Tables) -> str:
+def _searched_folders(tables: Tables) -> str:
     """The folders in which runs were looked for."""
     folders = list(dict.fromkeys(folder for search in tables.searches for folder in search.folders))
-    more = f" and {len(folders) - MANY} more" if len(folders) > MANY else ""
-    return ", ".join(map(printable, folders[:MANY])) + more
+    more = f" and {len(folders) - MAX_FOLDERS} more" if len(folders) > MAX_FOLDERS else ""
+    return ", ".join(map(printable, folders[:MAX_FOLDERS])) + more
 
 
-def latex(frame: pd.DataFrame) -> str:
-    escaped = frame.rename(columns=lambda name: name.replace("%", r"\%")).style.format(escape="latex")
+def to_latex(frame: pd.DataFrame) -> str:
+    escaped = frame.rename(columns=lambda name: name.replace("%", r"\%")).style.format(
+        escape="latex"
+    )
     return escaped.hide(axis="index").to_latex(hrules=True)
 
 
-def save_beside(compared: Beside, out: Path) -> list[str]:
+def save_published(compared: PublishedComparison, out: Path) -> list[str]:
     """published.csv, in numbers, and published.md, in words."""
     write_text(out / "published.csv", compared.table.to_csv(index=False))
     said = [f"{compared.title}.", *compared.missing, CAPTION]
     if compared.rows:
-        frame = pd.DataFrame(compared.rows[1:], columns=[name or "setting" for name in compared.rows[0]])
+        frame = pd.DataFrame(
+            compared.rows[1:], columns=[name or "setting" for name in compared.rows[0]]
+        )
         said.insert(1, frame.to_markdown(index=False, disable_numparse=True))
     write_text(out / "published.md", "\n\n".join(said) + "\n")
     return ["published.csv", "published.md"]
@@ -190,7 +234,7 @@ def save(frame: pd.DataFrame, path: Path) -> list[str]:
     typed = frame.convert_dtypes()
     for name in typed.select_dtypes(object):  # a swept key that is now a number, now a word
         typed[name] = typed[name].map(str, na_action="ignore").astype("string")
-    with aside(path.with_suffix(".parquet")) as part:
+    with atomic_write(path.with_suffix(".parquet")) as part:
         typed.to_parquet(part, index=False)
     return [f"{path.name}.csv", f"{path.name}.parquet"]
 
@@ -198,47 +242,65 @@ def save(frame: pd.DataFrame, path: Path) -> list[str]:
 # ---- in words
 
 
-def _form(scale: float, form: str) -> Callable[[Any], str]:
+def _formatter(scale: float, form: str) -> Callable[[Any], str]:
     return lambda value: "" if pd.isna(value) else format(scale * value, form)
 
 
-SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "val_accuracy": ("val, %", _form(100, ".2f")),
-    "test_nll": ("NLL", _form(1, ".3f")),
-    "test_ece": ("ECE", _form(1, ".3f")),
-    "test_agreement": ("agreement, %", _form(100, ".1f")),
-    "params": ("params", _form(1, ",.0f")),
+SUMMARY_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "val_accuracy": ("val, %", _formatter(100, ".2f")),
+    "test_nll": ("NLL", _formatter(1, ".3f")),
+    "test_ece": ("ECE", _formatter(1, ".3f")),
+    "test_agreement": ("agreement, %", _formatter(100, ".1f")),
+    "params": ("params", _formatter(1, ",.0f")),
     "budget": ("budget", str),
 }
 
 
-def comparison(tables: Tables) -> list[list[str]]:
+def comparison_table(tables: Tables) -> list[list[str]]:
     """The summary as text: a head, then a row for each of its rows, then the teachers. Empty when no run is done."""
     table = tables.summary
     if table.empty:
         return []
-    shown = {name: how for name, how in SHOWN.items() if name in table and table[name].notna().any()}
+    shown = {
+        name: how
+        for name, how in SUMMARY_COLUMNS.items()
+        if name in table and table[name].notna().any()
+    }
     for name in ("params", "budget"):  # said where they differ
         if table[name].nunique() < 2:
             shown.pop(name, None)
-    head = ["", "n", "test, %", *(title for title, _ in shown.values()), "vs standard", "p (Holm)", "verdict"]
+    head = [
+        "",
+        "n",
+        "test, %",
+        *(title for title, _ in shown.values()),
+        "vs standard",
+        "p (Holm)",
+        "verdict",
+    ]
     rows = []
     for _, row in table.iterrows():
         n = str(row["n"]) if row["n"] == row["planned"] else f"{row['n']} of {row['planned']}"
-        rows.append([
-            row["setting"], n, _with(row["test_accuracy"], row["test_accuracy_ci95"], ".2f"),
-            *(form(row[name]) for name, (_, form) in shown.items()),
-            _with(row["difference"], row["difference_ci95"], "+.2f"), _p(row["p_holm"]), row["verdict"],
-        ])  # fmt: skip
+        rows.append(
+            [
+                row["setting"],
+                n,
+                _format_interval(row["test_accuracy"], row["test_accuracy_ci95"], ".2f"),
+                *(form(row[name]) for name, (_, form) in shown.items()),
+                _format_interval(row["difference"], row["difference_ci95"], "+.2f"),
+                _format_p(row["p_holm"]),
+                row["verdict"],
+            ]
+        )
     for teacher, accuracy, params in teachers(table):
         extra = [f"{params:,.0f}" if name == "params" else "" for name in shown]
         rows.append([f"teacher {teacher}", "", f"{100 * accuracy:.2f}", *extra, "", "", ""])
     return [head, *rows]
 
 
-def in_words(compared: Beside) -> str:
+def published_table(compared: PublishedComparison) -> str:
     """The comparison with published figures for a terminal; the notes of the figures are beneath it."""
-    table = aligned([row[:-1] for row in compared.rows]) if compared.rows else []
+    table = align_columns([row[:-1] for row in compared.rows]) if compared.rows else []
     notes = [f"note: {note}" for note in (*compared.missing, *compared.notes)]
     return "\n".join([f"{compared.title}:", *table, *notes, *([CAPTION] if table else [])])
 
@@ -250,57 +312,71 @@ def teachers(table: pd.DataFrame) -> list[tuple[str, float, float]]:
     return list(found.itertuples(index=False, name=None))
 
 
-def _with(value: float, half: float, form: str) -> str:
+def _format_interval(value: float, half: float, form: str) -> str:
     if pd.isna(value):
         return ""
     return format(100 * value, form) + ("" if pd.isna(half) else f" ± {100 * half:.2f}")
 
 
-def _p(value: float) -> str:
+def _format_p(value: float) -> str:
     return "" if pd.isna(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines of columns: the first to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    ]
 
 
-def remarks(tables: Tables) -> list[str]:
+def warnings(tables: Tables) -> list[str]:
     """What a reader must know before believing the table."""
-    found, table, runs = _searched(tables), tables.summary, tables.runs
+    found, table, runs = _relocation_notes(tables), tables.summary, tables.runs
     open_ = runs[~runs["status"].isin(["done", "pruned"])] if len(runs) else runs
     if len(open_):
         states = ", ".join(f"{n} {name}" for name, n in open_["status"].value_counts().items())
-        found.append(f"{len(open_)} of {len(runs)} runs are not done ({states}); the same command again runs those")
+        found.append(
+            f"{len(open_)} of {len(runs)} runs are not done ({states}); the same command again runs those"
+        )
         if damaged := sum(" is damaged" in reason for reason in open_["reason"]):
             found.append(f"{damaged} of those have damaged files, which the column reason names")
     if table.empty:
         return found
     if table["n"].nunique() > 1:
         found.append("the rows have different numbers of seeds")
-    if short := len(tables.shortened()):
-        found.append(f"the names of {short} settings are shortened; the column full_setting of runs.csv has them whole")
+    if short := len(tables.with_short_names()):
+        found.append(
+            f"the names of {short} settings are shortened; the column full_setting of runs.csv has them whole"
+        )
     if not table["shares_budget"].all():
-        found.append("not all rows share one budget (epochs x training images): see the column budget")
+        found.append(
+            "not all rows share one budget (epochs x training images): see the column budget"
+        )
     if table["method"].str.endswith(MISALIGNED).any():
-        found.append(f"{MISALIGNED.strip()} rows were taught, on purpose, with what the teacher says of other images")
+        found.append(
+            f"{MISALIGNED.strip()} rows were taught, on purpose, with what the teacher says of other images"
+        )
     if "val_accuracy" not in table or table["val_accuracy"].isna().any():
         found.append(
             "where there are no validation images, nothing is chosen of the several settings of a method, and the rows "
             "are in the order in which they were planned"
         )
-    ties = [f"{row['setting']} with {row['tied_with']}" for _, row in table.dropna(subset=["tied_with"]).iterrows()]
+    ties = [
+        f"{row['setting']} with {row['tied_with']}"
+        for _, row in table.dropna(subset=["tied_with"]).iterrows()
+    ]
     if ties:
-        more = f", and {len(ties) - NAMED} more" if len(ties) > NAMED else ""
+        more = f", and {len(ties) - MAX_NAMED} more" if len(ties) > MAX_NAMED else ""
         found.append(
-            f"settings of one method tie on validation ({', '.join(ties[:NAMED])}{more}): of those, the one that was "
+            f"settings of one method tie on validation ({', '.join(ties[:MAX_NAMED])}{more}): of those, the one that was "
             "planned first is chosen"
         )
     return found
 
 
-def _searched(tables: Tables) -> list[str]:
+def _relocation_notes(tables: Tables) -> list[str]:
     """What a reader must know of a sweep that was copied or moved."""
     found = []
     for search in tables.searches:
@@ -309,12 +385,12 @@ def _searched(tables: Tables) -> list[str]:
             folders = sorted({str(Path(folder).parent) for folder in search.moved.values()})
             found.append(
                 f"{len(search.moved)} of {search.jobs} runs of {where} are not where they were planned; they were "
-                f"found in {', '.join(map(printable, folders[:NAMED]))}"
+                f"found in {', '.join(map(printable, folders[:MAX_NAMED]))}"
             )
         if search.lost:
             found.append(
-                f"{len(search.lost)} of {search.jobs} runs of {where} were not found ({_names(search.lost)}); looked "
-                f"in {_looked(tables)}; --runs DIR names a folder that holds them"
+                f"{len(search.lost)} of {search.jobs} runs of {where} were not found ({_run_names(search.lost)}); looked "
+                f"in {_searched_folders(tables)}; --runs DIR names a folder that holds them"
             )
     if tables.searches:
         given = tables.searches[0].given
@@ -323,22 +399,30 @@ def _searched(tables: Tables) -> list[str]:
     return found
 
 
-def conclude(tables: Tables) -> str:
+def headline(tables: Tables) -> str:
     """The verdict, in two sentences; of several students or data sets one sentence each."""
     table = tables.summary
     if table.empty:
         return "No run has finished. There is nothing to compare yet."
     if table["context"].nunique() > 1:
         parts = [_best_of(rows) for _, rows in table.groupby("context", sort=False)]
-        more = f" {len(parts) - NAMED} more students or data sets are in the table." if len(parts) > NAMED else ""
-        return " ".join(parts[:NAMED]) + more
+        more = (
+            f" {len(parts) - MAX_NAMED} more students or data sets are in the table."
+            if len(parts) > MAX_NAMED
+            else ""
+        )
+        return " ".join(parts[:MAX_NAMED]) + more
     first, chosen = _best_of(table), table[table["chosen"]]
     if chosen.empty:
         return first
     best = chosen.iloc[0]  # by validation, where there is one
     others = chosen[(chosen["setting"] != best["setting"]) & (chosen["method"] != "standard")]
     if len(others):
-        said = [f"{row['setting']}: {row['verdict']}" for _, row in others.head(2).iterrows() if row["baseline"]]
+        said = [
+            f"{row['setting']}: {row['verdict']}"
+            for _, row in others.head(2).iterrows()
+            if row["baseline"]
+        ]
         left = len(others) - 2
         more = f"; {left} more {'is' if left == 1 else 'are'} in the table" if left > 0 else ""
         if said:
@@ -359,7 +443,9 @@ def _best_of(table: pd.DataFrame) -> str:
     if chosen.empty:
         return "Nothing was chosen: there are no validation images to choose on. See the table for what was measured."
     best = chosen.iloc[0]
-    spread = "" if pd.isna(best["test_accuracy_ci95"]) else f" ± {100 * best['test_accuracy_ci95']:.2f}"
+    spread = (
+        "" if pd.isna(best["test_accuracy_ci95"]) else f" ± {100 * best['test_accuracy_ci95']:.2f}"
+    )
     reached = f"{100 * best['test_accuracy']:.2f} %{spread} on test ({best['n']} seed{'s' if best['n'] > 1 else ''})"
     compared = f", {best['verdict']}" if best["method"] != "standard" and best["baseline"] else ""
     return f"{_preferred(table, best['setting'])}{reached}{compared}."
@@ -374,8 +460,8 @@ def _preferred(table: pd.DataFrame, best: str) -> str:
     if len(top) == 1:
         return f"Of {len(table)} settings validation prefers {best}: "
     named = f"{', '.join(top[:-1])} and {top[-1]}"
-    if len(top) > NAMED:
-        named = f"{', '.join(top[:NAMED])} and {len(top) - NAMED} more"
+    if len(top) > MAX_NAMED:
+        named = f"{', '.join(top[:MAX_NAMED])} and {len(top) - MAX_NAMED} more"
     share = f"{100 * score.max():.2f} %"
     return f"Of {len(table)} settings {named} tie on validation ({share}). {best}, which was planned first, reaches "
 
@@ -384,60 +470,87 @@ def _preferred(table: pd.DataFrame, best: str) -> str:
 def main(words: Sequence[str] | None = None) -> None:
     """`python -m kd.report`. Exit code 2 for a directory without runs, or published figures that cannot be read."""
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("kd.report", description=(__doc__ or "").split("\n")[0], formatter_class=form)
-    parser.add_argument("places", nargs="+", type=Path, metavar="DIR", help="a sweep's, a run's, or one of runs")
-    parser.add_argument("--out", type=Path, help="where to write (default: DIR, or kd-report/ for several)")
+    parser = argparse.ArgumentParser(
+        "kd.report", description=(__doc__ or "").split("\n")[0], formatter_class=form
+    )
+    parser.add_argument(
+        "places", nargs="+", type=Path, metavar="DIR", help="a sweep's, a run's, or one of runs"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="where to write (default: DIR, or kd-report/ for several)"
+    )
     moved = "where to look for runs that are not where they were planned, nor near the sweep; may be given again"
     parser.add_argument("--runs", type=Path, metavar="DIR", action="append", default=[], help=moved)
-    figures = "published figures beside the measured: kd's own, or those of a file with the same columns"
+    figures = (
+        "published figures beside the measured: kd's own, or those of a file with the same columns"
+    )
     parser.add_argument("--compare", metavar="published|CSV", help=figures)
     images = "with --compare: the data set whose images an image folder holds, such as cifar10"
     parser.add_argument("--as", dest="given_as", metavar="DATA", help=images)
-    parser.add_argument("--columns", action="version", help="what the columns of the tables mean",
-                        version="\n".join(explained()))  # fmt: skip
+    parser.add_argument(
+        "--columns",
+        action="version",
+        help="what the columns of the tables mean",
+        version="\n".join(explain_columns()),
+    )
     asked = parser.parse_args(words)
-    own = len(asked.places) == 1 and not is_run(asked.places[0])  # a run's files are not the report's to replace
+    own = len(asked.places) == 1 and not is_run(
+        asked.places[0]
+    )  # a run's files are not the report's to replace
     out = asked.out or (asked.places[0] if own else Path("kd-report"))
     try:
         missing = [str(place) for place in asked.places if not place.is_dir()]
         missing += [f"{place} (--runs)" for place in asked.runs if not place.is_dir()]
         if missing:
-            sys.exit(_refuse(f"no directory {missing[0]}"))
+            sys.exit(_print_error(f"no directory {missing[0]}"))
         if is_run(out):
-            sys.exit(_refuse(f"{out} is a run's own directory; choose another with --out DIR"))
+            sys.exit(_print_error(f"{out} is a run's own directory; choose another with --out DIR"))
         if (real := out.resolve()) != Path(os.path.normpath(out.absolute())):
             out = real  # the page's links lead from there to the runs
-        against = _against(asked.compare, asked.given_as, out)
+        against = _load_comparison(asked.compare, asked.given_as, out)
         found = write(asked.places, out, against=against, given_as=asked.given_as, runs=asked.runs)
     except UserError as error:
-        sys.exit(_refuse(str(error)))
+        sys.exit(_print_error(str(error)))
     except OSError as error:
-        sys.exit(_refuse(f"cannot write to {error.filename or out} ({error.strerror}); choose another with --out DIR"))
+        sys.exit(
+            _print_error(
+                f"cannot write to {error.filename or out} ({error.strerror}); choose another with --out DIR"
+            )
+        )
     print(f"{found.text}\n\nreport   {printable(found.page or out)}")
 
 
-def explained() -> list[str]:
+def explain_columns() -> list[str]:
     """A line for each column of each table; `published.csv` has other columns of the same names."""
     tables = {"runs.*, history.*, summary.*": COLUMNS, "published.csv (--compare)": PUBLISHED}
     lines = []
     for title, columns in tables.items():
-        lines += ["", f"{title}:", "", *(f"{name:22}{meaning}" for name, meaning in columns.items())]
+        lines += [
+            "",
+            f"{title}:",
+            "",
+            *(f"{name:22}{meaning}" for name, meaning in columns.items()),
+        ]
     return lines[1:]
 
 
-def _against(place: str | None, given_as: str | None, out: Path) -> list[Line]:
+def _load_comparison(place: str | None, given_as: str | None, out: Path) -> list[Line]:
     if place is None:
         if given_as is not None:
-            raise UserError("--as: it needs --compare published, or the path of a CSV file of figures")
+            raise UserError(
+                "--as: it needs --compare published, or the path of a CSV file of figures"
+            )
         return []
     if Path(place).resolve() == (out / "published.csv").resolve():
-        raise UserError(f"--compare: {place} is what this report writes; give your own figures another name")
+        raise UserError(
+            f"--compare: {place} is what this report writes; give your own figures another name"
+        )
     lines = load(place)
     if not lines:
         raise UserError(f"--compare: {place} holds no figure")
     return lines
 
 
-def _refuse(line: str) -> int:
+def _print_error(line: str) -> int:
     print(f"kd: {one_line(line)}", file=sys.stderr)
     return 2

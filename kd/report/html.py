@@ -12,12 +12,12 @@ import jinja2
 import pandas as pd
 
 from kd.core.io import read_json
-from kd.report.figures import Figure, Left
+from kd.report.figures import Figure, SkippedFigure
 from kd.report.provenance import Fact, duration
-from kd.report.published import CAPTION, Beside
+from kd.report.published import CAPTION, PublishedComparison
 from kd.report.tables import COLUMNS, Tables
 
-LARGE = 300_000  # bytes of SVG above which the page holds the PNG
+LARGE_FIGURE = 300_000  # bytes of SVG above which the page holds the PNG
 
 
 def render(
@@ -28,9 +28,9 @@ def render(
     notes: Sequence[str],
     comparison: Sequence[Sequence[str]],
     figures: Sequence[Figure],
-    left: Sequence[Left],
+    left: Sequence[SkippedFigure],
     files: Sequence[str],
-    compared: Beside | None = None,
+    compared: PublishedComparison | None = None,
     about: Sequence[Fact] = (),
 ) -> str:
     """The page. Everything that a user typed is escaped.
@@ -38,16 +38,18 @@ def render(
     **Arguments:** `comparison`: a head and a row for each row of the summary, as text; `files`: beside the page;
     `compared`: with published figures; `about`: what was run.
     """
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined).from_string(
-        Path(__file__).with_name("template.html").read_text(encoding="utf-8")
-    )
+    template = jinja2.Environment(
+        autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
+    ).from_string(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
     folder = folder.resolve()  # the links lead from there
     states = tables.runs["status"].value_counts()
     facts = [("runs", len(tables.runs)), *((name, count) for name, count in states.items())]
     chosen = list(tables.summary["chosen"]) if len(tables.summary) else []
     rows = [
         {"cells": cells, "kind": "chosen" if is_chosen else "other"}
-        for cells, is_chosen in zip(comparison[1:], [*chosen, *[True] * len(comparison)], strict=False)
+        for cells, is_chosen in zip(
+            comparison[1:], [*chosen, *[True] * len(comparison)], strict=False
+        )
     ]
     return template.render(
         title=title,
@@ -56,14 +58,14 @@ def render(
         facts=facts,
         notes=notes,
         summary={"head": comparison[0] if comparison else [], "rows": rows},
-        full=tables.shortened(),
+        full=tables.with_short_names(),
         compared=compared,
         caption=CAPTION,
         figures=[_embedded(folder, figure) for figure in figures],
         left=left,
         about=about,
         typed=[text for fact in about if fact.command for text in fact.texts],
-        runs=[_run(row, folder) for _, row in tables.runs.iterrows()],
+        runs=[_run_row(row, folder) for _, row in tables.runs.iterrows()],
         files=files,
         columns=COLUMNS.items(),
     )
@@ -71,17 +73,22 @@ def render(
 
 def _embedded(folder: Path, figure: Figure) -> dict[str, Any]:
     path, kind = folder / "figures" / f"{figure.name}.svg", "svg+xml"
-    if path.stat().st_size > LARGE:
+    if path.stat().st_size > LARGE_FIGURE:
         path, kind = path.with_suffix(".png"), "png"
     data = base64.b64encode(path.read_bytes()).decode()
-    return {"title": figure.title, "caption": figure.caption, "kind": kind, "data": data,
-            "wide": figure.shape > 2.2}  # fmt: skip
+    return {
+        "title": figure.title,
+        "caption": figure.caption,
+        "kind": kind,
+        "data": data,
+        "wide": figure.shape > 2.2,
+    }
 
 
-def _run(row: pd.Series, folder: Path) -> dict[str, Any]:
+def _run_row(row: pd.Series, folder: Path) -> dict[str, Any]:
     path = Path(str(row["folder"]))
     links = [(name, _link(path / name, folder)) for name in ("config.yaml", "kd.log")]
-    links.append(("W&B", _tracked(path, folder)))
+    links.append(("W&B", _wandb_link(path, folder)))
     seconds = row.get("train_seconds")
     return {
         "setting": row["setting"],
@@ -104,7 +111,7 @@ def _link(path: Path, folder: Path) -> str:
     return quote(Path(os.path.relpath(path, folder)).as_posix())
 
 
-def _tracked(run: Path, folder: Path) -> str:
+def _wandb_link(run: Path, folder: Path) -> str:
     """Where a run's W&B run is to be seen: on its server or, offline, in the run's directory."""
     known = read_json(run / "wandb.json")
     if not isinstance(known, dict):

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from kd.core.io import read_json
 from kd.runs.locate import STARTED
-from kd.runs.schema import Started, read
+from kd.runs.schema import SweepCommand, read_record
 
-SEVERAL = 3  # values of one thing that are named
+MAX_VARIANTS = 3  # values of one thing that are named
 LONG = 300  # characters of a value
 ORDER = ("data", "student", "teacher", "training", "seeds", "versions", "machine")
 
@@ -25,10 +25,14 @@ class Fact(NamedTuple):
     command: bool = False
 
 
-Seen = dict[str, dict[str, None]]  # of each thing its distinct values, in the order in which they came
+Grouped = dict[
+    str, dict[str, None]
+]  # of each thing its distinct values, in the order in which they came
 
 
-def note(seen: Seen, flat: Mapping[str, Any], taught: bool, result: Mapping[str, Any] | None) -> None:
+def note(
+    seen: Grouped, flat: Mapping[str, Any], taught: bool, result: Mapping[str, Any] | None
+) -> None:
     """Keep what one run's configuration (by dotted keys) and its result say of what was run; without a result it is
     kept as what is `planned`."""
     environment = (result or {}).get("environment")
@@ -49,35 +53,51 @@ def note(seen: Seen, flat: Mapping[str, Any], taught: bool, result: Mapping[str,
             seen.setdefault(kind, {})[text if name == "command" else text[:LONG]] = None
 
 
-def facts(places: Sequence[Path], seen: Seen, seconds: Sequence[float], folders: Iterable[Path]) -> list[Fact]:
+def facts(
+    places: Sequence[Path], seen: Grouped, seconds: Sequence[float], folders: Iterable[Path]
+) -> list[Fact]:
     """What was run in `places`. `seconds`: of the training of each finished run; `folders`: where those lie."""
-    starts = [(place, *read(Started, place / STARTED)) for place in places if (place / STARTED).exists()]
+    starts = [
+        (place, *read_record(SweepCommand, place / STARTED))
+        for place in places
+        if (place / STARTED).exists()
+    ]
     found = []
     for place, start, damage in starts:
         if start is None:
             found.append(Fact("command", [damage]))
             continue
         host = start["environment"].get("host")
-        where = f"{_moment(start['started'])} in {start['directory']}{f' on {host}' if host else ''}"
+        where = (
+            f"{_moment(start['started'])} in {start['directory']}{f' on {host}' if host else ''}"
+        )
         title = "command" if len(places) == 1 else f"command of {place.name}"
         found += [Fact(title, [_typed(start["command"])], command=True), Fact("started", [where])]
     if not starts and seen.get("command"):
         found.append(Fact("command", _first(seen["command"]), command=True))
     of_runs = {name: list(seen.get(name) or seen.get(f"planned {name}", {})) for name in ORDER}
     environments = [start["environment"] for _, start, _ in starts if start]
-    of_runs["versions"] = of_runs["versions"] or list(dict.fromkeys(filter(None, map(_versions, environments))))
-    of_runs["machine"] = of_runs["machine"] or list(dict.fromkeys(filter(None, map(_machine, environments))))
-    if packages := list(dict.fromkeys(text for environment in environments for text in _packages(environment))):
-        of_runs["versions"] = [*_first(of_runs["versions"], SEVERAL - 1), ", ".join(packages)]
+    of_runs["versions"] = of_runs["versions"] or list(
+        dict.fromkeys(filter(None, map(_versions, environments)))
+    )
+    of_runs["machine"] = of_runs["machine"] or list(
+        dict.fromkeys(filter(None, map(_machine, environments)))
+    )
+    if packages := list(
+        dict.fromkeys(text for environment in environments for text in _packages(environment))
+    ):
+        of_runs["versions"] = [*_first(of_runs["versions"], MAX_VARIANTS - 1), ", ".join(packages)]
     of_runs["seeds"] = [", ".join(_first(of_runs["seeds"], 20))] if of_runs["seeds"] else []
-    found += [Fact(name, _first(texts, SEVERAL + 1)) for name, texts in of_runs.items() if texts]
+    found += [
+        Fact(name, _first(texts, MAX_VARIANTS + 1)) for name, texts in of_runs.items() if texts
+    ]
     started = [start["started"] for _, start, _ in starts if start]
     if seconds:
         found.append(Fact("time", _times(seconds, started, folders)))
     return found
 
 
-def _first(texts: Iterable[str], most: int = SEVERAL) -> list[str]:
+def _first(texts: Iterable[str], most: int = MAX_VARIANTS) -> list[str]:
     texts = list(texts)
     return [*texts[:most], *([f"and {len(texts) - most} more"] if len(texts) > most else [])]
 
@@ -87,7 +107,11 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02d} min"
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 60
+        else f"{minutes // 60:,} h {minutes % 60:02d} min"
+    )
 
 
 def _times(seconds: Sequence[float], started: Sequence[str], folders: Iterable[Path]) -> list[str]:
@@ -168,7 +192,12 @@ def _student(flat: Mapping[str, Any], result: Mapping[str, Any] | None) -> str:
     params = _count(result["size"]["params"], "parameters") if result else []
     labels = flat.get("student.labels")
     few = f"{100 * labels:g} % of the labels" if isinstance(labels, float) and labels < 1 else ""
-    return _joined(result["student"] if result else _network(flat, "student"), *params, _epochs(flat, "student"), few)
+    return _joined(
+        result["student"] if result else _network(flat, "student"),
+        *params,
+        _epochs(flat, "student"),
+        few,
+    )
 
 
 def _teacher(flat: Mapping[str, Any], result: Mapping[str, Any] | None) -> str:
@@ -184,17 +213,27 @@ def _teacher(flat: Mapping[str, Any], result: Mapping[str, Any] | None) -> str:
 def _training(flat: Mapping[str, Any]) -> str:
     optimizer, rate = flat.get("optimizer.name"), flat.get("optimizer.lr")
     batches = f"batches of {flat['batch_size']}" if flat.get("batch_size") else ""
-    return _joined(batches, f"{optimizer} at lr={rate}" if optimizer else "", flat.get("schedule.name"))
+    return _joined(
+        batches, f"{optimizer} at lr={rate}" if optimizer else "", flat.get("schedule.name")
+    )
 
 
 def _versions(environment: Mapping[str, Any]) -> str:
     git = environment.get("git")
     commit = (
-        f" ({str(git.get('commit'))[:10]}{', changed' if git.get('dirty') else ''})" if isinstance(git, dict) else ""
+        f" ({str(git.get('commit'))[:10]}{', changed' if git.get('dirty') else ''})"
+        if isinstance(git, dict)
+        else ""
     )
-    found = [f"{name} {environment[name]}" for name in ("kd", "python", "torch") if environment.get(name)]
+    found = [
+        f"{name} {environment[name]}" for name in ("kd", "python", "torch") if environment.get(name)
+    ]
     if commit:
-        found = [f"{found[0]}{commit}", *found[1:]] if found and found[0].startswith("kd ") else [f"kd{commit}", *found]
+        found = (
+            [f"{found[0]}{commit}", *found[1:]]
+            if found and found[0].startswith("kd ")
+            else [f"kd{commit}", *found]
+        )
     return ", ".join(found)
 
 
@@ -206,5 +245,7 @@ def _machine(environment: Mapping[str, Any]) -> str:
     threads = environment.get("threads")
     used = [environment.get("processor"), environment.get("device"), environment.get("precision")]
     return _joined(
-        *used, f"{threads} thread{'' if threads == 1 else 's'}" if threads else "", environment.get("platform")
+        *used,
+        f"{threads} thread{'' if threads == 1 else 's'}" if threads else "",
+        environment.get("platform"),
     )

@@ -21,7 +21,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from kd.core.errors import UserError
 from kd.report.tables import Tables, finished_runs
-from kd.runs.schema import wrong_with
+from kd.runs.schema import find_error
 
 PACKAGED = Path(__file__).with_name("published.csv")
 CAPTION = (
@@ -46,10 +46,25 @@ COLUMNS = {  # of published.csv in a report's folder
     "source": "where it is written",
     "note": "what to know to compare it",
 }
-HEAD = ["", "data", "models", "n", "measured, %", "published, %", "difference", "epoch", "runs", "source", "note"]
-WIDTHS = {"mobilenetv205": "mobilenetv2", "shufflenetv210": "shufflenetv2"}  # the tables' nets, whose width goes unsaid
-LOOSE = "imagefolder"  # the data set that has no name of its own
-MOST = 5  # settings without a figure that are named
+HEAD = [
+    "",
+    "data",
+    "models",
+    "n",
+    "measured, %",
+    "published, %",
+    "difference",
+    "epoch",
+    "runs",
+    "source",
+    "note",
+]
+WIDTHS = {
+    "mobilenetv205": "mobilenetv2",
+    "shufflenetv210": "shufflenetv2",
+}  # the tables' nets, whose width goes unsaid
+UNNAMED_DATA = "imagefolder"  # the data set that has no name of its own
+MAX_NAMED = 5  # settings without a figure that are named
 
 Words = Annotated[str, Field(min_length=1)]
 Blank = BeforeValidator(lambda text: text or None)
@@ -70,7 +85,7 @@ class Line(BaseModel):
     note: str
 
 
-class Beside(NamedTuple):
+class PublishedComparison(NamedTuple):
     """What a report shows: a title; a head and a row for each measured and published figure of the same, as text and
     as a table of `COLUMNS`; what has no published figure; and the notes of the figures, each once."""
 
@@ -90,7 +105,9 @@ def load(place: str) -> list[Line]:
             missing = [name for name in Line.model_fields if name not in (reader.fieldnames or [])]
             if missing:
                 needed = ", ".join(Line.model_fields)
-                raise UserError(f"--compare: {place} has no column {', '.join(missing)}; needed: {needed}")
+                raise UserError(
+                    f"--compare: {place} has no column {', '.join(missing)}; needed: {needed}"
+                )
             return [_line(cells, f"--compare: {place} line {reader.line_num}") for cells in reader]
     except FileNotFoundError:
         raise UserError(f"--compare: no file {place}; `published` takes kd's own figures") from None
@@ -103,13 +120,17 @@ def _line(cells: dict[Any, Any], where: str) -> Line:
     if None in cells:
         raise UserError(f"{where}: more cells than columns; a cell with a comma needs quotes")
     said = {name: " ".join(cells[name].split()) for name in Line.model_fields}
-    if wrong := wrong_with(Line, said):
+    if wrong := find_error(Line, said):
         name = wrong.split(":")[0].split()[0]
-        raise UserError(f"{where}: {wrong}, got {said[name]!r}" if said[name] else f"{where}: {name} is empty")
+        raise UserError(
+            f"{where}: {wrong}, got {said[name]!r}" if said[name] else f"{where}: {name} is empty"
+        )
     return Line.model_validate(said)
 
 
-def beside(tables: Tables, lines: Iterable[Line], given_as: str | None = None) -> Beside:
+def compare_with_published(
+    tables: Tables, lines: Iterable[Line], given_as: str | None = None
+) -> PublishedComparison:
     """Each measured setting, and each teacher, beside the figures of the same data, models and method.
 
     **Arguments:** `given_as`: the data set whose images an image folder holds, as the user says.
@@ -120,10 +141,16 @@ def beside(tables: Tables, lines: Iterable[Line], given_as: str | None = None) -
     measured = _measured(tables)
     if given_as is not None:
         if given_as not in named:
-            raise UserError(f"--as: there is no figure on {given_as!r}; allowed: {', '.join(named)}")
-        if not any(row["data"] == LOOSE for row in measured):
-            raise UserError("--as: it names the data of an image folder, and no finished run here was trained on one")
-        measured = [row | {"data": given_as} if row["data"] == LOOSE else row for row in measured]
+            raise UserError(
+                f"--as: there is no figure on {given_as!r}; allowed: {', '.join(named)}"
+            )
+        if not any(row["data"] == UNNAMED_DATA for row in measured):
+            raise UserError(
+                "--as: it names the data of an image folder, and no finished run here was trained on one"
+            )
+        measured = [
+            row | {"data": given_as} if row["data"] == UNNAMED_DATA else row for row in measured
+        ]
 
     known: dict[tuple[str, ...], list[Line]] = {}
     for line in lines:
@@ -135,14 +162,20 @@ def beside(tables: Tables, lines: Iterable[Line], given_as: str | None = None) -
         figures = known.get(_key(row["data"], row["teacher"], row["student"], row["method"]), [])
         found += [_joined(row, line) for line in figures]
         if not figures:
-            what = f"{row['method']} {_pair(row)}" if _key(row["data"], row["student"]) in some else row["student"]
+            what = (
+                f"{row['method']} {_pair(row)}"
+                if _key(row["data"], row["student"]) in some
+                else row["student"]
+            )
             left.append(f"{what} on {row['data']}")
     title = "Beside published figures"
     if given_as is not None:
         title += f" (that the image folder holds {given_as} was said with --as, and is not checked)"
     rows = [HEAD, *map(_cells, found)] if found else []
-    missing = _without(left, named if given_as is None else [])
-    return Beside(title, rows, pd.DataFrame(found, columns=list(COLUMNS)), missing, _said(found))
+    missing = _unmatched_notes(left, named if given_as is None else [])
+    return PublishedComparison(
+        title, rows, pd.DataFrame(found, columns=list(COLUMNS)), missing, _group_notes(found)
+    )
 
 
 def _key(*names: str) -> tuple[str, ...]:
@@ -157,27 +190,51 @@ def _measured(tables: Tables) -> list[dict[str, Any]]:
     for _, row in tables.summary.iterrows():
         if not isinstance(row["data"], str):
             continue
-        teacher = row["teacher"] if row["method"] != "standard" and isinstance(row["teacher"], str) else ""
-        rows.append({
-            "setting": row["setting"], "data": row["data"], "teacher": teacher, "student": row["student"],
-            "method": row["method"], "n": int(row["n"]), "measured": 100 * row["test_accuracy"],
-            "measured_ci95": 100 * row["test_accuracy_ci95"],
-        })  # fmt: skip
+        teacher = (
+            row["teacher"]
+            if row["method"] != "standard" and isinstance(row["teacher"], str)
+            else ""
+        )
+        rows.append(
+            {
+                "setting": row["setting"],
+                "data": row["data"],
+                "teacher": teacher,
+                "student": row["student"],
+                "method": row["method"],
+                "n": int(row["n"]),
+                "measured": 100 * row["test_accuracy"],
+                "measured_ci95": 100 * row["test_accuracy_ci95"],
+            }
+        )
     if tables.summary.empty:
         return rows
     taught = finished_runs(tables.runs)[["data", "teacher", "teacher_test_accuracy"]].dropna()
     for data, teacher, accuracy in taught.round(6).drop_duplicates().itertuples(index=False):
         if not isinstance(data, str):
             continue
-        rows.append({
-            "setting": f"teacher {teacher}", "data": data, "teacher": "", "student": teacher, "method": "standard",
-            "n": 1, "measured": 100 * accuracy, "measured_ci95": math.nan,
-        })  # fmt: skip
+        rows.append(
+            {
+                "setting": f"teacher {teacher}",
+                "data": data,
+                "teacher": "",
+                "student": teacher,
+                "method": "standard",
+                "n": 1,
+                "measured": 100 * accuracy,
+                "measured_ci95": math.nan,
+            }
+        )
     return rows
 
 
 def _joined(row: dict[str, Any], line: Line) -> dict[str, Any]:
-    figure = {"published": line.accuracy, "spread": line.spread, "runs": line.runs, "epoch": line.epoch}
+    figure = {
+        "published": line.accuracy,
+        "spread": line.spread,
+        "runs": line.runs,
+        "epoch": line.epoch,
+    }
     words = {"source": line.source, "note": line.note}
     return row | figure | {"difference": row["measured"] - line.accuracy} | words
 
@@ -189,35 +246,45 @@ def _pair(row: dict[str, Any]) -> str:
 def _cells(row: dict[str, Any]) -> list[str]:
     """A row of the table as text, under `HEAD`."""
     return [
-        row["setting"], row["data"], _pair(row), str(row["n"]), _with(row["measured"], row["measured_ci95"]),
-        _with(row["published"], row["spread"]), f"{row['difference']:+.2f}", row["epoch"], str(row["runs"] or ""),
-        row["source"], row["note"],
-    ]  # fmt: skip
+        row["setting"],
+        row["data"],
+        _pair(row),
+        str(row["n"]),
+        _format_interval(row["measured"], row["measured_ci95"]),
+        _format_interval(row["published"], row["spread"]),
+        f"{row['difference']:+.2f}",
+        row["epoch"],
+        str(row["runs"] or ""),
+        row["source"],
+        row["note"],
+    ]
 
 
-def _with(value: float, half: float | None) -> str:
+def _format_interval(value: float, half: float | None) -> str:
     return f"{value:.2f}" + ("" if half is None or math.isnan(half) else f" ± {half:.2f}")
 
 
-def _without(left: list[str], named: Sequence[str]) -> list[str]:
+def _unmatched_notes(left: list[str], named: Sequence[str]) -> list[str]:
     """Remarks on what has no figure; `named`: the data sets that an image folder could be said to hold."""
     left = list(dict.fromkeys(left))
     if not left:
         return []
-    more = f", and for {len(left) - MOST} more" if len(left) > MOST else ""
-    notes = [f"no published figure for {', '.join(left[:MOST])}{more}"]
-    if named and any(words.endswith(f" on {LOOSE}") for words in left):
+    more = f", and for {len(left) - MAX_NAMED} more" if len(left) > MAX_NAMED else ""
+    notes = [f"no published figure for {', '.join(left[:MAX_NAMED])}{more}"]
+    if named and any(words.endswith(f" on {UNNAMED_DATA}") for words in left):
         notes.append(f"whose images a folder holds can be said: --as {' or --as '.join(named)}")
     return notes
 
 
-def _said(found: list[dict[str, Any]]) -> list[str]:
+def _group_notes(found: list[dict[str, Any]]) -> list[str]:
     """Each note of the figures once, with the methods and sources that it is of."""
     of: dict[str, list[dict[str, Any]]] = {}
     for row in found:
         of.setdefault(row["note"], []).append(row)
     notes = []
     for note, rows in of.items():
-        methods, sources = (", ".join(dict.fromkeys(row[key] for row in rows)) for key in ("method", "source"))
+        methods, sources = (
+            ", ".join(dict.fromkeys(row[key] for row in rows)) for key in ("method", "source")
+        )
         notes += [f"{methods} in {sources}: {note}"] if note else []
     return notes

@@ -10,7 +10,7 @@ from kd.report.tables import finished_runs, half_width
 LEVEL = 0.05
 
 
-class Paired(NamedTuple):
+class PairedDifference(NamedTuple):
     """A paired comparison: number of pairs, mean difference, half its 95 % interval, two-sided p."""
 
     pairs: int
@@ -19,7 +19,7 @@ class Paired(NamedTuple):
     p: float
 
 
-def paired(values: pd.Series, baseline: pd.Series) -> Paired:
+def paired_difference(values: pd.Series, baseline: pd.Series) -> PairedDifference:
     """Compare two series indexed by seed, over the seeds they share, by the paired t-test.
 
     One pair has no interval and no p. Where all differences are equal there is no spread to judge by: p is 1 when
@@ -30,14 +30,16 @@ def paired(values: pd.Series, baseline: pd.Series) -> Paired:
     difference = (values - baseline).dropna()
     n = len(difference)
     if n == 0:
-        return Paired(0, math.nan, math.nan, math.nan)
+        return PairedDifference(0, math.nan, math.nan, math.nan)
     mean = float(difference.mean())
     if n == 1:
-        return Paired(1, mean, math.nan, math.nan)
+        return PairedDifference(1, mean, math.nan, math.nan)
     if float(difference.max() - difference.min()) < 1e-12:
         same = abs(mean) < 1e-12
-        return Paired(n, mean, 0.0 if same else math.nan, 1.0 if same else math.nan)
-    return Paired(n, mean, half_width(difference), float(stats.ttest_1samp(difference, 0.0).pvalue))
+        return PairedDifference(n, mean, 0.0 if same else math.nan, 1.0 if same else math.nan)
+    return PairedDifference(
+        n, mean, half_width(difference), float(stats.ttest_1samp(difference, 0.0).pvalue)
+    )
 
 
 def holm(p: pd.Series) -> pd.Series:
@@ -67,17 +69,25 @@ def against_standard(summary: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         return summary
     summary = summary.copy()
     done = finished_runs(runs)
-    accuracy = {name: group.set_index("seed")["test_accuracy"] for name, group in done.groupby("setting")}
+    accuracy = {
+        name: group.set_index("seed")["test_accuracy"] for name, group in done.groupby("setting")
+    }
     summary["baseline"] = baselines(summary)
     found = [
-        paired(accuracy[row["setting"]], accuracy[row["baseline"]]) if row["baseline"] else Paired(0, *[math.nan] * 3)
+        paired_difference(accuracy[row["setting"]], accuracy[row["baseline"]])
+        if row["baseline"]
+        else PairedDifference(0, *[math.nan] * 3)
         for _, row in summary.iterrows()
     ]
-    for name, column in zip(("pairs", "difference", "difference_ci95", "p"), zip(*found, strict=True), strict=True):
+    for name, column in zip(
+        ("pairs", "difference", "difference_ci95", "p"), zip(*found, strict=True), strict=True
+    ):
         summary[name] = list(column)
     summary["p_holm"] = holm(summary["p"].where(summary["chosen"]))
     budget = dict(zip(summary["setting"], summary["budget"], strict=True))
-    common = {context: group["budget"].mode().iloc[0] for context, group in summary.groupby("context")}
+    common = {
+        context: group["budget"].mode().iloc[0] for context, group in summary.groupby("context")
+    }
     summary["shares_budget"] = [
         row["budget"] == (budget[row["baseline"]] if row["baseline"] else common[row["context"]])
         for _, row in summary.iterrows()

@@ -13,12 +13,22 @@ import pandas as pd
 
 from kd.core.io import write_json
 from kd.core.settings import flatten
-from kd.report.provenance import Seen, note
+from kd.report.provenance import Grouped, note
 from kd.runs import directory
-from kd.runs.directory import Status, printable, status
-from kd.runs.labels import MISALIGNED, applies, describe, label, method_name  # noqa: F401
-from kd.runs.locate import PLAN, Given, Search, is_run, runs_in  # noqa: F401
-from kd.runs.schema import LARGEST, Config, Job, Placed, Plan, Result, Said, read, wrong_with
+from kd.runs.directory import Status, printable, read_status
+from kd.runs.labels import MISALIGNED, applies, describe, make_labels, method_name  # noqa: F401
+from kd.runs.locate import PLAN, GivenFolders, Search, is_run, runs_in  # noqa: F401
+from kd.runs.schema import (
+    LARGEST,
+    Config,
+    Job,
+    JobLocation,
+    Plan,
+    Result,
+    StatusRecord,
+    find_error,
+    read_record,
+)
 
 COLUMNS = {  # of the tables below; those of `summary` that fold seeds are means
     "id": "names the configuration, seed included; equal ids are the same run",
@@ -72,11 +82,34 @@ COLUMNS = {  # of the tables below; those of `summary` that fold seeds are means
     "folder": "where the run's files are",
 }
 
-CONTEXT = ("student.", "data.")  # keys that say what is trained on what: compared within, never chosen
-FOLDED = ("test_nll", "test_ece", "test_agreement", "test_teacher_kl", "val_accuracy", "val_nll", "val_ece",
-          "train_seconds", "images_per_second", "teacher_test_accuracy")  # fmt: skip
-KEPT = ("data", "params", "macs", "teacher", "teacher_params", "teacher_macs", "epochs", "samples", "batch_size",
-        "budget")  # fmt: skip
+CONTEXT = (
+    "student.",
+    "data.",
+)  # keys that say what is trained on what: compared within, never chosen
+FOLDED = (
+    "test_nll",
+    "test_ece",
+    "test_agreement",
+    "test_teacher_kl",
+    "val_accuracy",
+    "val_nll",
+    "val_ece",
+    "train_seconds",
+    "images_per_second",
+    "teacher_test_accuracy",
+)
+KEPT_COLUMNS = (
+    "data",
+    "params",
+    "macs",
+    "teacher",
+    "teacher_params",
+    "teacher_macs",
+    "epochs",
+    "samples",
+    "batch_size",
+    "budget",
+)
 
 
 class Tables(NamedTuple):
@@ -90,14 +123,16 @@ class Tables(NamedTuple):
     swept: list[str]
     reliability: dict[str, dict[str, list[float]]]
     searches: Sequence[Search] = ()
-    about: Seen = {}  # noqa: RUF012
+    provenance: Grouped = {}  # noqa: RUF012
 
-    def shortened(self) -> dict[str, str]:
+    def with_short_names(self) -> dict[str, str]:
         """The settings whose names are cut, each with the whole of it."""
         if "full_setting" not in self.runs:
             return {}
         names = self.runs[["setting", "full_setting"]].drop_duplicates()
-        return {short: full for short, full in names.itertuples(index=False, name=None) if short != full}
+        return {
+            short: full for short, full in names.itertuples(index=False, name=None) if short != full
+        }
 
 
 def read_plan(folder: Path) -> list[dict[str, Any]]:
@@ -109,11 +144,15 @@ def write_plan(folder: Path, jobs: Iterable[Mapping[str, Any]]) -> None:
     """Write down what `read_plan` reads, numbered in this order."""
     base, kept = folder.resolve(), []
     for number, job in enumerate(jobs):
-        kept.append({**job, "number": number, **_placed(job, lambda path: os.path.relpath(path, base))})
+        kept.append(
+            {**job, "number": number, **_with_paths(job, lambda path: os.path.relpath(path, base))}
+        )
     write_json(folder / PLAN, kept)
 
 
-def find(places: Iterable[Path], runs: Sequence[Path] | None = None) -> tuple[list[dict[str, Any]], list[Search]]:
+def discover_runs(
+    places: Iterable[Path], runs: Sequence[Path] | None = None
+) -> tuple[list[dict[str, Any]], list[Search]]:
     """The jobs of sweeps' directories, and the runs that lie in any other directory; each run once. And the finished
     `standard` runs that are the jobs' baselines, though they were not part of the sweep. What is damaged beyond use is
     a job without a configuration; `damage` says why.
@@ -122,47 +161,59 @@ def find(places: Iterable[Path], runs: Sequence[Path] | None = None) -> tuple[li
     were planned; None: such runs are not looked for. **Returns:** the jobs, and for each sweep how the search went.
     """
     found: dict[str, dict[str, Any]] = {}
-    searches, given = [], Given(runs or ())
+    searches, given = [], GivenFolders(runs or ())
     for place in places:
         jobs = _plan(place)
         sound = [job for job in jobs if "damage" not in job]
         if sound and runs is not None:
             searches.append(Search(place, given))
             searches[-1].locate(sound)
-        for job in jobs if sound else [*jobs, *map(_lone, runs_in(place))]:
+        for job in jobs if sound else [*jobs, *map(_job_from_run_dir, runs_in(place))]:
             found.setdefault(job["folder"], job)
     for path in dict.fromkeys(job["baseline"] for job in found.values() if job.get("baseline")):
-        if path not in found and directory.finished(Path(path)):
-            found[path] = _lone(Path(path))
+        if path not in found and directory.load_result(Path(path)):
+            found[path] = _job_from_run_dir(Path(path))
     return list(found.values()), searches
 
 
 def _plan(folder: Path) -> list[dict[str, Any]]:
     """The planned jobs of a sweep. In place of a damaged one what its run's own files say, if they can be found."""
-    entries, damage = read(Plan, folder / PLAN)
+    entries, damage = read_record(Plan, folder / PLAN)
     base = os.path.realpath(folder)
-    jobs: list[dict[str, Any]] = [{"folder": base, "overrides": [], "damage": damage}] if damage else []
+    jobs: list[dict[str, Any]] = (
+        [{"folder": base, "overrides": [], "damage": damage}] if damage else []
+    )
     for number, job in enumerate(entries or (), 1):
-        if wrong := wrong_with(Job, job):
-            own = _lone(Path(base, "." if wrong_with(Placed, job) else job["folder"])) | {"number": number - 1}
-            jobs.append(own | {"damage": f"{PLAN} is damaged: job {number}: {wrong}"} if "damage" in own else own)
+        if wrong := find_error(Job, job):
+            own = _job_from_run_dir(
+                Path(base, "." if find_error(JobLocation, job) else job["folder"])
+            ) | {"number": number - 1}
+            jobs.append(
+                own | {"damage": f"{PLAN} is damaged: job {number}: {wrong}"}
+                if "damage" in own
+                else own
+            )
         else:
-            jobs.append(job | _placed(job, lambda path: os.path.realpath(Path(base, path))))
+            jobs.append(job | _with_paths(job, lambda path: os.path.realpath(Path(base, path))))
     return jobs
 
 
-def _placed(job: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
+def _with_paths(job: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
     """The places that a planned job names, each as `place` has it."""
     found: dict[str, Any] = {key: place(job[key]) for key in ("folder", "baseline") if job.get(key)}
-    return found | {"teachers": [place(path) for path in job["teachers"]]} if job.get("teachers") else found
+    return (
+        found | {"teachers": [place(path) for path in job["teachers"]]}
+        if job.get("teachers")
+        else found
+    )
 
 
-def _lone(folder: Path) -> dict[str, Any]:
+def _job_from_run_dir(folder: Path) -> dict[str, Any]:
     """A run as if it had been planned, from its own files."""
-    result, _ = read(Result, folder / "result.json")
+    result, _ = read_record(Result, folder / "result.json")
     config, damage = (result.get("config"), "") if result else (None, "")
     if config is None:
-        config, damage = read(Config, folder / "config.yaml")
+        config, damage = read_record(Config, folder / "config.yaml")
     where = {"folder": os.path.realpath(folder), "overrides": []}
     if config is None:
         return where | {"damage": damage or "config.yaml is missing"}
@@ -170,29 +221,35 @@ def _lone(folder: Path) -> dict[str, Any]:
         taught = bool((result["teacher"] or {"chosen": False}).get("chosen", True))
     else:
         taught = config["method"]["name"] != "standard"
-    return where | {"taught": taught, "config": config, "content": result.get("content") if result else None}
+    return where | {
+        "taught": taught,
+        "config": config,
+        "content": result.get("content") if result else None,
+    }
 
 
 # ---- rows
 
 
-def gather(places: Iterable[Path], runs: Sequence[Path] | None = None) -> Tables:
+def load_tables(places: Iterable[Path], runs: Sequence[Path] | None = None) -> Tables:
     """All tables of the sweeps and runs in `places`, as far as they are; for `runs` see `find`."""
-    jobs, searches = find(places, runs)
+    jobs, searches = discover_runs(places, runs)
     whole = [job for job in jobs if "damage" not in job]
     names = describe(whole)
     swept = [
-        key for key in names.swept if key == "batch_size" or not (key in COLUMNS or key.startswith(("test_", "val_")))
+        key
+        for key in names.swept
+        if key == "batch_size" or not (key in COLUMNS or key.startswith(("test_", "val_")))
     ]
     for job, setting, full in zip(whole, names.short, names.full, strict=True):
         job |= {"setting": setting, "full_setting": full}
     rows, epochs = [], {}
     counts: dict[str, dict[str, list[float]]] = {}  # by folder
     reliability: dict[str, dict[str, list[float]]] = {}  # by setting
-    seen: Seen = {}
+    seen: Grouped = {}
     for job in jobs:
         folder = Path(job["folder"])
-        result, damage = read(Result, folder / "result.json")
+        result, damage = read_record(Result, folder / "result.json")
         if "damage" in job:
             rows.append(_row(job, None, Status("failed", job["damage"])))
             continue
@@ -209,34 +266,49 @@ def gather(places: Iterable[Path], runs: Sequence[Path] | None = None) -> Tables
         epochs[row["folder"]] = [{**same, **epoch} for epoch in measured]
         if result and result.get("reliability"):
             counts[row["folder"]] = result["reliability"]
-    made = _typed(rows, ["setting", "method", "seed", "status", "reason"])
+    made = _typed_frame(rows, ["setting", "method", "seed", "status", "reason"])
     kept = finished_runs(made)
-    repeated = set(made.loc[made["status"] == "done", "folder"]) - set(kept["folder"]) if len(made) else set()
+    repeated = (
+        set(made.loc[made["status"] == "done", "folder"]) - set(kept["folder"])
+        if len(made)
+        else set()
+    )
     for setting, folder in zip(kept["setting"], kept.get("folder", ()), strict=True):
         if folder in counts:
             reliability[setting] = _add(reliability.get(setting), counts[folder])
     told = [row for folder, own in epochs.items() if folder not in repeated for row in own]
-    history = _typed(told, ["id", "setting", "method", "seed", "epoch"])
+    history = _typed_frame(told, ["id", "setting", "method", "seed", "epoch"])
     return Tables(made, history, summarise(made, swept), swept, reliability, searches, seen)
 
 
 def _state(folder: Path, damage: str) -> Status:
     """How far a run is. One whose files are damaged is not done, whatever it says."""
-    said, wrong = read(Said, folder / "status.json")
+    said, wrong = read_record(StatusRecord, folder / "status.json")
     if wrong:
         return Status("failed", damage or wrong)
-    state = status(folder)
+    state = read_status(folder)
     if not damage:
         return state
-    return Status("failed" if "done" in (state.state, said and said["state"]) else state.state, damage)
+    return Status(
+        "failed" if "done" in (state.state, said and said["state"]) else state.state, damage
+    )
 
 
 def _row(job: Mapping[str, Any], result: Mapping[str, Any] | None, state: Status) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "id": job.get("id"), "setting": job.get("setting", ""), "full_setting": job.get("full_setting", ""),
-        "method": None, "student": None, "seed": None, "status": state.state, "reason": state.reason,
-        "overrides": " ".join(job["overrides"]), "epochs": None, "batch_size": None, "data": None,
-    }  # fmt: skip
+        "id": job.get("id"),
+        "setting": job.get("setting", ""),
+        "full_setting": job.get("full_setting", ""),
+        "method": None,
+        "student": None,
+        "seed": None,
+        "status": state.state,
+        "reason": state.reason,
+        "overrides": " ".join(job["overrides"]),
+        "epochs": None,
+        "batch_size": None,
+        "data": None,
+    }
     if config := job.get("config"):
         row |= {"method": method_name(job), "seed": config["seed"]}
         row |= {"epochs": config["student"]["epochs"], "batch_size": config["batch_size"]}
@@ -244,8 +316,16 @@ def _row(job: Mapping[str, Any], result: Mapping[str, Any] | None, state: Status
         row["data"] = data.get("name") if isinstance(data, dict) else None
     if result:
         teacher = result["teacher"] or {}
-        row |= {"id": result["id"], "student": result["student"], "samples": result["samples"]["train"]}
-        row |= {key: value for key, value in result["metrics"].items() if key.startswith(("test_", "val_"))}
+        row |= {
+            "id": result["id"],
+            "student": result["student"],
+            "samples": result["samples"]["train"],
+        }
+        row |= {
+            key: value
+            for key, value in result["metrics"].items()
+            if key.startswith(("test_", "val_"))
+        }
         row |= {key: result["size"][key] for key in ("params", "macs", "method_params")}
         row |= {key: result["time"][key] for key in ("train_seconds", "images_per_second")}
         row |= {"teacher": teacher.get("name"), "teacher_params": teacher.get("params")}
@@ -280,14 +360,26 @@ def _history(path: Path) -> tuple[list[dict[str, float]], str]:
 
 
 def _add(a: dict[str, list[float]] | None, b: dict[str, list[float]]) -> dict[str, list[float]]:
-    return b if a is None else {key: [x + y for x, y in zip(a[key], b[key], strict=True)] for key in a}
+    return (
+        b if a is None else {key: [x + y for x, y in zip(a[key], b[key], strict=True)] for key in a}
+    )
 
 
-def _typed(rows: Sequence[Mapping[str, Any]], without: Sequence[str]) -> pd.DataFrame:
+def _typed_frame(rows: Sequence[Mapping[str, Any]], without: Sequence[str]) -> pd.DataFrame:
     """A table of these rows, whole numbers as such though some are missing; its columns `without` any row."""
     frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(without))
-    for name in ("seed", "epochs", "samples", "batch_size", "epoch", "params", "macs", "method_params",
-                 "teacher_params", "teacher_macs"):  # fmt: skip
+    for name in (
+        "seed",
+        "epochs",
+        "samples",
+        "batch_size",
+        "epoch",
+        "params",
+        "macs",
+        "method_params",
+        "teacher_params",
+        "teacher_macs",
+    ):
         if name in frame:
             frame[name] = pd.array([row.get(name) for row in rows], dtype="Int64")
     return frame
@@ -320,26 +412,36 @@ def summarise(runs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
     rows = []
     planned = runs.groupby("setting", sort=False)["seed"].nunique()
     groups = dict(iter(finished_runs(runs).groupby("setting", sort=False)))
-    for setting, done in ((setting, groups[setting]) for setting in planned.index if setting in groups):
+    for setting, done in (
+        (setting, groups[setting]) for setting in planned.index if setting in groups
+    ):
         first = done.iloc[0]
         row = {"setting": setting, "method": first["method"], "student": first["student"]}
         row |= {key: first[key] for key in swept if key in done}
-        row |= {"n": len(done), "planned": planned[setting], "test_accuracy": done["test_accuracy"].mean()}
+        row |= {
+            "n": len(done),
+            "planned": planned[setting],
+            "test_accuracy": done["test_accuracy"].mean(),
+        }
         row |= {
             "test_accuracy_std": done["test_accuracy"].std(),
             "test_accuracy_ci95": half_width(done["test_accuracy"]),
         }
         row |= {name: done[name].mean() for name in FOLDED if name in done}
-        row |= {name: first[name] for name in KEPT if name in done}
+        row |= {name: first[name] for name in KEPT_COLUMNS if name in done}
         row["context"] = str(
-            [(key, first[key]) for key in swept if key.startswith(CONTEXT) and key != "student.epochs"]
+            [
+                (key, first[key])
+                for key in swept
+                if key.startswith(CONTEXT) and key != "student.epochs"
+            ]
         )
         rows.append(row)
     table = pd.DataFrame(rows)
-    return table if table.empty else _chosen(table)
+    return table if table.empty else _mark_chosen(table)
 
 
-def _chosen(table: pd.DataFrame) -> pd.DataFrame:
+def _mark_chosen(table: pd.DataFrame) -> pd.DataFrame:
     """`table` with `chosen` and `tied_with`, the chosen rows first and each kind by validation accuracy. Of rows that
     tie the one that was planned first comes first. The rows of a student and data set without validation images keep
     the order they were planned in, after the others."""

@@ -27,14 +27,17 @@ from typing import Any, NamedTuple
 import yaml
 
 from kd.core.errors import first_line
-from kd.core.io import read_json, tidy, write_json, write_text
-from kd.core.locks import born
+from kd.core.io import read_json, remove_partial_files, write_json, write_text
+from kd.core.locks import process_start_time
 from kd.core.version import __version__
-from kd.runs.schema import Result, read
+from kd.runs.schema import Result, read_record
 
 log = logging.getLogger(__name__)
 
-BEAT, SILENCE = 5.0, 60.0  # seconds between two heartbeats; after how many without one a run counts as dead
+HEARTBEAT_SECONDS, SILENCE_SECONDS = (
+    5.0,
+    60.0,
+)  # seconds between two heartbeats; after how many without one a run counts as dead
 
 
 class Status(NamedTuple):
@@ -45,12 +48,14 @@ class Status(NamedTuple):
     reason: str = ""
 
 
-def status(folder: Path) -> Status:
+def read_status(folder: Path) -> Status:
     """How far the run in `folder` is, also when the process that ran it could not say so."""
-    if finished(folder):
+    if load_result(folder):
         return Status("done")
     said = read_json(folder / "status.json")
-    if not isinstance(said, dict) or said.get("state") == "done":  # done, and no result: it was taken away
+    if (
+        not isinstance(said, dict) or said.get("state") == "done"
+    ):  # done, and no result: it was taken away
         return Status("planned")
     state, reason = str(said.get("state")), str(said.get("reason", ""))
     if state == "running":
@@ -58,37 +63,47 @@ def status(folder: Path) -> Status:
             silent = time.time() - (folder / "status.json").stat().st_mtime
         except OSError:  # removed this moment
             return Status("planned")
-        here, alive = said.get("host") == platform.node(), born(said.get("pid"))
-        if silent > SILENCE or (here and (alive is None or alive != said.get("born"))):
-            return Status("killed", f"its process ({said.get('pid')} on {said.get('host')}) is gone")
+        here, alive = said.get("host") == platform.node(), process_start_time(said.get("pid"))
+        if silent > SILENCE_SECONDS or (here and (alive is None or alive != said.get("born"))):
+            return Status(
+                "killed", f"its process ({said.get('pid')} on {said.get('host')}) is gone"
+            )
     return Status(state, reason)
 
 
-def mark(folder: Path, state: str, reason: str = "") -> None:
+def write_status(folder: Path, state: str, reason: str = "") -> None:
     """Say in status.json how a run is doing."""
-    here = {"host": platform.node(), "pid": os.getpid(), "born": born(os.getpid()), "time": time.time()}
+    here = {
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "born": process_start_time(os.getpid()),
+        "time": time.time(),
+    }
     write_json(folder / "status.json", {"state": state, "reason": reason, **here})
 
 
-class Record:
+class RunDirectory:
     """Writes the files of one run into `folder`."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]):
         self.folder = folder
         self.rows: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)
-        tidy(folder)
+        remove_partial_files(folder)
         (folder / "error.txt").unlink(missing_ok=True)  # of an earlier try
-        write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        write_text(
+            folder / "config.yaml",
+            yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
+        )
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Inside, status.json says `running` and its time of change is a heartbeat."""
-        mark(self.folder, "running")
+        write_status(self.folder, "running")
         over = threading.Event()
 
         def beat() -> None:
-            while not over.wait(BEAT):
+            while not over.wait(HEARTBEAT_SECONDS):
                 with suppress(OSError):
                     os.utime(self.folder / "status.json")
 
@@ -98,40 +113,47 @@ class Record:
         finally:
             over.set()
 
-    def ended(self, state: str, error: BaseException) -> None:
+    def mark_ended(self, state: str, error: BaseException) -> None:
         """Keep why a run ended: one line in status.json, the whole traceback in error.txt."""
         with suppress(OSError):  # the disk may be what it ended of
             write_text(self.folder / "error.txt", "".join(traceback.format_exception(error)))
         with suppress(OSError):
-            mark(self.folder, state, first_line(error))
+            write_status(self.folder, state, first_line(error))
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        self.history([*self.rows, dict(row)])
+    def append_epoch(self, row: Mapping[str, Any]) -> None:
+        self.write_history([*self.rows, dict(row)])
 
-    def history(self, rows: list[dict[str, Any]]) -> None:
+    def write_history(self, rows: list[dict[str, Any]]) -> None:
         """These are the epochs so far. Where they cannot be written now, the next may."""
         self.rows = rows
         try:
-            write_text(self.folder / "history.csv", _csv(rows))
+            write_text(self.folder / "history.csv", _history_csv(rows))
         except OSError as error:
-            log.warning("%s cannot be written (%s); the training goes on", self.folder / "history.csv", error.strerror)
+            log.warning(
+                "%s cannot be written (%s); the training goes on",
+                self.folder / "history.csv",
+                error.strerror,
+            )
 
     def finish(self, result: Mapping[str, Any]) -> None:
         write_json(self.folder / "result.json", result)
-        mark(self.folder, "done")
+        write_status(self.folder, "done")
 
 
-def epochs(folder: Path) -> list[dict[str, Any]]:
+def read_history(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's history.csv, or none where it is missing or damaged."""
     try:
         with open(folder / "history.csv", encoding="utf-8", newline="") as file:
-            rows = [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+            rows = [
+                {name: float(cell) for name, cell in row.items() if cell}
+                for row in csv.DictReader(file)
+            ]
         return [{**row, "epoch": int(row["epoch"])} for row in rows]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def _history_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -140,16 +162,28 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def finished(folder: Path) -> dict[str, Any] | None:
+def load_result(folder: Path) -> dict[str, Any] | None:
     """The result of a finished run, or None: also where it is damaged, so that the same command trains it again."""
-    found: dict[str, Any] | None = read(Result, folder / "result.json")[0]
+    found: dict[str, Any] | None = read_record(Result, folder / "result.json")[0]
     return found
 
 
-def set_aside(folder: Path) -> None:
+def archive_previous_run(folder: Path) -> None:
     """Make room for a rerun: what is there moves to superseded/N/, so that nothing is lost."""
-    names = "result.json", "status.json", "history.csv", "config.yaml", "error.txt", "wandb.json", "checkpoints"
-    there = [path for path in (*(folder / name for name in names), *folder.glob("*.safetensors")) if path.exists()]
+    names = (
+        "result.json",
+        "status.json",
+        "history.csv",
+        "config.yaml",
+        "error.txt",
+        "wandb.json",
+        "checkpoints",
+    )
+    there = [
+        path
+        for path in (*(folder / name for name in names), *folder.glob("*.safetensors"))
+        if path.exists()
+    ]
     if not there:
         return
     kept = folder / "superseded"
@@ -162,7 +196,9 @@ def set_aside(folder: Path) -> None:
 def command() -> list[str]:
     """What was typed, as it can be typed again."""
     program = Path(sys.argv[0])
-    words = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    words = (
+        ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    )
     return [printable(word) for word in (*words, *sys.argv[1:])]
 
 
@@ -171,7 +207,7 @@ def printable(path: Path | str) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
-def started() -> dict[str, Any]:
+def describe_command() -> dict[str, Any]:
     """What was typed, where and when, and with what: `sweep.json` of a sweep that is being planned."""
     packages = {"torch": "torch", "hydra": "hydra-core", "wandb": "wandb"}
     return {
@@ -200,7 +236,9 @@ def _version(package: str) -> str | None:
 def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor()
 
@@ -216,19 +254,31 @@ def git_state() -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], cwd=here, env=environment, capture_output=True, text=True, check=True, timeout=10
+            ["git", *arguments],
+            cwd=here,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         ).stdout
 
     try:
         git("ls-files", "--error-unmatch", "--", *_TRACKED)
-        sources = [here, *filter(Path.is_dir, (here.parent / name for name in ("conf", "hydra_plugins")))]
+        sources = [
+            here,
+            *filter(Path.is_dir, (here.parent / name for name in ("conf", "hydra_plugins"))),
+        ]
         dirty = bool(git("status", "--porcelain", "--", *map(str, sources)))
         return {"commit": git("rev-parse", "HEAD").strip(), "dirty": dirty}
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-_TRACKED = ("__init__.py", "runs/directory.py")  # of kd's files: where git tracks these, its commit is kd's
+_TRACKED = (
+    "__init__.py",
+    "runs/directory.py",
+)  # of kd's files: where git tracks these, its commit is kd's
 _REPOSITORY = {  # set by a git hook, for the repository that it runs in
     "GIT_DIR",
     "GIT_WORK_TREE",

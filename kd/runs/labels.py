@@ -7,13 +7,22 @@ from typing import Any, NamedTuple
 
 from kd.core.settings import flatten
 
-WIDTH = 40  # characters of a setting's name
-VALUE = 16  # of a value in one that would be longer
-WORD = 10  # of a word that is left out as a whole
+MAX_LABEL = 40  # characters of a setting's name
+MAX_VALUE = 16  # of a value in one that would be longer
+MAX_WORD = 10  # of a word that is left out as a whole
 MISALIGNED = " MISALIGNED"  # after the name of a method whose bug was asked for
 
 # keys that set no run apart, or that the method's name tells
-IGNORED = ("seed", "device", "threads", "rerun", "paths.", "tracker.", "checkpoint.", "teacher.outputs")
+IGNORED = (
+    "seed",
+    "device",
+    "threads",
+    "rerun",
+    "paths.",
+    "tracker.",
+    "checkpoint.",
+    "teacher.outputs",
+)
 PARTS = "method.parts"  # of the method `sum`: a list of methods
 
 
@@ -25,7 +34,7 @@ class Names(NamedTuple):
     swept: list[str]
 
 
-def label(jobs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+def make_labels(jobs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
     """(each job's setting in at most `WIDTH` characters, the dotted keys that are swept)."""
     names = describe(jobs)
     return names.short, names.swept
@@ -42,7 +51,10 @@ def describe(jobs: Sequence[Mapping[str, Any]]) -> Names:
     differs = _differing(flats)
     keys = list(dict.fromkeys(key for flat in flats for key in flat if key != "method.name"))
     swept = [key for key in keys if any(entry[0] == key for entry in differs)]
-    own = [[key for key in swept if key in flat and (key, *_choices(flat, key)) in differs] for flat in flats]
+    own = [
+        [key for key in swept if key in flat and (key, *_choices(flat, key)) in differs]
+        for flat in flats
+    ]
     methods = [method_name(job) for job in jobs]
 
     def names(
@@ -52,27 +64,38 @@ def describe(jobs: Sequence[Mapping[str, Any]]) -> Names:
         value: Callable[[str, Any], str],
     ) -> list[str]:
         settings = zip(first, keys, flats, strict=True)
-        return [" ".join([start, *(f"{word(k)}={value(k, flat[k])}" for k in some)]) for start, some, flat in settings]
+        return [
+            " ".join([start, *(f"{word(k)}={value(k, flat[k])}" for k in some)])
+            for start, some, flat in settings
+        ]
 
-    text: Callable[[Any], str] = _brief
+    text: Callable[[Any], str] = _short_text
     full = names(methods, own, _key, lambda _, value: text(value))
     exact = names(methods, own, _key, lambda _, value: str(value))
     if len(set(full)) != len(set(exact)):
         text, full = str, exact
-    sums = _sums(jobs, own)
-    first = [f"{method}: {total}" if total else method for method, total in zip(methods, sums, strict=True)]
-    rest = [[key for key in some if not (total and key == PARTS)] for some, total in zip(own, sums, strict=True)]
+    sums = _sum_labels(jobs, own)
+    first = [
+        f"{method}: {total}" if total else method
+        for method, total in zip(methods, sums, strict=True)
+    ]
+    rest = [
+        [key for key in some if not (total and key == PARTS)]
+        for some, total in zip(own, sums, strict=True)
+    ]
     short = names(first, rest, _key, lambda _, value: text(value))
-    if any(len(name) > WIDTH for name in short):
+    if any(len(name) > MAX_LABEL for name in short):
         words, values = _last_words(swept), _short_values(flats, own, text)
         short = names(first, rest, words.__getitem__, lambda key, value: values[key, text(value)])
-    return Names(_distinct([one_line(name) for name in short], full), full, swept)
+    return Names(_make_distinct([one_line(name) for name in short], full), full, swept)
 
 
 def method_name(job: Mapping[str, Any]) -> str:
     """The method's name, with a mark where its bug was asked for."""
     name, teacher = str(job["config"]["method"]["name"]), job["config"].get("teacher")
-    misaligned = job["taught"] and isinstance(teacher, Mapping) and teacher.get("outputs") == "misaligned"
+    misaligned = (
+        job["taught"] and isinstance(teacher, Mapping) and teacher.get("outputs") == "misaligned"
+    )
     return name + MISALIGNED if misaligned else name
 
 
@@ -84,7 +107,11 @@ def applies(job: Mapping[str, Any], key: str) -> bool:
 def _flattened(jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The keys of each job that can set it apart."""
     flats = [
-        {k: v for k, v in flatten(job["config"]).items() if applies(job, k) and not k.startswith(IGNORED)}
+        {
+            k: v
+            for k, v in flatten(job["config"]).items()
+            if applies(job, k) and not k.startswith(IGNORED)
+        }
         for job in jobs
     ]
     roots: dict[Any, Any] = {}  # of each content the first
@@ -117,7 +144,7 @@ def _key(key: str) -> str:
     return key.removeprefix("method.").removesuffix(".name")
 
 
-def _brief(value: Any) -> str:
+def _short_text(value: Any) -> str:
     return format(value, ".4g") if isinstance(value, float) else str(value)
 
 
@@ -140,16 +167,22 @@ def _short_values(
             values[key].add(text(flat[key]))
     found = {}
     for key, texts in values.items():
-        long = [value for value in texts if len(value) > VALUE]
-        levels = zip(*(value.split("/")[:-1] for value in long), strict=False) if len(long) > 1 else ()
-        start = "".join(f"{level[0]}/" for level in takewhile(lambda level: len(set(level)) == 1, levels))
+        long = [value for value in texts if len(value) > MAX_VALUE]
+        levels = (
+            zip(*(value.split("/")[:-1] for value in long), strict=False) if len(long) > 1 else ()
+        )
+        start = "".join(
+            f"{level[0]}/" for level in takewhile(lambda level: len(set(level)) == 1, levels)
+        )
         for value in texts:
-            short = "…/" + value[len(start) :] if len(value) > VALUE and len(start) > 2 else value
-            found[key, value] = _cut(short, VALUE)
+            short = (
+                "…/" + value[len(start) :] if len(value) > MAX_VALUE and len(start) > 2 else value
+            )
+            found[key, value] = _truncate(short, MAX_VALUE)
     return found
 
 
-def _sums(jobs: Sequence[Mapping[str, Any]], own: Sequence[Sequence[str]]) -> list[str]:
+def _sum_labels(jobs: Sequence[Mapping[str, Any]], own: Sequence[Sequence[str]]) -> list[str]:
     """For each job that the parts of its sum set apart, those as `logits + 0.5 attention(p=2)`; "" for any other."""
     parts = [_parts(job) if PARTS in keys else [] for job, keys in zip(jobs, own, strict=True)]
     seen: dict[tuple[Any, ...], set[str]] = defaultdict(set)
@@ -161,9 +194,13 @@ def _sums(jobs: Sequence[Mapping[str, Any]], own: Sequence[Sequence[str]]) -> li
 
     def term(names: tuple[str, ...], position: int, part: Mapping[str, Any]) -> str:
         weight = part.get("weight", 1)
-        keys = [key for key in part if key not in ("name", "weight") and len(seen[names, position, key]) > 1]
-        inner = f"({', '.join(f'{key}={_brief(part[key])}' for key in keys)})" if keys else ""
-        return f"{'' if weight == 1 else f'{_brief(weight)} '}{part['name']}{inner}"
+        keys = [
+            key
+            for key in part
+            if key not in ("name", "weight") and len(seen[names, position, key]) > 1
+        ]
+        inner = f"({', '.join(f'{key}={_short_text(part[key])}' for key in keys)})" if keys else ""
+        return f"{'' if weight == 1 else f'{_short_text(weight)} '}{part['name']}{inner}"
 
     found = []
     for some in parts:
@@ -175,7 +212,9 @@ def _sums(jobs: Sequence[Mapping[str, Any]], own: Sequence[Sequence[str]]) -> li
 def _parts(job: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The methods that a sum adds up; none where that is not what the key holds."""
     parts = job["config"]["method"].get("parts")
-    sound = isinstance(parts, list) and all(isinstance(p, Mapping) and isinstance(p.get("name"), str) for p in parts)
+    sound = isinstance(parts, list) and all(
+        isinstance(p, Mapping) and isinstance(p.get("name"), str) for p in parts
+    )
     return list(parts) if sound else []
 
 
@@ -184,7 +223,7 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _cut(text: str, width: int) -> str:
+def _truncate(text: str, width: int) -> str:
     """At most `width` characters: what is too long loses its middle, words as a whole where they are short."""
     if len(text) <= width:
         return text
@@ -192,12 +231,12 @@ def _cut(text: str, width: int) -> str:
     head, end = text[: width - 1 - tail], text[len(text) - tail :]
     cut, _, part = head.rpartition(" ")
     first, _, rest = end.partition(" ")
-    return f"{cut + ' ' if cut and len(part) < WORD else head}…{' ' + rest if rest and len(first) < WORD else end}"
+    return f"{cut + ' ' if cut and len(part) < MAX_WORD else head}…{' ' + rest if rest and len(first) < MAX_WORD else end}"
 
 
-def _distinct(names: Sequence[str], full: Sequence[str]) -> list[str]:
+def _make_distinct(names: Sequence[str], full: Sequence[str]) -> list[str]:
     """The names cut to `WIDTH`, with a number where two that differ in full would be one."""
-    cut = {whole: _cut(name, WIDTH) for name, whole in zip(names, full, strict=True)}
+    cut = {whole: _truncate(name, MAX_LABEL) for name, whole in zip(names, full, strict=True)}
     alike: dict[str, list[str]] = defaultdict(list)
     for whole, name in cut.items():
         alike[name].append(whole)
@@ -211,7 +250,7 @@ def _distinct(names: Sequence[str], full: Sequence[str]) -> list[str]:
             name = ""
             while not name or name in taken:
                 number += 1
-                name = f"{_cut(name_of[whole], WIDTH - len(f' #{number}'))} #{number}"
+                name = f"{_truncate(name_of[whole], MAX_LABEL - len(f' #{number}'))} #{number}"
             taken.add(name)
             cut[whole] = name
     return [cut[whole] for whole in full]

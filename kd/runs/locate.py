@@ -12,9 +12,14 @@ from kd.core.io import read_json
 from kd.core.settings import flatten
 from kd.runs import directory as record
 from kd.runs.labels import IGNORED
-from kd.runs.schema import Config, Result, read
+from kd.runs.schema import Config, Result, read_record
 
-FILES = ("config.yaml", "history.csv", "status.json", "result.json")  # that make a directory a run's
+FILES = (
+    "config.yaml",
+    "history.csv",
+    "status.json",
+    "result.json",
+)  # that make a directory a run's
 PLAN = "jobs.json"  # in a sweep's directory: the jobs that were planned
 STARTED = "sweep.json"  # beside it: the command, and where and when it was typed
 NEAR = 6  # folders above a sweep in which its runs are looked for
@@ -22,7 +27,10 @@ NEAR = 6  # folders above a sweep in which its runs are looked for
 
 def is_run(folder: Path) -> bool:
     """Whether that is one run's own directory: any two of its files are there, damaged or not."""
-    return folder.parent.name != "superseded" and sum(os.path.lexists(folder / name) for name in FILES) > 1
+    return (
+        folder.parent.name != "superseded"
+        and sum(os.path.lexists(folder / name) for name in FILES) > 1
+    )
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
@@ -41,13 +49,13 @@ class Search:
     them, or its other runs have moved, or none is left.
     """
 
-    def __init__(self, sweep: Path, given: "Given"):
+    def __init__(self, sweep: Path, given: "GivenFolders"):
         self.sweep, self.given = sweep, given
         self.jobs = 0
         self.moved: dict[str, str] = {}
-        self.absent: list[str] = []
+        self.missing: list[str] = []
         self.lost: list[str] = []
-        self._beside: dict[tuple[str, str], list[str]] = {}
+        self._candidates: dict[tuple[str, str], list[str]] = {}
         self._known: dict[str, str] = {}
 
     def locate(self, jobs: Sequence[dict[str, Any]]) -> None:
@@ -57,7 +65,11 @@ class Search:
         Near the sweep it is looked for where no other run of the sweep is in its place, or an earlier report knows it:
         else it has not begun.
         """
-        begun = {Path(row["folder"]).name for row in rows_of(self.sweep / "runs.csv") if row.get("status") != "planned"}
+        begun = {
+            Path(row["folder"]).name
+            for row in rows_of(self.sweep / "runs.csv")
+            if row.get("status") != "planned"
+        }
         elsewhere = []
         for job in jobs:
             if self._is_in_place(job):
@@ -77,8 +89,8 @@ class Search:
                     self._known[planned] = self._baseline(job, planned)
                 job["baseline"] = self._known[planned]
         self.jobs = len({job["folder"] for job in jobs})
-        gone = bool(self.moved) or len(self.absent) == self.jobs
-        for folder in self.absent:
+        gone = bool(self.moved) or len(self.missing) == self.jobs
+        for folder in self.missing:
             if Path(folder).name in begun or (gone and Path(folder).parent not in used):
                 self.lost.append(folder)
         lost = set(self.lost)
@@ -89,30 +101,36 @@ class Search:
     @property
     def folders(self) -> list[str]:
         """Where the runs were looked for, as far as that was needed."""
-        planned = [folder for folder, _ in self._beside]
-        beside = [folder for folders in self._beside.values() for folder in folders]
+        planned = [folder for folder, _ in self._candidates]
+        beside = [folder for folders in self._candidates.values() for folder in folders]
         return list(dict.fromkeys([*planned, *map(str, self.given.folders), *beside]))
 
     def _is_in_place(self, job: dict[str, Any]) -> bool:
         """Whether a job's run is where it was planned, and finished if there are folders that may hold it finished."""
-        result = record.finished(Path(job["folder"]))
+        result = record.load_result(Path(job["folder"]))
         if result and job.get("id") and result["id"] != job["id"]:
-            job["absent"] = f"it was not found: the run in its folder is another one, with the id {result['id']}"
+            job["absent"] = (
+                f"it was not found: the run in its folder is another one, with the id {result['id']}"
+            )
             return False
         return bool(result) or (_exists(job["folder"]) and not self.given.folders)
 
     def _run(self, job: dict[str, Any], planned: str, near: bool) -> str:
         """Where the run of a job is, if it is not in its place: where it is finished or, else, where it has begun."""
         here = [planned] if _exists(planned) and "absent" not in job else []
-        given = {path: folder for folder, path in self.given.named(Path(planned).name) if _is_of(job, path)}
+        given = {
+            path: folder
+            for folder, path in self.given.named(Path(planned).name)
+            if _is_run_of(job, path)
+        }
         found = [*here, *given]
         if near and not found:
-            found = [path for path in self._near(job, planned) if _is_of(job, path)]
+            found = [path for path in self._find_nearby(job, planned) if _is_run_of(job, path)]
         if not found:
-            self.absent.append(planned)
+            self.missing.append(planned)
             return planned
         job.pop("absent", None)
-        best = next((path for path in found if record.finished(Path(path))), found[0])
+        best = next((path for path in found if record.load_result(Path(path))), found[0])
         if best in given:
             self.given.used.add(given[best])
         if best != planned:
@@ -121,24 +139,28 @@ class Search:
 
     def _baseline(self, job: Mapping[str, Any], planned: str) -> str:
         """Where the finished run is that a job is compared with."""
-        if record.finished(Path(planned)):
+        if record.load_result(Path(planned)):
             return planned
         given = [path for _, path in self.given.named(Path(planned).name)]
-        found = (path for path in [*given, *self._near(job, planned)] if _is_named(path, Path(planned).name))
+        found = (
+            path
+            for path in [*given, *self._find_nearby(job, planned)]
+            if _is_named(path, Path(planned).name)
+        )
         return next(found, planned)
 
-    def _near(self, job: Mapping[str, Any], planned: str) -> list[str]:
+    def _find_nearby(self, job: Mapping[str, Any], planned: str) -> list[str]:
         """The runs of that name in the folders that may hold those of the sweep."""
         paths = job.get("config", {}).get("paths")
         runs = str(paths.get("runs", "")) if isinstance(paths, Mapping) else ""
         key = str(Path(planned).parent), runs
-        if key not in self._beside:
-            self._beside[key] = _beside(self.sweep, *key)
-        there = (Path(folder, Path(planned).name) for folder in self._beside[key])
+        if key not in self._candidates:
+            self._candidates[key] = _candidate_folders(self.sweep, *key)
+        there = (Path(folder, Path(planned).name) for folder in self._candidates[key])
         return [os.path.realpath(path) for path in there if is_run(path)]
 
 
-class Given:
+class GivenFolders:
     """The runs in the folders that the user gave, by the names of their directories; `used`: the folders that held a
     run which was looked for."""
 
@@ -149,7 +171,11 @@ class Given:
 
     def named(self, name: str) -> list[tuple[Path, str]]:
         """(the folder that was given, the run's own) of each run with that name."""
-        direct = [(folder, os.path.realpath(folder / name)) for folder in self.folders if is_run(folder / name)]
+        direct = [
+            (folder, os.path.realpath(folder / name))
+            for folder in self.folders
+            if is_run(folder / name)
+        ]
         if direct or not self.folders:
             return direct
         if self.inside is None:
@@ -160,7 +186,7 @@ class Given:
         return self.inside.get(name, [])
 
 
-def _beside(sweep: Path, planned: str, runs: str) -> list[str]:
+def _candidate_folders(sweep: Path, planned: str, runs: str) -> list[str]:
     """Folders that may hold the runs of a sweep which were planned in the folder `planned`, as `paths.runs` named it:
     those that lie to the sweep as that did, a folder of that name or `runs` in or above the sweep, and those that the
     sweep's own files name."""
@@ -173,12 +199,12 @@ def _beside(sweep: Path, planned: str, runs: str) -> list[str]:
         found.append(Path(os.path.normpath(base / relative)))
         found += [folder / name for folder in above for name in (tail, Path(planned).name, "runs")]
         found += above[:2]
-    found += _recorded(sweep, runs)
+    found += _recorded_folders(sweep, runs)
     here = (os.path.realpath(folder) for folder in found if _is_directory(folder))
     return [folder for folder in dict.fromkeys(here) if folder != planned]
 
 
-def _recorded(sweep: Path, runs: str) -> list[Path]:
+def _recorded_folders(sweep: Path, runs: str) -> list[Path]:
     """The folders of runs that a sweep's own files name: where it was typed, and in an earlier report."""
     started = read_json(sweep / STARTED)
     directory = started.get("directory") if isinstance(started, dict) else None
@@ -188,7 +214,9 @@ def _recorded(sweep: Path, runs: str) -> list[Path]:
         found += [path] if runs and path.is_absolute() else []
     return [
         *found,
-        *dict.fromkeys(Path(row["folder"]).parent for row in rows_of(sweep / "runs.csv") if row.get("folder")),
+        *dict.fromkeys(
+            Path(row["folder"]).parent for row in rows_of(sweep / "runs.csv") if row.get("folder")
+        ),
     ]
 
 
@@ -216,24 +244,28 @@ def _exists(folder: str) -> bool:
         return False
 
 
-def _is_of(job: Mapping[str, Any], folder: str) -> bool:
+def _is_run_of(job: Mapping[str, Any], folder: str) -> bool:
     """Whether the run in a folder is the one that was planned: by the id in its result, else by the one in its name,
     else by its configuration."""
-    result, _ = read(Result, Path(folder, "result.json"))
+    result, _ = read_record(Result, Path(folder, "result.json"))
     id_ = job.get("id")
     if id_ and (result or folder.endswith(str(id_))):
         return result is None or bool(result["id"] == id_)
-    config = (result or {}).get("config") or read(Config, Path(folder, "config.yaml"))[0]
-    return bool(config and job.get("config")) and _what_counts(config) == _what_counts(job["config"])
+    config = (result or {}).get("config") or read_record(Config, Path(folder, "config.yaml"))[0]
+    return bool(config and job.get("config")) and _identifying_values(
+        config
+    ) == _identifying_values(job["config"])
 
 
-def _what_counts(config: Mapping[str, Any]) -> dict[str, Any]:
+def _identifying_values(config: Mapping[str, Any]) -> dict[str, Any]:
     """What names a run, of its configuration; the data's place does not."""
     ignored = tuple(key for key in IGNORED if key not in ("seed", "teacher.outputs"))
-    return {k: v for k, v in flatten(config).items() if not k.startswith(ignored) and k != "data.root"}
+    return {
+        k: v for k, v in flatten(config).items() if not k.startswith(ignored) and k != "data.root"
+    }
 
 
 def _is_named(folder: str, name: str) -> bool:
     """Whether the finished run in a folder is the one of which its directory has the name."""
-    result = record.finished(Path(folder))
+    result = record.load_result(Path(folder))
     return result is not None and name.endswith(str(result["id"]))

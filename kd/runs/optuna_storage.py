@@ -4,10 +4,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-TABLES = 10  # how often to try to open a database whose tables another process makes at the same moment
+TABLES = (
+    10  # how often to try to open a database whose tables another process makes at the same moment
+)
 
 
-def opened(place: str, **settings: Any) -> Any:
+def open_storage(place: str, **settings: Any) -> Any:
     """Optuna's storage of that name. **Raises:** whatever Optuna, SQLAlchemy or a database's driver raise."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
@@ -19,7 +21,9 @@ def opened(place: str, **settings: Any) -> Any:
         try:
             return optuna.storages.RDBStorage(place, engine_kwargs=arguments, **settings)
         except Exception as error:
-            if not left or not any(sign in str(error).lower() for sign in ("already exists", "unique", "duplicate")):
+            if not left or not any(
+                sign in str(error).lower() for sign in ("already exists", "unique", "duplicate")
+            ):
                 raise
             time.sleep(0.1)  # another process makes the tables at this moment
     raise AssertionError

@@ -13,7 +13,7 @@ LARGEST = 1e30  # of numbers that are counted: their sums are finite
 
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Place = Annotated[str, Field(pattern=r"^[^\x00]+$")]
+PathString = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 Bins = Annotated[list[Annotated[Number, Field(ge=0)]], Field(min_length=15, max_length=15)]
 
 
@@ -29,38 +29,38 @@ def _metrics(found: dict[str, float]) -> dict[str, float]:
 Metrics = Annotated[dict[str, Number], AfterValidator(_metrics)]
 
 
-class Needed(BaseModel):
+class Required(BaseModel):
     """What the tables need of a file. More may be in it."""
 
     model_config = ConfigDict(strict=True)
 
 
-class Named(Needed):
+class Named(Required):
     name: str
 
 
-class Trained(Needed):
+class Trained(Required):
     epochs: Count
 
 
-class Config(Needed):
+class Config(Required):
     method: Named
     student: Trained
     batch_size: Count
     seed: Count
 
 
-class Placed(Needed):
-    folder: Place
+class JobLocation(Required):
+    folder: PathString
 
 
-class Job(Placed):
+class Job(JobLocation):
     config: Config
     overrides: list[str]
     taught: bool
     id: str | None = None
-    baseline: Place | None = None
-    teachers: list[Place] = []
+    baseline: PathString | None = None
+    teachers: list[PathString] = []
     content: str | None = None
 
 
@@ -68,12 +68,12 @@ class Plan(RootModel[list[Any]]):
     """Each `Job` for itself."""
 
 
-class Study(Needed):
+class Study(Required):
     study: str
     storage: str
 
 
-class Started(Needed):
+class SweepCommand(Required):
     """How a sweep was started."""
 
     command: list[str]
@@ -82,7 +82,7 @@ class Started(Needed):
     environment: dict[str, Any] = {}
 
 
-class Said(Needed):
+class StatusRecord(Required):
     """What `status` reads."""
 
     state: Literal["planned", "running", "done", "failed", "diverged", "pruned", "killed"]
@@ -90,36 +90,36 @@ class Said(Needed):
     pid: Annotated[int, Field(gt=0, lt=2**31)] | None = None
 
 
-class Sized(Needed):
+class ModelSize(Required):
     params: Count
     macs: Count
 
 
-class Size(Sized):
+class Size(ModelSize):
     method_params: Count
 
 
-class Teacher(Sized):
+class Teacher(ModelSize):
     name: str
     metrics: Metrics
 
 
-class Samples(Needed):
+class Samples(Required):
     train: Count
 
 
-class Time(Needed):
+class Time(Required):
     train_seconds: Number
     images_per_second: Number
 
 
-class Reliability(Needed):
+class Reliability(Required):
     images: Bins
     confidence: Bins
     right: Bins
 
 
-class Result(Needed):
+class Result(Required):
     id: str
     student: str
     metrics: Metrics
@@ -132,13 +132,17 @@ class Result(Needed):
     config: Config | None = None
 
 
-def read(kind: type[BaseModel], path: Path) -> tuple[Any, str]:
+def read_record(kind: type[BaseModel], path: Path) -> tuple[Any, str]:
     """(What a JSON or YAML file says, "") if all that `kind` needs is there; (None, what is wrong with it) if not;
     (None, "") without the file."""
     try:
         said = path.read_bytes()
-        value = from_json(said) if path.suffix == ".json" else from_json(to_json(yaml.load(said, _YAML)))
-        if not (wrong := wrong_with(kind, value)):
+        value = (
+            from_json(said)
+            if path.suffix == ".json"
+            else from_json(to_json(yaml.load(said, _YAML)))
+        )
+        if not (wrong := find_error(kind, value)):
             return value, ""
     except FileNotFoundError:
         return None, ""
@@ -152,7 +156,7 @@ def read(kind: type[BaseModel], path: Path) -> tuple[Any, str]:
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C reads ten times as fast
 
 
-def wrong_with(kind: type[BaseModel], value: Any) -> str:
+def find_error(kind: type[BaseModel], value: Any) -> str:
     """What `kind` needs and this is not, or an empty text."""
     try:
         kind.model_validate(value)

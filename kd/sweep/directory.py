@@ -13,19 +13,31 @@ from kd.core.io import write_json
 from kd.report.tables import PLAN, is_run, write_plan
 from kd.runs import directory
 from kd.runs.locate import STARTED
-from kd.runs.schema import Placed, Plan, Study, read, wrong_with
+from kd.runs.schema import JobLocation, Plan, Study, find_error, read_record
 
 LOCK = ".lock"
 REMEDY = "choose another directory, or move that one away"
-WRITTEN = ("multirun.yaml", STARTED, "index.html", "figures", "runs.csv", "history.csv", "summary.csv", "summary.md",
-           "summary.tex", "runs.parquet", "history.parquet", "summary.parquet")  # fmt: skip
+REPORT_FILES = (
+    "multirun.yaml",
+    STARTED,
+    "index.html",
+    "figures",
+    "runs.csv",
+    "history.csv",
+    "summary.csv",
+    "summary.md",
+    "summary.tex",
+    "runs.parquet",
+    "history.parquet",
+    "summary.parquet",
+)
 
 
 class _BusyError(Exception):
     """Another process holds the lock."""
 
 
-def _give_up() -> None:
+def _raise_busy() -> None:
     raise _BusyError
 
 
@@ -51,12 +63,14 @@ class SweepDirectory:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.enter_context(locks.hold(self.path / LOCK, "", math.inf, _give_up))
+            self._lock.enter_context(locks.hold(self.path / LOCK, "", math.inf, _raise_busy))
         except _BusyError:
             remedy = "wait for its end, or choose another directory"
-            raise UserError(f"hydra.sweep.dir: another sweep is running in {self.path}; {remedy}") from None
+            raise UserError(
+                f"hydra.sweep.dir: another sweep is running in {self.path}; {remedy}"
+            ) from None
         runs = self._runs()
-        there, damage = read(Study, self.path / "study.json")
+        there, damage = read_record(Study, self.path / "study.json")
         if damage:
             self._refuse(f"a sweep whose {damage}")
         if there and not study:
@@ -71,7 +85,7 @@ class SweepDirectory:
             return
         if is_run(self.path):
             self._refuse("the files of a run")
-        for name in WRITTEN:
+        for name in REPORT_FILES:
             if os.path.lexists(self.path / name):
                 self._refuse(f"{name}, which is not of a sweep that can be resumed")
 
@@ -84,7 +98,7 @@ class SweepDirectory:
             self._refuse(f"a sweep with other jobs ({others[0]}{more})")
         write_plan(self.path, jobs)
         if not self.planned:
-            write_json(self.path / STARTED, directory.started())
+            write_json(self.path / STARTED, directory.describe_command())
         self.planned = True
 
     def release(self) -> None:
@@ -97,9 +111,9 @@ class SweepDirectory:
 
     def _runs(self) -> list[str]:
         """The directories of the runs that were planned here. **Raises:** UserError when the plan is damaged."""
-        entries, damage = read(Plan, self.path / PLAN)
+        entries, damage = read_record(Plan, self.path / PLAN)
         for number, job in enumerate(entries or (), 1):
-            if wrong := wrong_with(Placed, job):
+            if wrong := find_error(JobLocation, job):
                 damage = f"{PLAN} is damaged: job {number}: {wrong}"
                 break
         if damage:

@@ -14,8 +14,8 @@ from statistics import fmean
 from typing import Any
 
 from kd.core.errors import UserError, first_line
-from kd.runs.directory import born, finished, mark, status
-from kd.runs.optuna_storage import absolute, opened
+from kd.runs.directory import load_result, process_start_time, read_status, write_status
+from kd.runs.optuna_storage import absolute, open_storage
 from kd.sweep.worker_pool import Outcome
 
 BEST = {
@@ -31,11 +31,16 @@ PATIENCE = 3600.0  # seconds without an epoch after which a trial of another mac
 UNSIGNED = 10.0  # seconds between asking for a trial and signing it after which it counts as lost
 TRIES = 3  # how often a trial may lose its process
 SEARCH = "kd.search"  # the study's attribute that holds what is searched
-SETTLED = 1.0  # seconds after which of several processes that describe one new study the last has done so
+SETTLED = (
+    1.0  # seconds after which of several processes that describe one new study the last has done so
+)
 
 
 def description(
-    objective: str, seeds: Sequence[int], space: Mapping[str, Any], corners: Mapping[str, Mapping[str, Any]]
+    objective: str,
+    seeds: Sequence[int],
+    space: Mapping[str, Any],
+    corners: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Describe a search: two searches with equal descriptions may share a study.
 
@@ -44,14 +49,23 @@ def description(
     """
     (_, fixed), *others = corners.items()
     varying = {name: _changes(fixed, keys) for name, keys in others if keys != fixed}
-    search = {"objective": objective, "direction": BEST[objective], "seeds": list(seeds), "space": dict(space)}
+    search = {
+        "objective": objective,
+        "direction": BEST[objective],
+        "seeds": list(seeds),
+        "space": dict(space),
+    }
     search = {**search, "fixed": dict(fixed), "varying": varying}
     described: dict[str, Any] = json.loads(json.dumps(search, sort_keys=True))
     return described
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: after.get(key) for key in sorted({*before, *after}) if before.get(key) != after.get(key)}
+    return {
+        key: after.get(key)
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    }
 
 
 def name_of(search: Mapping[str, Any]) -> str:
@@ -62,18 +76,26 @@ def name_of(search: Mapping[str, Any]) -> str:
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
     """What sets the search of a study apart from another, a key each, as text for an error."""
     for key in ("objective", "seeds"):
-        yield from _compared({key: there[key]}, {key: here[key]})
-    before, after = ({key: _interval(domain) for key, domain in each["space"].items()} for each in (there, here))
-    yield from _compared(before, after, "not searched")
+        yield from _describe_differences({key: there[key]}, {key: here[key]})
+    before, after = (
+        {key: _interval(domain) for key, domain in each["space"].items()} for each in (there, here)
+    )
+    yield from _describe_differences(before, after, "not searched")
     searched = {*before, *after}
-    before, after = ({k: v for k, v in each["fixed"].items() if k not in searched} for each in (there, here))
-    yield from _compared(before, after)
+    before, after = (
+        {k: v for k, v in each["fixed"].items() if k not in searched} for each in (there, here)
+    )
+    yield from _describe_differences(before, after)
     for corner in sorted({*there["varying"], *here["varying"]}):
         before, after = (each["varying"].get(corner, {}) for each in (there, here))
-        yield from (f"{difference} (with {corner})" for difference in _compared(before, after))
+        yield from (
+            f"{difference} (with {corner})" for difference in _describe_differences(before, after)
+        )
 
 
-def _compared(there: Mapping[str, Any], here: Mapping[str, Any], missing: str = "not set") -> Iterator[str]:
+def _describe_differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], missing: str = "not set"
+) -> Iterator[str]:
     for key in sorted({*there, *here}):
         if there.get(key) != here.get(key):
             yield f"{key} is {there.get(key, missing)} there and {here.get(key, missing)} here"
@@ -88,7 +110,7 @@ def _interval(domain: Mapping[str, Any]) -> str:
 
 
 @dataclass
-class Begun:
+class RunningTrial:
     """A trial whose jobs, one for each seed, are under way."""
 
     trial: Any
@@ -122,11 +144,18 @@ class Study:
         try:
             import optuna
         except ImportError as error:
-            raise UserError("hydra/sweeper=optuna needs Optuna: pip install 'kd[optuna]'") from error
+            raise UserError(
+                "hydra/sweeper=optuna needs Optuna: pip install 'kd[optuna]'"
+            ) from error
 
-        self.place, self.name, self.n_trials, self.objective = absolute(storage), name, n_trials, search["objective"]
+        self.sweep_dir, self.name, self.n_trials, self.objective = (
+            absolute(storage),
+            name,
+            n_trials,
+            search["objective"],
+        )
         self.kind, self.seed = sampler, seed
-        self.begun: dict[int, Begun] = {}  # by job number
+        self.running_trials: dict[int, RunningTrial] = {}  # by job number
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         pruners = {
             "median": optuna.pruners.MedianPruner,
@@ -139,22 +168,26 @@ class Study:
                 self._describe(search, 0.0 if created else SETTLED)
         except Exception as error:  # of Optuna, of SQLAlchemy, of any database's driver
             what = first_line(error)
-            raise UserError(f"hydra.sweeper.storage: {self.place} cannot be opened ({what})") from error
-        self._agree(search)
+            raise UserError(
+                f"hydra.sweeper.storage: {self.sweep_dir} cannot be opened ({what})"
+            ) from error
+        self._check_same_search(search)
 
     def _create(self, direction: str, pruner: Any) -> tuple[Any, bool]:
         """(The study of that name, whether it was made here): of several processes one makes it."""
         import optuna
 
-        file = Path(self.place.removeprefix("sqlite:///"))
+        file = Path(self.sweep_dir.removeprefix("sqlite:///"))
         if file.is_absolute():
             file.parent.mkdir(parents=True, exist_ok=True)
-        storage, created = opened(self.place), True
+        storage, created = open_storage(self.sweep_dir), True
         try:
             storage.create_new_study([optuna.study.StudyDirection[direction.upper()]], self.name)
         except optuna.exceptions.DuplicatedStudyError:
             created = False
-        study = optuna.load_study(study_name=self.name, storage=storage, sampler=self._sampler(0), pruner=pruner)
+        study = optuna.load_study(
+            study_name=self.name, storage=storage, sampler=self._sampler(0), pruner=pruner
+        )
         return study, created
 
     def _is_undescribed(self) -> bool:
@@ -172,16 +205,20 @@ class Study:
             self.study.set_user_attr(SEARCH, dict(search))
             time.sleep(seconds)
 
-    def _agree(self, search: Mapping[str, Any]) -> None:
+    def _check_same_search(self, search: Mapping[str, Any]) -> None:
         """Refuse the study of another search. **Raises:** UserError."""
-        start = f"hydra.sweeper.study: {self.name} in {self.place}"
+        start = f"hydra.sweeper.study: {self.name} in {self.sweep_dir}"
         remedy = "choose another hydra.sweeper.study, or delete that one"
         directions = [direction.name.lower() for direction in self.study.directions]
         if len(directions) > 1:
-            raise UserError(f"{start} has {len(directions)} objectives, a search of kd has one; {remedy}")
+            raise UserError(
+                f"{start} has {len(directions)} objectives, a search of kd has one; {remedy}"
+            )
         there = self.study.user_attrs.get(SEARCH)
         if there is None:
-            raise UserError(f"{start} does not say what it searches: this kd did not make it; {remedy}")
+            raise UserError(
+                f"{start} does not say what it searches: this kd did not make it; {remedy}"
+            )
         if there != search:
             first, *more = differences(there, search)
             others = f" (and {len(more)} more differences)" if more else ""
@@ -190,7 +227,7 @@ class Study:
             wrong, right = directions[0], search["direction"]
             raise UserError(f"{start} {wrong}s, but {self.objective} is one to {right}; {remedy}")
 
-    def ask(self) -> Any:
+    def ask_trial(self) -> Any:
         """A trial that is this process's to run, or None when the study has, or will have, all."""
         from optuna.trial import TrialState
 
@@ -198,43 +235,50 @@ class Study:
             return list(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
 
         deadline = time.monotonic() + UNSIGNED
-        while any("owner" not in trial.user_attrs for trial in running()) and time.monotonic() < deadline:
+        while (
+            any("owner" not in trial.user_attrs for trial in running())
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.1)  # another process has asked, and signs at once, if it lives
         for trial in running():
-            if orphaned(trial):
-                self._lose(trial.number)
+            if is_orphaned(trial):
+                self._fail_orphaned_trial(trial.number)
         counted = [t for t in self.study.get_trials(deepcopy=False) if _counts(t)]
         if sum(t.state != TrialState.WAITING for t in counted) >= self.n_trials:
             return None
         trial = self.study.ask()
         try:
-            trial.set_user_attr("owner", [platform.node(), os.getpid(), born(os.getpid())])
+            trial.set_user_attr(
+                "owner", [platform.node(), os.getpid(), process_start_time(os.getpid())]
+            )
             trial.set_user_attr("beat", time.time())
         except RuntimeError:  # so slow to sign that another process took it for lost
-            return self.ask()
+            return self.ask_trial()
         self.study.sampler = self._sampler(trial.number)
         numbers = sorted(t.number for t in self.study.get_trials(deepcopy=False) if _counts(t))
         if numbers.index(trial.number) < self.n_trials:
             return trial
         with contextlib.suppress(RuntimeError):
             trial.set_user_attr("surplus", True)  # others asked at the same moment
-        self._tell(trial, None, "FAIL")
+        self._finish_in_storage(trial, None, "FAIL")
         return None
 
-    def begin(self, trial: Any, jobs: Sequence[Mapping[str, Any]]) -> None:
+    def begin_trial(self, trial: Any, jobs: Sequence[Mapping[str, Any]]) -> None:
         """`jobs` are what the trial runs, one for each seed; none where another process took this one for dead."""
         try:
-            for number, job in enumerate(jobs):  # an attribute each: a database may limit its length
+            for number, job in enumerate(
+                jobs
+            ):  # an attribute each: a database may limit its length
                 trial.set_user_attr(f"job{number or ''}", dict(job))
         except RuntimeError:
             return
-        begun = Begun(trial, [dict(job) for job in jobs])
+        begun = RunningTrial(trial, [dict(job) for job in jobs])
         begun.waiting = list(begun.jobs)
-        self.begun |= {job["number"]: begun for job in begun.jobs}
+        self.running_trials |= {job["number"]: begun for job in begun.jobs}
 
     def next_job(self) -> dict[str, Any] | None:
         """The next job of a trial that has begun, or None when all have been started."""
-        for begun in self.begun.values():
+        for begun in self.running_trials.values():
             if begun.waiting:
                 job = begun.waiting.pop(0)
                 begun.running.add(job["number"])
@@ -245,11 +289,11 @@ class Study:
         """These values make no allowed configuration, as alpha + beta > 1."""
         with contextlib.suppress(RuntimeError):
             trial.set_user_attr("refused", reason)
-        self._tell(trial, None, "FAIL")
+        self._finish_in_storage(trial, None, "FAIL")
 
-    def heard(self, job: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    def report_epoch(self, job: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
         """After an epoch: whether the job shall stop, as the pruner gives its trial up or another seed has failed."""
-        begun = self.begun[job["number"]]
+        begun = self.running_trials[job["number"]]
         try:
             begun.trial.set_user_attr("beat", time.time())
             if job["number"] == begun.jobs[0]["number"] and not begun.end:
@@ -259,9 +303,9 @@ class Study:
             begun.end = begun.end or "pruned"
         return begun.end in ("pruned", "failed")
 
-    def over(self, job: Mapping[str, Any], outcome: Outcome) -> None:
+    def finish_trial(self, job: Mapping[str, Any], outcome: Outcome) -> None:
         """A job ended. One that is not done ends its trial: jobs that have not started are not started."""
-        begun = self.begun[job["number"]]
+        begun = self.running_trials[job["number"]]
         begun.running.discard(job["number"])
         if outcome.state != "done":
             ends = {"killed": "killed", "pruned": "pruned"}
@@ -270,31 +314,35 @@ class Study:
             self._skip(begun)
         if begun.running or begun.waiting:
             return
-        self.begun = {number: other for number, other in self.begun.items() if other is not begun}
-        results = [finished(Path(one["folder"])) for one in begun.jobs]
+        self.running_trials = {
+            number: other for number, other in self.running_trials.items() if other is not begun
+        }
+        results = [load_result(Path(one["folder"])) for one in begun.jobs]
         values = [result["metrics"].get(self.objective) for result in results if result]
         if len(values) == len(begun.jobs) and None not in values:
-            self._tell(begun.trial, fmean(values), "COMPLETE")
+            self._finish_in_storage(begun.trial, fmean(values), "COMPLETE")
         elif begun.end == "killed":
-            self._lose(begun.trial.number)
+            self._fail_orphaned_trial(begun.trial.number)
         else:
-            self._tell(begun.trial, None, "PRUNED" if begun.end == "pruned" else "FAIL")
+            self._finish_in_storage(
+                begun.trial, None, "PRUNED" if begun.end == "pruned" else "FAIL"
+            )
 
-    def _skip(self, begun: Begun) -> None:
+    def _skip(self, begun: RunningTrial) -> None:
         """Start no further job of a trial. One that was killed is tried again, and starts them then."""
         end = {"pruned": "was pruned", "failed": "failed"}.get(begun.end)
         for job in begun.waiting if end else ():
             folder = Path(job["folder"])
-            if status(folder).state == "planned":
+            if read_status(folder).state == "planned":
                 folder.mkdir(parents=True, exist_ok=True)
-                mark(folder, "pruned", f"not started: another seed of its trial {end}")
+                write_status(folder, "pruned", f"not started: another seed of its trial {end}")
         begun.waiting.clear()
 
     def close(self) -> None:
         """Let the trials that have not ended be tried again, by whatever process comes next."""
-        for number in {begun.trial.number for begun in self.begun.values()}:
-            self._lose(number)
-        self.begun = {}
+        for number in {begun.trial.number for begun in self.running_trials.values()}:
+            self._fail_orphaned_trial(number)
+        self.running_trials = {}
 
     def jobs(self) -> list[dict[str, Any]]:
         """The jobs of all trials, whoever ran them; a run that was tried again once."""
@@ -311,7 +359,7 @@ class Study:
             return optuna.samplers.RandomSampler(seed=seed)
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
-    def _lose(self, number: int) -> None:
+    def _fail_orphaned_trial(self, number: int) -> None:
         """A trial without a result, whose process is gone, fails; its values wait to be tried again, if it is not the
         trial itself that kills."""
         from optuna.trial import TrialState
@@ -327,10 +375,12 @@ class Study:
         if tries < TRIES:
             self.study.enqueue_trial(trial.params, user_attrs={"again": number, "tries": tries + 1})
 
-    def _tell(self, trial: Any, value: float | None, state: str) -> None:
+    def _finish_in_storage(self, trial: Any, value: float | None, state: str) -> None:
         from optuna.trial import TrialState
 
-        with contextlib.suppress(ValueError, RuntimeError):  # another process, which took this one for dead, was first
+        with contextlib.suppress(
+            ValueError, RuntimeError
+        ):  # another process, which took this one for dead, was first
             self.study.tell(trial, value, TrialState[state])
 
 
@@ -346,7 +396,9 @@ def trials(storage: str, name: str) -> Counter[str]:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.load_study(study_name=name, storage=opened(absolute(storage), skip_table_creation=True))
+        study = optuna.load_study(
+            study_name=name, storage=open_storage(absolute(storage), skip_table_creation=True)
+        )
     except ImportError as error:
         raise UserError("hydra/sweeper=optuna needs Optuna: pip install 'kd[optuna]'") from error
     except KeyError:  # no study of that name
@@ -354,7 +406,9 @@ def trials(storage: str, name: str) -> Counter[str]:
     except Exception as error:
         if _has_no_tables(error):
             return Counter()
-        raise UserError(f"hydra.sweeper.storage: {storage} cannot be opened ({first_line(error)})") from error
+        raise UserError(
+            f"hydra.sweeper.storage: {storage} cannot be opened ({first_line(error)})"
+        ) from error
     counted = [trial for trial in study.get_trials(deepcopy=False) if _counts(trial)]
     return Counter(trial.state.name.lower() for trial in counted if trial.state.name != "WAITING")
 
@@ -370,11 +424,11 @@ def _counts(trial: Any) -> bool:
     return not trial.user_attrs.get("lost") and not trial.user_attrs.get("surplus")
 
 
-def orphaned(trial: Any) -> bool:
+def is_orphaned(trial: Any) -> bool:
     """Whether a running trial's process is gone: surely on this machine; by its silence on another."""
     host, pid, start = trial.user_attrs.get("owner", (None, None, None))
     if host is None:  # it died before it could sign
         return True
     if host == platform.node():
-        return born(pid) != start
+        return process_start_time(pid) != start
     return time.time() - trial.user_attrs.get("beat", 0.0) > PATIENCE

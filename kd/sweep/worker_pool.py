@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from kd.core import streams
 
-GRACE = 6.0  # seconds a worker has to leave in order before it is killed
+GRACE_SECONDS = 6.0  # seconds a worker has to leave in order before it is killed
 
 
 class Outcome(NamedTuple):
@@ -28,8 +28,8 @@ class Outcome(NamedTuple):
     reason: str = ""
 
 
-Tell = Callable[..., bool]  # send a message to the parent; True: please stop
-Work = Callable[[Any, Tell], Outcome]  # do the job that this picklable thing describes
+Send = Callable[..., bool]  # send a message to the parent; True: please stop
+Work = Callable[[Any, Send], Outcome]  # do the job that this picklable thing describes
 
 
 def run(
@@ -66,18 +66,18 @@ def run(
         while True:
             for worker in workers:
                 if worker.job is None and (job := again.popleft() if again else source()):
-                    worker.give(*job)
+                    worker.submit(*job)
             if all(w.job is None for w in workers):
                 break
             tick()
             wait([handle for w in workers for handle in w.handles()], timeout=1.0)
             for worker in workers:
-                death = worker.death()  # asked before its last words are read
+                death = worker.exit_reason()  # asked before its last words are read
                 for message in worker.messages():
                     if message[0] == "ended":
                         finish(worker, message[1])
                     elif worker.job is not None and heard(worker.job[0], message):
-                        worker.ask_to_stop()
+                        worker.request_stop()
                 if death and worker.job is not None:
                     finish(worker, Outcome("killed", death))
     finally:
@@ -95,9 +95,9 @@ def _end(workers: Sequence["_Worker"]) -> None:
     """Let idle workers go, end busy ones, and leave none behind, however impatient the user."""
     living = [w.process for w in workers if w.process is not None and w.process.is_alive()]
     for worker in workers:
-        worker.dismiss()
+        worker.shutdown()
     try:
-        deadline = time.monotonic() + GRACE
+        deadline = time.monotonic() + GRACE_SECONDS
         for process in living:
             process.join(max(0.0, deadline - time.monotonic()))
     finally:
@@ -118,7 +118,7 @@ class _Worker:
         self.connection: Connection | None = None
         self.job: tuple[int, Any] | None = None
 
-    def give(self, number: int, job: Any) -> None:
+    def submit(self, number: int, job: Any) -> None:
         for _ in range(2):
             if self.process is None or not self.process.is_alive():
                 self._start()
@@ -131,10 +131,14 @@ class _Worker:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.work), name="kd-worker")
+        self.process = context.Process(
+            target=_worker_main, args=(theirs, self.work), name="kd-worker"
+        )
         before = {name: os.environ.get(name) for name in self.environment}
         os.environ.update(self.environment)
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it inherits this: a Ctrl-C is the parent's to answer
+        handler = signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # it inherits this: a Ctrl-C is the parent's to answer
         try:
             self.process.start()
         finally:
@@ -151,20 +155,24 @@ class _Worker:
             while self.connection is not None and self.connection.poll():
                 yield self.connection.recv()
 
-    def death(self) -> str:
+    def exit_reason(self) -> str:
         """Why the process is gone, or an empty text."""
         if self.process is None or self.process.is_alive():
             return ""
         self.process.join()
         code, self.process = self.process.exitcode, None
-        return f"its process died of {signal.Signals(-code).name}" if code < 0 else f"its process left with code {code}"
+        return (
+            f"its process died of {signal.Signals(-code).name}"
+            if code < 0
+            else f"its process left with code {code}"
+        )
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         with contextlib.suppress(OSError):
             assert self.connection is not None
             self.connection.send(("stop", None))
 
-    def dismiss(self) -> None:
+    def shutdown(self) -> None:
         if self.process is None:
             return
         with contextlib.suppress(OSError, ProcessLookupError):
@@ -174,13 +182,13 @@ class _Worker:
                 os.kill(self.process.pid, signal.SIGTERM)
 
 
-def _serve(connection: Connection, work: Work) -> None:
+def _worker_main(connection: Connection, work: Work) -> None:
     """A worker's life: in a process group of its own, deaf to Ctrl-C (the parent decides), until told to go."""
     os.setsid()
     streams.protect()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, _interrupt)
+            signal.signal(number, _raise_interrupt)
     jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
     stop, lock = threading.Event(), threading.Lock()
 
@@ -196,7 +204,7 @@ def _serve(connection: Connection, work: Work) -> None:
             tell("ended", work(job, tell))
 
 
-def _interrupt(*_: Any) -> None:
+def _raise_interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
@@ -210,5 +218,5 @@ def _listen(connection: Connection, jobs: "queue.SimpleQueue[Any]", stop: thread
                 return
     except (EOFError, OSError):
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE)
+        time.sleep(GRACE_SECONDS)
         os.killpg(0, signal.SIGKILL)

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kd.config.schema import Config, file_digest, folder_of
-from kd.config.wandb_names import shortened
+from kd.config.schema import Config, file_digest, run_dir
+from kd.config.wandb_names import shorten_name
 from kd.runs import directory
 
 WEIGHTS = "student.safetensors"  # in a run's directory
@@ -37,17 +37,20 @@ def _publish(run: Any, artifact: Any, aliases: list[str], used: bool) -> None:
 def _of_teachers(run: Any, config: Config) -> Iterator[tuple[Any, list[str]]]:
     if not config.needs_teacher:
         return
-    if config.teaching.checkpoint is None:
-        for folder in map(folder_of, config.as_teachers()):
-            yield _of_run(run, folder, directory.finished(folder) or {})
+    if config.teacher_settings.checkpoint is None:
+        for folder in map(run_dir, config.as_teachers()):
+            yield _of_run(run, folder, directory.load_result(folder) or {})
         return
-    path = Path(config.teaching.checkpoint).expanduser().absolute()
-    result = directory.finished(path.parent) if path.name == WEIGHTS else None
+    path = Path(config.teacher_settings.checkpoint).expanduser().absolute()
+    result = directory.load_result(path.parent) if path.name == WEIGHTS else None
     if result is not None:  # a run of kd's: the artifact that it logs itself
         yield _of_run(run, path.parent, result)
     else:
         name = f"{path.stem}-{file_digest(path)}"
-        yield _artifact(run, name, path, {"file": str(path)}, "Given as teacher.checkpoint"), ["latest"]
+        yield (
+            _artifact(run, name, path, {"file": str(path)}, "Given as teacher.checkpoint"),
+            ["latest"],
+        )
 
 
 def _of_run(run: Any, folder: Path, result: Mapping[str, Any]) -> tuple[Any, list[str]]:
@@ -59,10 +62,12 @@ def _of_run(run: Any, folder: Path, result: Mapping[str, Any]) -> tuple[Any, lis
     return _artifact(run, folder.name, folder / WEIGHTS, metadata, description), aliases
 
 
-def _artifact(run: Any, name: str, path: Path, metadata: Mapping[str, Any], description: str) -> Any:
+def _artifact(
+    run: Any, name: str, path: Path, metadata: Mapping[str, Any], description: str
+) -> Any:
     import wandb
 
-    name = shortened("artifact", re.sub(r"[^\w.-]", "_", name, flags=re.ASCII))
+    name = shorten_name("artifact", re.sub(r"[^\w.-]", "_", name, flags=re.ASCII))
     artifact = wandb.Artifact(name, "model", description, dict(metadata))
     stable = _linked(path, Path(run.dir).parent / "artifacts" / f"{name}.safetensors")
     artifact.add_file(str(stable), name="model.safetensors", policy="immutable", skip_cache=True)

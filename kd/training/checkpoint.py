@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from kd.core.errors import first_line
-from kd.core.io import aside, tidy
+from kd.core.io import atomic_write, remove_partial_files
 
 log = logging.getLogger(__name__)
 
-KEPT = 2
+KEEP_LAST = 2
 
 
 class Checkpoints:
@@ -32,15 +32,19 @@ class Checkpoints:
             try:
                 content = path.read_bytes()
                 if _digest(content) == path.stem.rpartition("-")[2]:
-                    found: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+                    found: dict[str, Any] = torch.load(
+                        io.BytesIO(content), map_location="cpu", weights_only=True
+                    )
                     return found
                 what = "it is damaged"
             except Exception as error:  # of the disk, of pickle, of zip
                 what = first_line(error)
-            log.warning("the checkpoint %s cannot be read (%s); an earlier one is taken", path, what)
+            log.warning(
+                "the checkpoint %s cannot be read (%s); an earlier one is taken", path, what
+            )
         return None
 
-    def any(self) -> bool:
+    def exists(self) -> bool:
         return bool(self._all())
 
     def epoch(self) -> int | None:
@@ -50,7 +54,9 @@ class Checkpoints:
     def due(self, epoch: int, step: int) -> bool:
         """Is it time for one, after so many epochs and steps of the next?"""
         after = step == 0 and self.epochs is not None and epoch % self.epochs == 0
-        return after or (self.minutes is not None and time.monotonic() - self.saved > 60 * self.minutes)
+        return after or (
+            self.minutes is not None and time.monotonic() - self.saved > 60 * self.minutes
+        )
 
     def save(self, epoch: int, step: int, content: dict[str, Any]) -> bool:
         """Write one and remove all but the last two. Where that fails the training goes on; it is said once."""
@@ -60,15 +66,17 @@ class Checkpoints:
         name = f"{epoch:06d}-{step:08d}-{_digest(file.getbuffer())}.pt"
         try:
             self.folder.mkdir(exist_ok=True)
-            tidy(self.folder)
-            with aside(self.folder / name) as part:
+            remove_partial_files(self.folder)
+            with atomic_write(self.folder / name) as part:
                 part.write_bytes(file.getbuffer())
-            for path in self._all()[:-KEPT]:
+            for path in self._all()[:-KEEP_LAST]:
                 path.unlink()
         except OSError as error:
             if not self.failed:
                 log.warning(
-                    "no checkpoint can be written to %s (%s); the training goes on", self.folder, error.strerror
+                    "no checkpoint can be written to %s (%s); the training goes on",
+                    self.folder,
+                    error.strerror,
                 )
             self.failed = True
             return False

@@ -13,10 +13,16 @@ from torch import Tensor
 from kd.data import Data
 from kd.training.metrics import confusion
 
-BEST = {"val_accuracy": max, "val_agreement": max, "val_nll": min, "val_ece": min, "val_teacher_kl": min}
+BEST = {
+    "val_accuracy": max,
+    "val_agreement": max,
+    "val_nll": min,
+    "val_ece": min,
+    "val_teacher_kl": min,
+}
 COLUMNS = 8  # of the picture of test images
 GAP, LINE = 4, 12  # pixels between its cells, and of a line of text
-RIGHT, WRONG, INK, PAPER = (0, 110, 0), (200, 0, 0), (60, 60, 60), (255, 255, 255)
+CORRECT, WRONG, INK, PAPER = (0, 110, 0), (200, 0, 0), (60, 60, 60), (255, 255, 255)
 
 
 def settings() -> dict[str, Any]:
@@ -76,7 +82,9 @@ def confusion_matrix(data: Data, logits: Tensor) -> Any:
     import wandb
 
     counts = confusion(logits, data.test.targets, len(data.classes))
-    rows: Any = [[t, p, counts[i][j]] for i, t in enumerate(data.classes) for j, p in enumerate(data.classes)]
+    rows: Any = [
+        [t, p, counts[i][j]] for i, t in enumerate(data.classes) for j, p in enumerate(data.classes)
+    ]
     table = wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=rows)
     fields = {str(name): str(name) for name in table.columns}
     return wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "Test images"})
@@ -91,7 +99,10 @@ def samples(data: Data, logits: Tensor, count: int) -> Any:
     count = min(count, total)
     for number in (index * total // count for index in range(count)):
         row = int(data.test.index[number])
-        label, prediction = data.classes[int(data.test.labels[row])], data.classes[int(logits[number].argmax())]
+        label, prediction = (
+            data.classes[int(data.test.labels[row])],
+            data.classes[int(logits[number].argmax())],
+        )
         cells.append((data.test.images[row].cpu().numpy(), label, prediction))
     right = sum(label == prediction for _, label, prediction in cells)
     caption = f"{right} of {len(cells)} right; below each image its class, then the prediction"
@@ -104,19 +115,27 @@ def _grid(cells: Sequence[tuple[Any, str, str]]) -> Image.Image:
     side = 128 if size > 128 else size * max(1, round(64 / size))
     width, height = side + GAP, side + 2 * LINE + GAP
     columns = min(COLUMNS, len(cells))
-    grid = Image.new("RGB", (columns * width + GAP, -(-len(cells) // columns) * height + GAP), PAPER)
+    grid = Image.new(
+        "RGB", (columns * width + GAP, -(-len(cells) // columns) * height + GAP), PAPER
+    )
     pen = ImageDraw.Draw(grid)
     resampling = Image.Resampling.LANCZOS if size > 128 else Image.Resampling.NEAREST
     for number, (pixels, label, prediction) in enumerate(cells):
         x, y = GAP + number % columns * width, GAP + number // columns * height
         grid.paste(Image.fromarray(pixels).resize((side, side), resampling), (x, y))
         _write(pen, (x, y + side), label, INK, side)
-        _write(pen, (x, y + side + LINE), prediction, RIGHT if label == prediction else WRONG, side)
+        _write(
+            pen, (x, y + side + LINE), prediction, CORRECT if label == prediction else WRONG, side
+        )
     return grid
 
 
 def _write(
-    pen: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, colour: tuple[int, int, int], width: int
+    pen: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    text: str,
+    colour: tuple[int, int, int],
+    width: int,
 ) -> None:
     """A line of text, cut off at `width` pixels."""
     font = ImageFont.load_default()

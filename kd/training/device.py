@@ -19,7 +19,7 @@ from kd.core import locks
 from kd.core.errors import UserError
 from kd.core.io import write_json
 from kd.models import kernels
-from kd.models.base import Net, Out
+from kd.models.base import ModelOutput, Net
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -37,21 +37,27 @@ class Device(NamedTuple):
             return contextlib.nullcontext()
         return torch.autocast(self.torch.type, self.dtype)
 
-    def forward(self, net: Net) -> Callable[..., Out]:
-        """`net.tapped`, compiled if that is wanted: on a GPU into CUDA graphs, as small networks wait for launches."""
+    def forward(self, net: Net) -> Callable[..., ModelOutput]:
+        """`net.forward_taps`, compiled if that is wanted: on a GPU into CUDA graphs, as small networks wait for launches."""
         if not self.compile:
-            return net.tapped
-        return torch.compile(net.tapped, dynamic=False, mode="reduce-overhead" if self.torch.type == "cuda" else None)
+            return net.forward_taps
+        return torch.compile(
+            net.forward_taps,
+            dynamic=False,
+            mode="reduce-overhead" if self.torch.type == "cuda" else None,
+        )
 
-    def place(self, module: Module) -> Module:
+    def prepare_module(self, module: Module) -> Module:
         """`module` itself, moved here, its convolution weights in channels_last order."""
         module.to(self.torch).to(memory_format=torch.channels_last)
         if self.kernels is not None:
-            kernels.quicken(module, self.kernels)
+            kernels.fuse_modules(module, self.kernels)
         return module
 
 
-def resolve(device: str, precision: str, cache: Path, own_kernels: bool = True, compile: bool = False) -> Device:
+def resolve(
+    device: str, precision: str, cache: Path, own_kernels: bool = True, compile: bool = False
+) -> Device:
     """`auto` takes CUDA, then Apple's MPS, then the CPU; and bfloat16 where it is right and faster.
 
     **Arguments:** `cache`: the directory in which what was found out about this machine is remembered.
@@ -63,21 +69,31 @@ def resolve(device: str, precision: str, cache: Path, own_kernels: bool = True, 
     kind, _, number = device.partition(":")
     present = {"cuda": torch.cuda.device_count() if cuda else 0, "mps": int(mps), "cpu": 1}
     if int(number or 0) >= present[kind]:
-        have = ", ".join(f"{name}:{i}" if name == "cuda" else name for name, n in present.items() for i in range(n))
-        raise UserError(f"device: {device} is not on this machine; it has {have}; device=auto chooses")
+        have = ", ".join(
+            f"{name}:{i}" if name == "cuda" else name
+            for name, n in present.items()
+            for i in range(n)
+        )
+        raise UserError(
+            f"device: {device} is not on this machine; it has {have}; device=auto chooses"
+        )
     if compile and kind == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise UserError("compile: on a CPU torch.compile needs g++, which is not on this machine; use compile=false")
+        raise UserError(
+            "compile: on a CPU torch.compile needs g++, which is not on this machine; use compile=false"
+        )
     if precision == "auto":
-        precision = "bf16" if _bf16_pays(kind, cache) else "fp32"
+        precision = "bf16" if _bf16_is_faster(kind, cache) else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     ours = kernels.library(cache, dtype) if own_kernels and not compile and kind == "cpu" else None
     return Device(torch.device(device), dtype, ours, compile)
 
 
-def _bf16_pays(kind: str, cache: Path) -> bool:
+def _bf16_is_faster(kind: str, cache: Path) -> bool:
     if kind == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
-    if kind != "cpu" or not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+    if kind != "cpu" or not (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    ):
         return False
     machine = f"{kernels.processor()!r} {torch.__version__}"
     path = cache / f"bf16-{hashlib.sha256(machine.encode()).hexdigest()[:12]}.json"
@@ -99,10 +115,15 @@ def try_bf16() -> dict[str, float]:
     emulate it)? **Returns:** the milliseconds of each, the largest relative error of outputs and gradients, and the
     verdict."""
     draw = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(64, 32, 16, 16, generator=draw), torch.randn(32, 32, 3, 3, generator=draw) / 17
+    x, weight = (
+        torch.randn(64, 32, 16, 16, generator=draw),
+        torch.randn(32, 32, 3, 3, generator=draw) / 17,
+    )
 
     def step(dtype: torch.dtype) -> list[Tensor]:
-        a, b = (t.to(dtype, memory_format=torch.channels_last).requires_grad_() for t in (x, weight))
+        a, b = (
+            t.to(dtype, memory_format=torch.channels_last).requires_grad_() for t in (x, weight)
+        )
         y = F.conv2d(a, b, padding=1)
         y.backward(y.detach())
         return [t.float() for t in (y.detach(), a.grad, b.grad) if t is not None]
@@ -121,7 +142,7 @@ def try_bf16() -> dict[str, float]:
     return {"fp32_ms": fp32, "bf16_ms": bf16, "error": error, "pays": error < 0.03 and bf16 < fp32}
 
 
-def settle(threads: int | None) -> None:
+def configure_process(threads: int | None) -> None:
     """Once a process: the number of CPU threads, and a C library that keeps freed memory for the next step.
 
     Without the second, glibc hands every large activation back to the kernel and faults it in again each step.
@@ -130,5 +151,9 @@ def settle(threads: int | None) -> None:
         torch.set_num_threads(threads)
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):  # MMAP_MAX, TRIM_THRESHOLD, TOP_PAD
+        for option, value in (
+            (-4, 0),
+            (-1, 2**31 - 1),
+            (-2, 64 << 20),
+        ):  # MMAP_MAX, TRIM_THRESHOLD, TOP_PAD
             libc.mallopt(option, value)

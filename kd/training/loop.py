@@ -7,36 +7,46 @@ from typing import Any
 import torch
 
 from kd.core.errors import DivergedError
-from kd.core.interleave import Shared, random_state, restore
-from kd.core.rng import stream
+from kd.core.interleave import RunCache, random_state, restore_random_state
+from kd.core.rng import named_seed
 from kd.data.augment import Augment
 from kd.data.batch import Batch
 from kd.data.loader import Split, batches
 from kd.methods.base import Method
-from kd.models.base import Net, Out
+from kd.models.base import ModelOutput, Net
 from kd.optim import Optimizer, Schedule
 from kd.training.device import Device
 
-Teach = Callable[[Batch], Out]  # what the frozen teacher says of a batch: float32, without gradients
+TeacherOutputs = Callable[
+    [Batch], ModelOutput
+]  # what the frozen teacher says of a batch: float32, without gradients
 
 
-class State:
+class TrainingState:
     """All that training changes, as it is between two steps: what a checkpoint must hold."""
 
     def __init__(self, student: Net, method: Method, optimizer: Optimizer):
         self.student, self.method = student, method
         self.optimizers = optimizer.build([*student.parameters(), *method.parameters()])
-        self.rates = [(group, group["lr"]) for o in self.optimizers for group in o.param_groups]  # at factor 1
+        self.base_lrs = [
+            (group, group["lr"]) for o in self.optimizers for group in o.param_groups
+        ]  # at factor 1
         self.epoch = self.step = 0  # epochs done; steps done of the next
-        self.values: dict[str, list[torch.Tensor]] = {}  # of these steps: a scalar each, on the device
+        self.step_metrics: dict[
+            str, list[torch.Tensor]
+        ] = {}  # of these steps: a scalar each, on the device
 
     def dump(self) -> dict[str, Any]:
         """Plain values and tensors."""
         return {
-            "student": self.student.state_dict(), "method": self.method.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers], "epoch": self.epoch, "step": self.step,
-            "values": {name: torch.stack(values) for name, values in self.values.items()}, "random": random_state(),
-        }  # fmt: skip
+            "student": self.student.state_dict(),
+            "method": self.method.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "epoch": self.epoch,
+            "step": self.step,
+            "values": {name: torch.stack(values) for name, values in self.step_metrics.items()},
+            "random": random_state(),
+        }
 
     def load(self, kept: dict[str, Any]) -> None:
         """Be as `dump` found it. **Raises:** RuntimeError, ValueError or KeyError when that was of something else."""
@@ -45,19 +55,27 @@ class State:
         for o, was in zip(self.optimizers, kept["optimizers"], strict=True):
             o.load_state_dict(was)  # makes new groups
         groups = [group for o in self.optimizers for group in o.param_groups]
-        self.rates = [(group, lr) for group, (_, lr) in zip(groups, self.rates, strict=True)]
+        self.base_lrs = [(group, lr) for group, (_, lr) in zip(groups, self.base_lrs, strict=True)]
         device = next(self.student.parameters()).device
         self.epoch, self.step = kept["epoch"], kept["step"]
-        self.values = {name: list(values.to(device)) for name, values in kept["values"].items()}
-        restore(kept["random"])
+        self.step_metrics = {
+            name: list(values.to(device)) for name, values in kept["values"].items()
+        }
+        restore_random_state(kept["random"])
 
     def means(self) -> dict[str, float]:
         """The means of the epoch's values. **Raises:** DivergedError."""
-        table = torch.stack([torch.stack(values) for values in self.values.values()]).cpu().double()
+        table = (
+            torch.stack([torch.stack(values) for values in self.step_metrics.values()])
+            .cpu()
+            .double()
+        )
         where = f"epoch {self.epoch + 1}, step"
         for step in (~table.isfinite()).any(dim=0).nonzero()[:1, 0].tolist():
-            said = dict(zip(self.values, table[:, step].tolist(), strict=True))
-            name = next(name for name in reversed(said) if not math.isfinite(said[name]))  # the loss itself comes first
+            said = dict(zip(self.step_metrics, table[:, step].tolist(), strict=True))
+            name = next(
+                name for name in reversed(said) if not math.isfinite(said[name])
+            )  # the loss itself comes first
             what = f"the loss term {name!r} is {said[name]}"
             raise DivergedError(f"{where} {step + 1}: {what}; try a smaller optimizer.lr")
         held = [*self.student.state_dict().values(), *self.method.state_dict().values()]
@@ -65,12 +83,12 @@ class State:
             raise DivergedError(
                 f"{where} {self.step}: the student's weights are not finite; try a smaller optimizer.lr"
             )
-        return dict(zip(self.values, table.mean(dim=1).tolist(), strict=True))
+        return dict(zip(self.step_metrics, table.mean(dim=1).tolist(), strict=True))
 
 
 def train(
-    state: State,
-    teach: Teach | None,
+    state: TrainingState,
+    teach: TeacherOutputs | None,
     data: Split,
     augment: Augment,
     schedule: Schedule,
@@ -78,7 +96,7 @@ def train(
     batch_size: int,
     seed: int,
     device: Device,
-    shared: Shared | None = None,
+    shared: RunCache | None = None,
 ) -> Iterator[dict[str, float] | None]:
     """Train `state`'s student (and the method's own parts) in place, from where it is; yield None after each step, and
     after each epoch a row: {"epoch", "lr", "accuracy", "loss" and each term}.
@@ -92,24 +110,37 @@ def train(
     for epoch in range(state.epoch, epochs):
         student.train(), method.train()
         if state.step == 0:
-            torch.manual_seed(stream(seed, f"dropout/{epoch}"))
-            state.values = {}
-        for batch in batches(data, batch_size, seed, epoch, augment, method.views, shared, state.step, method.mixed):
-            for group, lr in state.rates:
-                group["lr"] = lr * schedule.factor(epoch * per_epoch + state.step, epochs * per_epoch)
+            torch.manual_seed(named_seed(seed, f"dropout/{epoch}"))
+            state.step_metrics = {}
+        for batch in batches(
+            data, batch_size, seed, epoch, augment, method.views, shared, state.step, method.mixed
+        ):
+            for group, lr in state.base_lrs:
+                group["lr"] = lr * schedule.factor(
+                    epoch * per_epoch + state.step, epochs * per_epoch
+                )
             with device.autocast():
                 s = forward(batch.x, method.student_taps).float()
             terms = method(batch, s, teach(batch) if teach else None)
-            loss = sum((weight * value for weight, value in terms.values()), torch.zeros((), device=batch.y.device))
+            loss = sum(
+                (weight * value for weight, value in terms.values()),
+                torch.zeros((), device=batch.y.device),
+            )
             loss.backward()
             for o in state.optimizers:
                 o.step()
                 o.zero_grad(set_to_none=True)
             right = (s.logits.argmax(dim=1) == batch.y).float().mean() / labelled
-            for name, value in {"accuracy": right, "loss": loss, **{n: v for n, (_, v) in terms.items()}}.items():
-                state.values.setdefault(name, []).append(value.detach())  # stays on the device: no wait in the loop
+            for name, value in {
+                "accuracy": right,
+                "loss": loss,
+                **{n: v for n, (_, v) in terms.items()},
+            }.items():
+                state.step_metrics.setdefault(name, []).append(
+                    value.detach()
+                )  # stays on the device: no wait in the loop
             state.step += 1
             yield None
-        row = {"epoch": epoch + 1, "lr": state.rates[0][0]["lr"], **state.means()}
+        row = {"epoch": epoch + 1, "lr": state.base_lrs[0][0]["lr"], **state.means()}
         state.epoch, state.step = epoch + 1, 0
         yield row

@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd.data.loader import Split, plain
+from kd.data.loader import Split, eval_batches
 from kd.training.device import Device
 
 
-def infer(net: nn.Module, data: Split, device: Device) -> Tensor:
+def predict(net: nn.Module, data: Split, device: Device) -> Tensor:
     """float32 logits [n, classes] of a split's images, in eval mode, on the CPU; the net's mode is restored."""
     training = net.training
     net.eval()
     with torch.inference_mode(), device.autocast():
-        logits = torch.cat([net(x).float() for x in plain(data)]).cpu()
+        logits = torch.cat([net(x).float() for x in eval_batches(data)]).cpu()
     net.train(training)
     return logits
 
@@ -50,7 +50,10 @@ def _bins(confidence: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(images, sum of confidences, right answers) of each bin (a, b] of confidence: float64 [BINS]."""
     place = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
     zero = torch.zeros(BINS, dtype=torch.float64)
-    return tuple(zero.index_add(0, place, x.double()) for x in (torch.ones_like(confidence), confidence, right))  # type: ignore[return-value]
+    return tuple(
+        zero.index_add(0, place, x.double())
+        for x in (torch.ones_like(confidence), confidence, right)
+    )  # type: ignore[return-value]
 
 
 def _ece(images: Tensor, confidence: Tensor, right: Tensor) -> float:
@@ -62,7 +65,9 @@ def reliability(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:
     their confidences, and how many were right."""
     confidence, predicted = F.softmax(logits.double(), dim=1).max(dim=1)
     found = _bins(confidence, predicted == labels.cpu())
-    return dict(zip(("images", "confidence", "right"), (part.tolist() for part in found), strict=True))
+    return dict(
+        zip(("images", "confidence", "right"), (part.tolist() for part in found), strict=True)
+    )
 
 
 def confusion(logits: Tensor, labels: Tensor, classes: int) -> list[list[int]]:
@@ -75,7 +80,9 @@ def size(net: nn.Module, image: int) -> dict[str, int]:
     """Parameters, and multiply-accumulates of the convolutions and matrix products for one image of that size."""
     import copy
 
-    meta = copy.deepcopy(net).to("meta").eval().requires_grad_(False)  # the counter fails on modules fed a parameter
+    meta = (
+        copy.deepcopy(net).to("meta").eval().requires_grad_(False)
+    )  # the counter fails on modules fed a parameter
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         meta(torch.empty(1, 3, image, image, device="meta"))
     return {"params": count(net.parameters()), "macs": counter.get_total_flops() // 2}

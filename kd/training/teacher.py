@@ -14,10 +14,10 @@ from kd.core.errors import UserError
 from kd.data import Data
 from kd.data.batch import Batch
 from kd.models import weights
-from kd.models.base import Net, Out
+from kd.models.base import ModelOutput, Net
 from kd.models.ensemble import Ensemble, Mean
 from kd.training.device import Device
-from kd.training.metrics import infer, metrics
+from kd.training.metrics import metrics, predict
 
 log = logging.getLogger(__name__)
 
@@ -29,26 +29,30 @@ class Teacher(NamedTuple):
     sources: tuple[str, ...]  # the files of its weights; of an ensemble, of each member
     metrics: dict[str, float]  # test_* as recorded when it was trained, val_* as measured now
     val_logits: Tensor | None  # [n, classes]
-    guard: "Guard"
+    guard: "FrozenCheck"
 
 
-def load(config: Config, data: Data, device: Device, source: Path, trained: dict[str, Any] | None) -> Teacher:
+def load(
+    config: Config, data: Data, device: Device, source: Path, trained: dict[str, Any] | None
+) -> Teacher:
     """The teacher whose weights are at `source`; `trained` is the result of the run that made it, if there is one.
 
     **Raises:** UserError when its weights are damaged, or no longer score what they scored when they were trained.
     """
     net = models.build(config.teacher, len(data.classes), data.size)
     try:
-        weights.fill(net, source, "teacher: " if trained else weights.GIVEN)
+        weights.load_weights(net, source, "teacher: " if trained else weights.EXTERNAL)
     except UserError as error:
-        again = f"; when {source.parent} is removed, the teacher is trained again" if trained else ""
+        again = (
+            f"; when {source.parent} is removed, the teacher is trained again" if trained else ""
+        )
         raise UserError(f"{error}{again}") from error
     freeze(net, device)
-    guard = Guard(net)
+    guard = FrozenCheck(net)
     found = dict(trained["metrics"]) if trained else {}
     val_logits = None
     if data.val is not None:
-        val_logits = infer(net, data.val, device)
+        val_logits = predict(net, data.val, device)
         now = metrics(val_logits, data.val.targets)
         if trained and abs(now["accuracy"] - found["val_accuracy"]) > 0.005:
             raise UserError(
@@ -59,44 +63,44 @@ def load(config: Config, data: Data, device: Device, source: Path, trained: dict
     return Teacher(net, (str(source),), found, val_logits, guard)
 
 
-def together(members: Sequence[Teacher], mean: Mean, data: Data, device: Device) -> Teacher:
+def build_ensemble(members: Sequence[Teacher], mean: Mean, data: Data, device: Device) -> Teacher:
     """The teacher that these are together."""
     net = Ensemble([member.net for member in members], mean)
     freeze(net, device)
     sources = tuple(source for member in members for source in member.sources)
     if data.val is None:
-        return Teacher(net, sources, {}, None, Guard(net))
-    val_logits = infer(net, data.val, device)
+        return Teacher(net, sources, {}, None, FrozenCheck(net))
+    val_logits = predict(net, data.val, device)
     found = {f"val_{name}": value for name, value in metrics(val_logits, data.val.targets).items()}
-    return Teacher(net, sources, found, val_logits, Guard(net))
+    return Teacher(net, sources, found, val_logits, FrozenCheck(net))
 
 
 def freeze(net: Net, device: Device) -> None:
     """Eval mode, no gradients, on the device."""
-    device.place(net).eval().requires_grad_(False)
+    device.prepare_module(net).eval().requires_grad_(False)
 
 
-class Live:
+class TeacherForward:
     """`live(batch)`: what the frozen `net` says of a batch, with these taps, by a forward pass."""
 
     def __init__(self, net: Net, taps: Sequence[str], device: Device):
         self.net, self.taps, self.device = net, tuple(taps), device
 
-    def __call__(self, batch: Batch) -> Out:
+    def __call__(self, batch: Batch) -> ModelOutput:
         return self.of(batch.x)
 
-    def of(self, x: Tensor) -> Out:
+    def of(self, x: Tensor) -> ModelOutput:
         """The same of normalised images [B, 3, H, W]: float32."""
         with torch.no_grad(), self.device.autocast():
-            return self.net.tapped(x, self.taps).float()
+            return self.net.forward_taps(x, self.taps).float()
 
 
-class Guard:
+class FrozenCheck:
     """Holds a teacher to its promise: eval mode, no gradient, not one buffer or weight moved."""
 
     def __init__(self, net: Net):
         self.net = net
-        self.before = self._sums()
+        self.initial = self._checksums()
 
     def check(self) -> None:
         """**Raises:** RuntimeError when the teacher changed since the guard was set."""
@@ -104,9 +108,9 @@ class Guard:
             raise RuntimeError("the teacher was left in train mode")
         if any(p.requires_grad or p.grad is not None for p in self.net.parameters()):
             raise RuntimeError("the teacher received gradients")
-        if self._sums() != self.before:
+        if self._checksums() != self.initial:
             raise RuntimeError("the teacher's weights or buffers changed during distillation")
 
-    def _sums(self) -> list[tuple[float, float]]:
+    def _checksums(self) -> list[tuple[float, float]]:
         parts = [t.detach().cpu().double() for t in self.net.state_dict().values()]
         return [(t.sum().item(), t.square().sum().item()) for t in parts]

@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from kd.config import wandb_env
-from kd.config.schema import Config, Tracker
-from kd.config.wandb_names import shortened
+from kd.config.schema import Config, TrackerSettings
+from kd.config.wandb_names import shorten_name
 from kd.core.errors import DivergedError, PrunedError, first_line
 from kd.core.io import read_json, write_json
 from kd.data import Data
-from kd.runs.directory import epochs
+from kd.runs.directory import read_history
 from kd.training import artifacts, dashboard, wandb_run
 
 log = logging.getLogger(__name__)
@@ -26,20 +26,26 @@ log = logging.getLogger(__name__)
 GROUP = "wandb.json"  # in a sweep's directory
 
 
-class Mirror:
+class WandbRun:
     """Sends what it is told to one W&B run. After the first error it says so, once, and falls silent."""
 
-    def __init__(self, run: Any = None, settings: Tracker | None = None):
+    def __init__(self, run: Any = None, settings: TrackerSettings | None = None):
         self.run, self.settings = run, settings
-        self.rows: list[Mapping[str, Any]] = []
+        self.logged_rows: list[Mapping[str, Any]] = []
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
+    def log_epoch(self, row: Mapping[str, Any]) -> None:
         """One row of history: `epoch` is the step; val_* become val/*, all else train/*."""
-        self.rows.append(row)
-        named = {f"val/{n[4:]}" if n.startswith("val_") else f"train/{n}": v for n, v in row.items() if n != "epoch"}
-        if row["epoch"] >= getattr(self.run, "starting_step", 0):  # else the server has it, from before an interruption
+        self.logged_rows.append(row)
+        named = {
+            f"val/{n[4:]}" if n.startswith("val_") else f"train/{n}": v
+            for n, v in row.items()
+            if n != "epoch"
+        }
+        if row["epoch"] >= getattr(
+            self.run, "starting_step", 0
+        ):  # else the server has it, from before an interruption
             self.send(lambda run: run.log({"epoch": row["epoch"], **named}, step=row["epoch"]))
-            self.send(lambda run: run.summary.update(dashboard.best(self.rows)))
+            self.send(lambda run: run.summary.update(dashboard.best(self.logged_rows)))
 
     def finish(self, result: Mapping[str, Any], data: Data, logits: Tensor) -> None:
         """The summary, the confusion matrix of the test images, and some of them with the student's predictions."""
@@ -49,7 +55,7 @@ class Mirror:
             count = self.settings.samples
             self.log(lambda: {"test/samples": dashboard.samples(data, logits, count)})
 
-    def weights(self, config: Config, folder: Path, result: Mapping[str, Any]) -> None:
+    def log_weights(self, config: Config, folder: Path, result: Mapping[str, Any]) -> None:
         """The weights of a finished run in `folder`, and those of its teacher, where artifacts are wanted."""
         if self.settings and self.settings.artifacts:
             self.send(lambda run: artifacts.log(run, config, folder, result))
@@ -77,7 +83,7 @@ class Mirror:
 
 
 @contextlib.contextmanager
-def open(config: Config, folder: Path, job_type: str, single: bool = False) -> Iterator[Mirror]:
+def open(config: Config, folder: Path, job_type: str, single: bool = False) -> Iterator[WandbRun]:
     """A mirror for one run; when the block ends the W&B run is finished, as failed if an error leaves the block.
 
     `single`: it is the one that its command is for, which W&B's variables for a run mean (WANDB_RUN_ID, WANDB_NAME).
@@ -85,11 +91,11 @@ def open(config: Config, folder: Path, job_type: str, single: bool = False) -> I
     the server has are passed over, and each offline segment holds all from the first (of a killed process nothing may
     be left), so that a sync of it replaces what was synced before. In the end the earlier ones go to superseded/.
     """
-    about = _about(config, folder, job_type, single)
+    about = _run_settings(config, folder, job_type, single)
     with wandb_run.started(config.root.tracker, folder, about) as run:
         if run is not None:
             _remember(run, about, folder)
-        mirror = Mirror(run, config.root.tracker)
+        mirror = WandbRun(run, config.root.tracker)
         mirror.send(dashboard.define_axes)
         try:
             yield mirror
@@ -106,7 +112,7 @@ def open(config: Config, folder: Path, job_type: str, single: bool = False) -> I
                 segment.rename(own.parent / "superseded" / segment.name)
 
 
-def _remember(run: Any, about: wandb_run.About, folder: Path) -> None:
+def _remember(run: Any, about: wandb_run.RunSettings, folder: Path) -> None:
     """Write down which W&B run is that of `folder`, and where it can be seen."""
     known = {"id": run.id, **({"group": about.group} if about.group else {})}
     if run.offline:
@@ -116,27 +122,32 @@ def _remember(run: Any, about: wandb_run.About, folder: Path) -> None:
     try:
         write_json(folder / "wandb.json", known)
     except OSError as error:
-        log.warning("W&B: %s; if this run is interrupted, it will be another run on W&B", first_line(error))
+        log.warning(
+            "W&B: %s; if this run is interrupted, it will be another run on W&B", first_line(error)
+        )
 
 
-def repeat(config: Config, folder: Path, result: Mapping[str, Any]) -> None:
+def republish(config: Config, folder: Path, result: Mapping[str, Any]) -> None:
     """Report a run that was finished before to the W&B run that a sweep's agent has created for it, if one has."""
-    trial = wandb_env.trial()
+    trial = wandb_env.agent_trial()
     if trial is None:
         return
-    about = _about(config, folder, "student", single=True)
+    about = _run_settings(config, folder, "student", single=True)
     with wandb_run.started(config.root.tracker, folder, about) as run:
-        _tell(run, epochs(folder), dashboard.summary(result))
+        _log_rows(run, read_history(folder), dashboard.summary(result))
 
 
-def trial(
-    settings: Tracker, folder: Path, results: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+def report_trial(
+    settings: TrackerSettings,
+    folder: Path,
+    results: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
 ) -> None:
     """Report one setting of a sweep to the W&B run of the agent that started it, if one did: means over its seeds.
 
     **Arguments:** `results` of the setting's runs; `rows`: the history of their means.
     """
-    given = wandb_env.trial()
+    given = wandb_env.agent_trial()
     if given is None or not results:
         return
     if given.sweep_id is None:
@@ -145,8 +156,10 @@ def trial(
     seeds = [result["seed"] for result in results]
     config = {**results[0]["config"], "seeds": seeds}
     config.pop("seed", None)
-    about = wandb_run.About(
-        name=shortened("name", f"{results[0]['method']}-{results[0]['student']}-{len(seeds)}-seeds"),
+    about = wandb_run.RunSettings(
+        name=shorten_name(
+            "name", f"{results[0]['method']}-{results[0]['student']}-{len(seeds)}-seeds"
+        ),
         job_type="trial",
         group=settings.group or group(folder),
         tags=_tags(settings, str(results[0]["method"])),
@@ -156,20 +169,26 @@ def trial(
         trial=given,
     )
     with wandb_run.started(settings, folder, about) as run:
-        _tell(run, rows, _mean([dashboard.summary(result) for result in results]))
+        _log_rows(run, rows, _mean([dashboard.summary(result) for result in results]))
 
 
-def sweep(settings: Tracker, folder: Path, tables: Mapping[str, Any], figures: Sequence[Path], text: str) -> None:
+def report_sweep(
+    settings: TrackerSettings,
+    folder: Path,
+    tables: Mapping[str, Any],
+    figures: Sequence[Path],
+    text: str,
+) -> None:
     """One run beside a sweep's own, in its group, that holds the sweep's tables, figures and verdict."""
-    about = wandb_run.About(
-        name=shortened("name", os.environ.get("WANDB_NAME") or "sweep-summary"),
+    about = wandb_run.RunSettings(
+        name=shorten_name("name", os.environ.get("WANDB_NAME") or "sweep-summary"),
         job_type="sweep-summary",
         group=settings.group or group(folder),
         tags=settings.tags or [],
         notes=dashboard.notes(settings.notes, folder, folder, text),
     )
     with wandb_run.started(settings, folder, about) as run:
-        mirror = Mirror(run)
+        mirror = WandbRun(run)
         for name, table in tables.items():
             mirror.log(lambda table=table, name=name: {name: dashboard.table(table)})  # type: ignore[misc]
         for path in figures:
@@ -181,7 +200,7 @@ def group(folder: Path) -> str:
     known = read_json(folder / GROUP)
     if isinstance(known, dict) and "group" in known:
         return str(known["group"])
-    return shortened("group", "-".join(folder.parts[-2:]))
+    return shorten_name("group", "-".join(folder.parts[-2:]))
 
 
 def name_group(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
@@ -196,39 +215,43 @@ def name_group(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
         words = list(dict.fromkeys(job["config"]["method"]["name"] for job in jobs))
         first = "-".join(words[:4]) + (f"-and-{len(words) - 4}-more" if len(words) > 4 else "")
         name = f"{first}-{digest}"
-    write_json(folder / GROUP, {"group": shortened("group", name)})
+    write_json(folder / GROUP, {"group": shorten_name("group", name)})
 
 
-def _about(config: Config, folder: Path, job_type: str, single: bool) -> wandb_run.About:
+def _run_settings(
+    config: Config, folder: Path, job_type: str, single: bool
+) -> wandb_run.RunSettings:
     """What the W&B run of a run is called, and which it is: the agent's, the one it had before, or a new one."""
     settings, known = config.root.tracker, read_json(folder / "wandb.json")
     known = known if isinstance(known, dict) else {}
-    given = wandb_env.trial() if single else None
+    given = wandb_env.agent_trial() if single else None
     id_ = given.run_id if given else known.get("id")
     name = os.environ.get("WANDB_NAME") if single else None
     kind = os.environ.get("WANDB_JOB_TYPE") if job_type == "student" else None
-    return wandb_run.About(
-        name=shortened("name", name or config.label()),
+    return wandb_run.RunSettings(
+        name=shorten_name("name", name or config.run_name()),
         job_type=kind or job_type,
-        group=settings.group or known.get("group") or (group(config.sweep) if config.sweep else None),
+        group=settings.group
+        or known.get("group")
+        or (group(config.sweep) if config.sweep else None),
         tags=_tags(settings, config.method.name),
         notes=dashboard.notes(settings.notes, folder, config.sweep),
-        config={**config.plain(), "run_id": config.identity()},
+        config={**config.to_dict(), "run_id": config.identity()},
         id=str(id_ or secrets.token_hex(6)),
         resume=id_ is not None and id_ == known.get("id"),
         trial=given,
     )
 
 
-def _tags(settings: Tracker, method: str) -> list[str]:
-    return list(dict.fromkeys([*(settings.tags or []), shortened("tag", method)]))
+def _tags(settings: TrackerSettings, method: str) -> list[str]:
+    return list(dict.fromkeys([*(settings.tags or []), shorten_name("tag", method)]))
 
 
-def _tell(run: Any, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
-    mirror = Mirror(run)
+def _log_rows(run: Any, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
+    mirror = WandbRun(run)
     mirror.send(dashboard.define_axes)
     for row in rows:
-        mirror.epoch(row)
+        mirror.log_epoch(row)
     mirror.send(lambda run: run.summary.update(summary))
 
 
@@ -237,7 +260,9 @@ def _mean(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, first in summaries[0].items():
         values = [summary.get(name) for summary in summaries]
-        if isinstance(first, int | float) and all(isinstance(value, int | float) for value in values):
+        if isinstance(first, int | float) and all(
+            isinstance(value, int | float) for value in values
+        ):
             found[name] = sum(values) / len(values)  # type: ignore[arg-type]
         elif all(value == first for value in values):
             found[name] = first

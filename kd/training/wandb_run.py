@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kd.config import wandb_env
-from kd.config.schema import Tracker
+from kd.config.schema import TrackerSettings
 from kd.config.wandb_env import Mode, Trial
 from kd.core import console
 from kd.core.errors import first_line
@@ -25,16 +25,35 @@ from kd.training import dashboard
 
 log = logging.getLogger(__name__)
 
-FINISH = 4.0  # times the timeout of a start: how long the end of a run waits for its last uploads
-FLUSHED = 20.0  # seconds after which W&B's service has written to its file what it was told (measured: up to 16)
+FINISH_SECONDS = (
+    4.0  # times the timeout of a start: how long the end of a run waits for its last uploads
+)
+FLUSH_SECONDS = 20.0  # seconds after which W&B's service has written to its file what it was told (measured: up to 16)
 # kd decides these itself, for each of its runs; and W&B's service of another process ends with that process
-HIDDEN = ("WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_TAGS", "WANDB_NAME", "WANDB_NOTES", "WANDB_RUN_GROUP",
-          "WANDB_JOB_TYPE", "WANDB_DIR", "WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RESUME",
-          "WANDB_RESUME_FROM", "WANDB_FORK_FROM", "WANDB_REINIT", "WANDB_RELOGIN", "WANDB_FORCE")  # fmt: skip
+HIDDEN = (
+    "WANDB_MODE",
+    "WANDB_PROJECT",
+    "WANDB_ENTITY",
+    "WANDB_TAGS",
+    "WANDB_NAME",
+    "WANDB_NOTES",
+    "WANDB_RUN_GROUP",
+    "WANDB_JOB_TYPE",
+    "WANDB_DIR",
+    "WANDB_RUN_ID",
+    "WANDB_SWEEP_ID",
+    "WANDB_SWEEP_PARAM_PATH",
+    "WANDB_RESUME",
+    "WANDB_RESUME_FROM",
+    "WANDB_FORK_FROM",
+    "WANDB_REINIT",
+    "WANDB_RELOGIN",
+    "WANDB_FORCE",
+)
 
 
 @dataclass(frozen=True)
-class About:
+class RunSettings:
     """What a W&B run is called and what it is a run of. `trial`: the run that exists for it on the server."""
 
     name: str
@@ -49,7 +68,7 @@ class About:
 
 
 @contextlib.contextmanager
-def started(settings: Tracker, folder: Path, about: About) -> Iterator[Any]:
+def started(settings: TrackerSettings, folder: Path, about: RunSettings) -> Iterator[Any]:
     """A W&B run, or None when there is to be none or none can be had. After an error in the block it is failed."""
     mode = wandb_env.mode() if settings.mode == "auto" else settings.mode
     if mode == "disabled":
@@ -61,10 +80,10 @@ def started(settings: Tracker, folder: Path, about: About) -> Iterator[Any]:
         code = 0
     finally:
         if run is not None:
-            _finish(run, code, max(FINISH * settings.timeout, FLUSHED))
+            _finish(run, code, max(FINISH_SECONDS * settings.timeout, FLUSH_SECONDS))
 
 
-def _start(settings: Tracker, folder: Path, mode: Mode | None, about: About) -> Any:
+def _start(settings: TrackerSettings, folder: Path, mode: Mode | None, about: RunSettings) -> Any:
     """wandb.init that cannot prompt, hang or fail: online falls back to offline, offline to nothing."""
     root = _root(folder)
     if about.trial and about.trial.sweep_id:  # its runs are in its project, wherever others are
@@ -76,8 +95,14 @@ def _start(settings: Tracker, folder: Path, mode: Mode | None, about: About) -> 
             mode = _with_key(mode)
         if mode == "disabled":
             return None
-        if mode == "online" and about.resume and any(run.offline for run in _session()._active_runs):
-            log.warning("W&B (online): another run of this process found no server; this one is kept offline, too")
+        if (
+            mode == "online"
+            and about.resume
+            and any(run.offline for run in _session()._active_runs)
+        ):
+            log.warning(
+                "W&B (online): another run of this process found no server; this one is kept offline, too"
+            )
             mode = "offline"  # an id that is tried in vain could not be kept
         if mode == "online":
             before = segments(root / "wandb", about.id)
@@ -91,7 +116,7 @@ def _start(settings: Tracker, folder: Path, mode: Mode | None, about: About) -> 
             for path in segments(root / "wandb", about.id):
                 if path not in before:  # it holds a name and no more
                     shutil.rmtree(path, ignore_errors=True)
-            about = _freed(about)
+            about = _without_active_run(about)
         try:
             return _init(settings, root, "offline", about)
         except Exception as error:
@@ -99,12 +124,12 @@ def _start(settings: Tracker, folder: Path, mode: Mode | None, about: About) -> 
             return None
 
 
-def _init(settings: Tracker, root: Path, mode: Mode, about: About) -> Any:
+def _init(settings: TrackerSettings, root: Path, mode: Mode, about: RunSettings) -> Any:
     import wandb
 
     options: dict[str, Any] = {
         "init_timeout": settings.timeout,
-        "finish_timeout": 0.75 * FINISH * settings.timeout,
+        "finish_timeout": 0.75 * FINISH_SECONDS * settings.timeout,
         "finish_timeout_raises": True,
         "reinit": "create_new",  # the default returns the run that a crashed job left open
         "console": wandb_env.console(),
@@ -131,7 +156,7 @@ def _init(settings: Tracker, root: Path, mode: Mode, about: About) -> Any:
     )
 
 
-def _config(about: About) -> dict[str, Any]:
+def _config(about: RunSettings) -> dict[str, Any]:
     """The configuration of a run, and what a sweep's agent has chosen, under the sweep's own names: where the choice of
     a group (`method: logits`) has the name of a mapping, that mapping is there by its dotted keys (`method.T`)."""
     chosen = about.trial.parameters if about.trial else {}
@@ -144,12 +169,18 @@ def _config(about: About) -> dict[str, Any]:
 
 def segments(directory: Path, run_id: str) -> list[Path]:
     """The folders of W&B's files in `directory` that are of the run `run_id`: one for each time that it was started."""
-    form = re.compile(rf"(offline-)?run-\d{{8}}_\d{{6}}-{re.escape(run_id)}(-\d+)?")  # two of one second: -1
+    form = re.compile(
+        rf"(offline-)?run-\d{{8}}_\d{{6}}-{re.escape(run_id)}(-\d+)?"
+    )  # two of one second: -1
     try:
         folders = [path for path in directory.iterdir() if form.fullmatch(path.name)]
     except OSError:
         return []
-    return [path for path in folders if (path / f"run-{run_id}.wandb").exists() or not any(path.glob("run-*.wandb"))]
+    return [
+        path
+        for path in folders
+        if (path / f"run-{run_id}.wandb").exists() or not any(path.glob("run-*.wandb"))
+    ]
 
 
 def _session() -> Any:
@@ -167,17 +198,24 @@ def _with_key(mode: Mode | None) -> Mode:
         known = _session().settings
         if mode is None and known.mode != "online":  # `wandb offline` writes it to a file
             return wandb_env.MODES.get(known.mode, "offline")
-        if known.api_key or known.identity_token_file or wbauth.read_netrc_auth(host=known.base_url):
+        if (
+            known.api_key
+            or known.identity_token_file
+            or wbauth.read_netrc_auth(host=known.base_url)
+        ):
             return "online"
     except Exception as error:  # such as for a home that cannot be read
         log.warning("W&B: cannot look for a key (%s); it is kept offline", first_line(error))
         return "offline"
     if mode == "online":
-        log.warning("W&B: there is no key for %s (`wandb login` stores one); it is kept offline", known.base_url)
+        log.warning(
+            "W&B: there is no key for %s (`wandb login` stores one); it is kept offline",
+            known.base_url,
+        )
     return "offline"
 
 
-def _freed(about: About) -> About:
+def _without_active_run(about: RunSettings) -> RunSettings:
     """The same run after a start that failed: W&B's service would refuse its id for as long as it lives."""
     import wandb
 
@@ -220,7 +258,11 @@ def _root(folder: Path) -> Path:
     """Where W&B keeps its files: WANDB_DIR if that can be used, else the run's own directory."""
     given = os.environ.get("WANDB_DIR")
     if given and not _usable(Path(given)):
-        log.warning("W&B: cannot write to WANDB_DIR=%s; its files go to %s", given, console.place(folder))
+        log.warning(
+            "W&B: cannot write to WANDB_DIR=%s; its files go to %s",
+            given,
+            console.display_path(folder),
+        )
     return Path(given).absolute() if given and _usable(Path(given)) else folder
 
 
@@ -231,12 +273,16 @@ def _make_home_usable(instead: Path) -> None:
     for name, default in (("CACHE", env.get_cache_dir), ("DATA", env.get_data_dir)):
         try:
             path = Path(str(default()))
-        except RuntimeError:  # there is no home, and W&B computes its default even where a variable replaces it
+        except (
+            RuntimeError
+        ):  # there is no home, and W&B computes its default even where a variable replaces it
             path = instead / name.lower()
             os.environ[f"XDG_{name}_HOME"] = str(path)
         if not path.is_absolute() or not _usable(path):
             path = instead / name.lower()
-        if "HOME" not in os.environ or path.is_relative_to(instead):  # without HOME W&B's service finds no default
+        if "HOME" not in os.environ or path.is_relative_to(
+            instead
+        ):  # without HOME W&B's service finds no default
             os.environ[f"WANDB_{name}_DIR"] = str(path)
     try:
         Path("~").expanduser()
@@ -256,9 +302,12 @@ def _finish(run: Any, code: int, seconds: float) -> None:
     """Finish a run, and say where to find it: on the server, or in files that can be uploaded."""
     uploaded = _finish_within(run, code, None if run.offline else seconds)
     with contextlib.suppress(Exception):
-        place = console.place(Path(run.dir).parent)
+        place = console.display_path(Path(run.dir).parent)
         if run.offline:
-            level, line = logging.INFO, f"offline; to see it: wandb leet {place}; to upload it: wandb sync {place}"
+            level, line = (
+                logging.INFO,
+                f"offline; to see it: wandb leet {place}; to upload it: wandb sync {place}",
+            )
         elif uploaded and not _upload_errors(place / "logs" / "debug-internal.log"):
             level, line = logging.INFO, str(run.url)
         else:
@@ -301,7 +350,12 @@ def _kill_service(run: Any) -> None:
             wandb.teardown()
 
 
-_PARTS = ("filestream:", "runupserter:", "runfiles:", "fileTransfer:")  # of W&B's service, which upload
+_PARTS = (
+    "filestream:",
+    "runupserter:",
+    "runfiles:",
+    "fileTransfer:",
+)  # of W&B's service, which upload
 
 
 def _upload_errors(path: Path) -> bool:

@@ -1,20 +1,20 @@
 """Figures of a sweep, from its tables alone. The sweep's shape decides which are drawn; the report names the others."""
 
 from kd.report.figures.calibration import reliability
-from kd.report.figures.drawing import Figure, Left, draw, numeric
+from kd.report.figures.drawing import Figure, SkippedFigure, draw, numeric
 from kd.report.figures.epochs import curves
 from kd.report.figures.grids import heat
 from kd.report.figures.intervals import accuracy
 from kd.report.figures.searches import search
-from kd.report.figures.selection import Unfit
+from kd.report.figures.selection import FigureNotApplicable
 from kd.report.figures.sizes import pareto, size
 from kd.report.figures.style import canvas, looks, short, style
 from kd.report.figures.sweeps import response, spread
 
 __all__ = [
     "Figure",
-    "Left",
-    "Unfit",
+    "FigureNotApplicable",
+    "SkippedFigure",
     "accuracy",
     "canvas",
     "curves",

@@ -3,25 +3,35 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kd.report.figures.selection import Unfit, candidates, done_runs, select, setting_looks
+from kd.report.figures.selection import (
+    FigureNotApplicable,
+    candidates,
+    done_runs,
+    select,
+    setting_looks,
+)
 from kd.report.figures.style import canvas, handle, labels, legend, listed, sentences
 from kd.report.tables import Tables
 
-MOST = 6  # settings whose curves can be told apart
-FEWEST = 10  # images that a bin needs
+MAX_PANELS = 6  # settings whose curves can be told apart
+MIN_IMAGES = 10  # images that a bin needs
 
 
 def reliability(tables: Tables) -> tuple[Any, str]:
     """Draw confidence against accuracy in 15 bins, for each method's chosen setting."""
     done_runs(tables)
     rows = candidates(tables.summary)
-    points = {name: _bins(tables.reliability[name]) for name in rows["setting"] if name in tables.reliability}
+    points = {
+        name: _bins(tables.reliability[name])
+        for name in rows["setting"]
+        if name in tables.reliability
+    }
     if not points:
-        raise Unfit("the runs hold no counts of confidence")
+        raise FigureNotApplicable("the runs hold no counts of confidence")
     filled = [name for name, bins in points.items() if bins]
     if not filled:
-        raise Unfit(f"no bin holds {FEWEST} images")
-    selection = select(rows[rows["setting"].isin(filled)], MOST)
+        raise FigureNotApplicable(f"no bin holds {MIN_IMAGES} images")
+    selection = select(rows[rows["setting"].isin(filled)], MAX_PANELS)
     settings = list(selection.rows["setting"])
     missing = [name for name in rows["setting"] if name not in filled]
     figure, axes = canvas(4.8, 4.6)
@@ -37,7 +47,7 @@ def reliability(tables: Tables) -> tuple[Any, str]:
     axis.set_aspect("equal")
     legend(figure, entries)
     return figure, sentences(
-        f"Test images of all seeds together; bins with fewer than {FEWEST} images are left out.",
+        f"Test images of all seeds together; bins with fewer than {MIN_IMAGES} images are left out.",
         selection.note,
         f"Without counts of confidence: {listed(missing)}." if missing else "",
         in_full,
@@ -47,4 +57,8 @@ def reliability(tables: Tables) -> tuple[Any, str]:
 def _bins(counts: Mapping[str, list[float]]) -> list[tuple[float, float]]:
     """(Mean confidence, fraction that is right) of each bin with enough images."""
     columns = (counts[name] for name in ("images", "confidence", "right"))
-    return [(sure / images, right / images) for images, sure, right in zip(*columns, strict=True) if images >= FEWEST]
+    return [
+        (sure / images, right / images)
+        for images, sure, right in zip(*columns, strict=True)
+        if images >= MIN_IMAGES
+    ]

@@ -8,12 +8,18 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from kd.report.figures.limits import CARET_DOWN, beyond, lowest_sound, padded, percent
-from kd.report.figures.selection import Unfit, candidates, done_runs, select, setting_looks
+from kd.report.figures.selection import (
+    FigureNotApplicable,
+    candidates,
+    done_runs,
+    select,
+    setting_looks,
+)
 from kd.report.figures.style import canvas, handle, labels, legend, listed, sentences
 from kd.report.tables import Tables
 
-MOST = 6  # settings whose curves can be told apart
-MARKED = 10  # markers on a curve, about
+MAX_CURVES = 6  # settings whose curves can be told apart
+MAX_MARKED_EPOCHS = 10  # markers on a curve, about
 LARGE_LOSS = 10.0  # nats; chance among 22,000 classes
 
 
@@ -41,15 +47,19 @@ class Curve(NamedTuple):
 def curves(tables: Tables) -> tuple[Any, str]:
     """Draw training (dashed) and validation (solid) loss and accuracy by epoch, for each method's chosen setting."""
     done = done_runs(tables)
-    selection = select(candidates(tables.summary), MOST)
+    selection = select(candidates(tables.summary), MAX_CURVES)
     settings = list(selection.rows["setting"])
     every = tables.history[tables.history["setting"].isin(settings)]
-    history = _of_runs(every, done)
-    panels = [panel for panel in (LOSS, ACCURACY) if _measured(history, panel.train) or _measured(history, panel.val)]
+    history = _history_of(every, done)
+    panels = [
+        panel
+        for panel in (LOSS, ACCURACY)
+        if _measured(history, panel.train) or _measured(history, panel.val)
+    ]
     if not panels:
-        raise Unfit("the runs hold no history")
+        raise FigureNotApplicable("the runs hold no history")
     if history["epoch"].max() < 2:
-        raise Unfit("the runs have one epoch")
+        raise FigureNotApplicable("the runs have one epoch")
     figure, axes = canvas(4.6 * len(panels), 3.8, len(panels))
     looks = setting_looks(tables)
     unknown = [name for name in settings if name not in set(history["setting"])]
@@ -58,31 +68,40 @@ def curves(tables: Tables) -> tuple[Any, str]:
         lines = list(_curves(history, settings, panel))
         for curve in lines:
             _draw(axis, curve, looks[curve.setting])
-        notes.append(_limit_loss(axis, lines) if panel is LOSS else _limit_accuracy(axis, lines, looks))
+        notes.append(
+            _limit_loss(axis, lines) if panel is LOSS else _limit_accuracy(axis, lines, looks)
+        )
         axis.set(xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
     names, in_full = labels(settings)
-    entries = {names[name]: handle(**(looks[name] | {"ls": "-"})) for name in settings if name not in unknown}
-    entries |= {"validation": handle(color="0.3", ls="-"), "training views": handle(color="0.3", ls="--")}
+    entries = {
+        names[name]: handle(**(looks[name] | {"ls": "-"}))
+        for name in settings
+        if name not in unknown
+    }
+    entries |= {
+        "validation": handle(color="0.3", ls="-"),
+        "training views": handle(color="0.3", ls="--"),
+    }
     legend(figure, entries)
-    unfinished = len(_of_runs(tables.runs, every)) - len(_of_runs(done, every))
+    unfinished = len(_history_of(tables.runs, every)) - len(_history_of(done, every))
     return figure, sentences(
         "Means over seeds with 95 % bands. Training accuracy and loss are of augmented views, in train mode; "
         "cross-entropy is with the labels, whatever else a method's loss holds.",
         selection.note,
-        _without(unfinished),
+        _unfinished_note(unfinished),
         *notes,
         in_full,
     )
 
 
-def _without(unfinished: int) -> str:
+def _unfinished_note(unfinished: int) -> str:
     if not unfinished:
         return ""
     return f"Without {unfinished} run{'s' if unfinished > 1 else ''} of these settings that did not finish."
 
 
-def _of_runs(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+def _history_of(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Those of the rows that belong to one of these runs."""
     keys = ["id"] if "id" in rows and "id" in runs else ["setting", "seed"]
     return rows.merge(runs[keys].drop_duplicates(), on=keys)
@@ -106,7 +125,9 @@ def _curves(history: pd.DataFrame, settings: Sequence[str], panel: Panel) -> Ite
             half = stats.t.ppf(0.975, table["count"] - 1) * table["std"] / table["count"] ** 0.5
             mean = table["mean"]
             most = 100.0 if panel is ACCURACY else math.inf
-            yield Curve(setting, dash, mean, (mean - half).clip(lower=0), (mean + half).clip(upper=most))
+            yield Curve(
+                setting, dash, mean, (mean - half).clip(lower=0), (mean + half).clip(upper=most)
+            )
 
 
 def _draw(axis: Any, curve: Curve, look: dict[str, Any]) -> None:
@@ -120,7 +141,7 @@ def _draw(axis: Any, curve: Curve, look: dict[str, Any]) -> None:
         lw=1.5,
         marker=look["marker"] if validation or len(mean) == 1 else None,
         ms=5,
-        markevery=max(1, len(mean) // MARKED),
+        markevery=max(1, len(mean) // MAX_MARKED_EPOCHS),
     )
     axis.fill_between(mean.index, curve.low, curve.high, color=look["color"], alpha=0.18, lw=0)
 
@@ -128,16 +149,20 @@ def _draw(axis: Any, curve: Curve, look: dict[str, Any]) -> None:
 def _limit_accuracy(axis: Any, lines: Sequence[Curve], looks: Mapping[str, dict[str, Any]]) -> str:
     """Set limits that the settings choose which end at a sound value. **Returns:** the caption's sentence."""
     axis.set_ylabel(ACCURACY.title)
-    ends = {curve.setting: float(curve.mean.iloc[-1]) for curve in lines}  # of validation where there is one
+    ends = {
+        curve.setting: float(curve.mean.iloc[-1]) for curve in lines
+    }  # of validation where there is one
     least = lowest_sound(list(ends.values()))
     sound = [value for curve in lines if ends[curve.setting] >= least for value in curve.mean]
     span = padded(min(sound), max(sound))
     axis.set_ylim(span)
-    outside = [name for name, end in ends.items() if not span.holds(end)]
+    outside = [name for name, end in ends.items() if not span.contains(end)]
     for name in outside:
         last = max(curve.mean.index[-1] for curve in lines if curve.setting == name)
         edge = span.nearest(ends[name])
-        axis.plot(last, edge, marker=CARET_DOWN, ms=8, ls="", color=looks[name]["color"], clip_on=False)
+        axis.plot(
+            last, edge, marker=CARET_DOWN, ms=8, ls="", color=looks[name]["color"], clip_on=False
+        )
     return beyond({name: [percent(ends[name])] for name in outside})
 
 

@@ -5,7 +5,17 @@ from typing import Any
 
 import pandas as pd
 
-from kd.report.figures.limits import CARET_LEFT, CARET_RIGHT, Limits, Outside, arms, beyond, interval, limits, percent
+from kd.report.figures.limits import (
+    CARET_LEFT,
+    CARET_RIGHT,
+    Limits,
+    Outside,
+    arms,
+    beyond,
+    interval,
+    limits,
+    percent,
+)
 from kd.report.figures.selection import done_runs, method_looks, select, validated
 from kd.report.figures.style import (
     CHARACTER,
@@ -21,14 +31,14 @@ from kd.report.figures.style import (
 )
 from kd.report.tables import Tables
 
-MOST = 14  # rows that a figure can name
-LINES = 3  # teachers that are drawn as lines
+MAX_SETTINGS = 14  # rows that a figure can name
+MAX_TEACHER_LINES = 3  # teachers that are drawn as lines
 
 
 def accuracy(tables: Tables) -> tuple[Any, str]:
     """Draw means with 95 % intervals, each seed as a dot, and the teachers."""
     done = done_runs(tables)
-    selection = select(tables.summary, MOST)
+    selection = select(tables.summary, MAX_SETTINGS)
     rows = selection.rows.reset_index(drop=True)
     seeds = {name: list(100 * group["test_accuracy"]) for name, group in done.groupby("setting")}
     teachers = _teachers(rows)
@@ -48,23 +58,26 @@ def accuracy(tables: Tables) -> tuple[Any, str]:
         _draw_mean(axis, position, row, looks[row["method"]], span)
     axis.set_yticks(range(len(rows)), ticks)
     axis.set(xlim=span, ylim=(len(rows) - 0.5, -0.5), xlabel="test accuracy, %")
-    few = len(teachers) <= LINES
-    legend(figure, _draw_teachers(axis, teachers, span) if few else _draw_own_teachers(axis, rows, span))
+    few = len(teachers) <= MAX_TEACHER_LINES
+    legend(
+        figure,
+        _draw_teachers(axis, teachers, span) if few else _draw_own_teachers(axis, rows, span),
+    )
     outside: Outside = {}
     settings = zip(rows["setting"], 100 * rows["test_accuracy"], strict=True)
     for name, value in [*settings, *((f"teacher {name}", value) for name, value in teachers)]:
-        if not span.holds(value):
+        if not span.contains(value):
             outside.setdefault(name, []).append(percent(value))
     return figure, sentences(
         "Mean over seeds with its 95 % confidence interval (none for one seed); grey dots are seeds.",
-        _hollow(rows),
+        _hollow_note(rows),
         selection.note,
         beyond(outside),
         in_full,
     )
 
 
-def _hollow(rows: pd.DataFrame) -> str:
+def _hollow_note(rows: pd.DataFrame) -> str:
     if rows["chosen"].all():
         return ""
     if validated(rows):
@@ -75,52 +88,105 @@ def _hollow(rows: pd.DataFrame) -> str:
 def _draw_seeds(axis: Any, position: int, values: Sequence[float], span: Limits) -> None:
     """Draw dots, and at the edge an arrow for each that lies outside."""
     style = {"color": "0.55", "linewidths": 0, "zorder": 3, "clip_on": False}
-    inside = [value for value in values if span.holds(value)]
+    inside = [value for value in values if span.contains(value)]
     axis.scatter(inside, [position] * len(inside), s=16, **style)
     for value in values:
-        if not span.holds(value):
+        if not span.contains(value):
             marker = CARET_LEFT if value < span.low else CARET_RIGHT
             axis.scatter([span.nearest(value)], [position], s=20, marker=marker, **style)
 
 
-def _draw_mean(axis: Any, position: int, row: "pd.Series[Any]", look: dict[str, Any], span: Limits) -> None:
+def _draw_mean(
+    axis: Any, position: int, row: "pd.Series[Any]", look: dict[str, Any], span: Limits
+) -> None:
     """Draw a mean with its interval; where the interval leaves the axis, an arrow; where the mean does, its value."""
     mean, half = 100 * row["test_accuracy"], 100 * row["test_accuracy_ci95"]
     colour = look["color"]
-    if not span.holds(mean):
-        axis.plot(span.low, position, marker=CARET_LEFT, color=colour, ms=9, ls="", zorder=3, clip_on=False)
+    if not span.contains(mean):
+        axis.plot(
+            span.low,
+            position,
+            marker=CARET_LEFT,
+            color=colour,
+            ms=9,
+            ls="",
+            zorder=3,
+            clip_on=False,
+        )
         low, high = interval(mean, half)
         text = percent(mean) if pd.isna(half) else f"{percent(mean)} ({low:.2f} to {high:.2f})"
         box = {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"}
-        axis.annotate(text, (span.low, position), (11, 0), textcoords="offset points", va="center", bbox=box, zorder=4)
+        axis.annotate(
+            text,
+            (span.low, position),
+            (11, 0),
+            textcoords="offset points",
+            va="center",
+            bbox=box,
+            zorder=4,
+        )
         return
     low, high = interval(mean, half)
     if not pd.isna(half):
-        axis.errorbar(mean, position, xerr=arms([mean], [half]), fmt="none", ecolor=colour, capsize=4, elinewidth=2)
+        axis.errorbar(
+            mean,
+            position,
+            xerr=arms([mean], [half]),
+            fmt="none",
+            ecolor=colour,
+            capsize=4,
+            elinewidth=2,
+        )
     for end, marker in ((low, CARET_LEFT), (high, CARET_RIGHT)):
-        if not span.holds(end):
-            axis.plot(span.nearest(end), position, marker=marker, color=colour, ms=7, ls="", zorder=3, clip_on=False)
+        if not span.contains(end):
+            axis.plot(
+                span.nearest(end),
+                position,
+                marker=marker,
+                color=colour,
+                ms=7,
+                ls="",
+                zorder=3,
+                clip_on=False,
+            )
     face = colour if row["chosen"] else "white"
-    axis.plot(mean, position, marker=look["marker"], color=colour, mfc=face, ms=8, ls="", zorder=4, clip_on=False)
+    axis.plot(
+        mean,
+        position,
+        marker=look["marker"],
+        color=colour,
+        mfc=face,
+        ms=8,
+        ls="",
+        zorder=4,
+        clip_on=False,
+    )
 
 
 def _teachers(rows: pd.DataFrame) -> list[tuple[str, float]]:
     """(name, test accuracy in percent) of each teacher of these rows."""
     known = rows.dropna(subset=["teacher_test_accuracy"])[["teacher", "teacher_test_accuracy"]]
-    return [(str(name), 100 * value) for name, value in known.round(6).drop_duplicates().itertuples(index=False)]
+    return [
+        (str(name), 100 * value)
+        for name, value in known.round(6).drop_duplicates().itertuples(index=False)
+    ]
 
 
-def _draw_teachers(axis: Any, teachers: Sequence[tuple[str, float]], span: Limits) -> dict[str, Any]:
+def _draw_teachers(
+    axis: Any, teachers: Sequence[tuple[str, float]], span: Limits
+) -> dict[str, Any]:
     """Draw a line for each teacher, or an arrow at the edge beyond which it lies. **Returns:** {label: handle}."""
     entries = {}
     for dash, (name, value) in zip(DASHES[1:], teachers, strict=False):
         label = literal(f"teacher {shorten(name, 30)}: {percent(value)}")
-        if span.holds(value):
+        if span.contains(value):
             axis.axvline(value, color="0.2", ls=dash, lw=1.4)
             entries[label] = handle(color="0.2", ls=dash, lw=1.4)
         else:
             marker = CARET_LEFT if value < span.low else CARET_RIGHT
-            axis.plot(span.nearest(value), -0.5, marker=marker, color="0.2", ms=9, ls="", clip_on=False)
+            axis.plot(
+                span.nearest(value), -0.5, marker=marker, color="0.2", ms=9, ls="", clip_on=False
+            )
             entries[label] = handle(color="0.2", marker=marker, ls="", ms=9)
     return entries
 
@@ -131,6 +197,19 @@ def _draw_own_teachers(axis: Any, rows: pd.DataFrame, span: Limits) -> dict[str,
     for position, value in enumerate(values):
         if pd.isna(value):
             continue
-        marker = "|" if span.holds(value) else CARET_LEFT if value < span.low else CARET_RIGHT
-        axis.plot(span.nearest(value), position, marker=marker, color="0.1", ms=13, mew=2, ls="", clip_on=False)
-    return {"teacher of the row (an arrow where it is outside)": handle(color="0.1", marker="|", ls="", ms=13, mew=2)}
+        marker = "|" if span.contains(value) else CARET_LEFT if value < span.low else CARET_RIGHT
+        axis.plot(
+            span.nearest(value),
+            position,
+            marker=marker,
+            color="0.1",
+            ms=13,
+            mew=2,
+            ls="",
+            clip_on=False,
+        )
+    return {
+        "teacher of the row (an arrow where it is outside)": handle(
+            color="0.1", marker="|", ls="", ms=13, mew=2
+        )
+    }

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 from kd.report.figures.style import clean, joined, shorten
 
-CARET_LEFT, CARET_RIGHT, CARET_UP, CARET_DOWN = range(4, 8)  # matplotlib's markers whose tip is at the point
-NEAREST = 1.0  # points that an axis covers at least
-FAR = 20.0  # points below the others at which a few values do not count for an axis
+CARET_LEFT, CARET_RIGHT, CARET_UP, CARET_DOWN = range(
+    4, 8
+)  # matplotlib's markers whose tip is at the point
+MIN_RANGE = 1.0  # points that an axis covers at least
+FAR_FACTOR = 20.0  # points below the others at which a few values do not count for an axis
 
 Outside = dict[str, list[str]]  # what lies outside an axis: its values
 
@@ -20,7 +22,7 @@ class Limits(NamedTuple):
     low: float
     high: float
 
-    def holds(self, value: float) -> bool:
+    def contains(self, value: float) -> bool:
         return self.low <= value <= self.high
 
     def nearest(self, value: float) -> float:
@@ -52,13 +54,21 @@ def draw_points(axis: Any, xs: Iterable[float], ys: Iterable[float], **look: Any
         axis.plot(xs, ys, **{"ls": "", "clip_on": False, "zorder": 3} | look)
 
 
-def draw_bars(axis: Any, xs: Iterable[float], means: Iterable[float], halves: Iterable[float], colour: Any) -> None:
+def draw_bars(
+    axis: Any, xs: Iterable[float], means: Iterable[float], halves: Iterable[float], colour: Any
+) -> None:
     """Draw the intervals that are known as error bars."""
-    known = [(x, mean, half) for x, mean, half in zip(xs, means, halves, strict=True) if math.isfinite(half)]
+    known = [
+        (x, mean, half)
+        for x, mean, half in zip(xs, means, halves, strict=True)
+        if math.isfinite(half)
+    ]
     if known:
         at, middles, widths = zip(*known, strict=True)
         lengths = arms(middles, widths)
-        axis.errorbar(at, middles, yerr=lengths, fmt="none", ecolor=colour, elinewidth=1.2, capsize=3)
+        axis.errorbar(
+            at, middles, yerr=lengths, fmt="none", ecolor=colour, elinewidth=1.2, capsize=3
+        )
 
 
 def lowest_sound(values: Sequence[float]) -> float:
@@ -75,7 +85,7 @@ def lowest_sound(values: Sequence[float]) -> float:
         if gap < max(2.0, 2 * (upper[-1] - upper[0])):
             continue
         collapsed = lower[-1] < upper[0] / 3 and lower[-1] - lower[0] <= gap / 2
-        few = 2 * len(lower) <= len(upper) and gap >= FAR
+        few = 2 * len(lower) <= len(upper) and gap >= FAR_FACTOR
         if collapsed or few:
             return upper[0]
     return ordered[0]
@@ -98,17 +108,17 @@ def limits(means: Iterable[Any], halves: Iterable[Any] = (), near: Iterable[Any]
         if finite([mean, half]) and mean >= least and half <= usual:
             ends = interval(mean, half)
             low, high = min(low, ends[0]), max(high, ends[1])
-    reach = 3 * max(high - low, NEAREST)
+    reach = 3 * max(high - low, MIN_RANGE)
     covered = [value for value in finite(near) if low - reach <= value <= high + reach]
     return padded(min([low, *covered]), max([high, *covered]))
 
 
 def padded(low: float, high: float) -> Limits:
     """Limits with room around these values, within 0 to 100."""
-    room = max(0.06 * (high - low), (NEAREST - (high - low)) / 2, 0.1)
+    room = max(0.06 * (high - low), (MIN_RANGE - (high - low)) / 2, 0.1)
     low, high = max(0.0, low - room), min(100.0, high + room)
-    if high - low < NEAREST:  # at an end of the scale
-        low, high = max(0.0, high - NEAREST), min(100.0, low + NEAREST)
+    if high - low < MIN_RANGE:  # at an end of the scale
+        low, high = max(0.0, high - MIN_RANGE), min(100.0, low + MIN_RANGE)
     return Limits(low, high)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from kd.core.errors import first_line
 from kd.report.figures.limits import CARET_DOWN, CARET_UP
-from kd.report.figures.selection import Unfit
+from kd.report.figures.selection import FigureNotApplicable
 from kd.report.figures.style import sentences
 
 
@@ -20,11 +20,11 @@ def search(study: Mapping[str, str], what: str) -> tuple[Any, str]:
             warnings.simplefilter("ignore")  # its plots call themselves experimental
             axis, note = _plot(study, what)
     except ImportError as error:
-        raise Unfit("Optuna is not installed") from error
-    except Unfit:
+        raise FigureNotApplicable("Optuna is not installed") from error
+    except FigureNotApplicable:
         raise
     except Exception as error:  # of Optuna, of SQLAlchemy, of any database's driver
-        raise Unfit(f"the study cannot be read: {first_line(error)}") from error
+        raise FigureNotApplicable(f"the study cannot be read: {first_line(error)}") from error
     figure = axis.figure
     figure.set_size_inches(6.4, 3.8)
     axis.set_title("")
@@ -40,16 +40,16 @@ def _plot(study: Mapping[str, str], what: str) -> tuple[Any, str]:
     import optuna
     from optuna.visualization import matplotlib as plots
 
-    from kd.runs.optuna_storage import opened
+    from kd.runs.optuna_storage import open_storage
 
     file = study["storage"].removeprefix("sqlite:///")
     if "://" not in file and not Path(file).is_file():  # Optuna would make it
-        raise Unfit(f"the study cannot be read: there is no {file}")
+        raise FigureNotApplicable(f"the study cannot be read: there is no {file}")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    loaded = optuna.load_study(study_name=study["study"], storage=opened(study["storage"]))
+    loaded = optuna.load_study(study_name=study["study"], storage=open_storage(study["storage"]))
     complete = loaded.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
     if len(complete) < 4:
-        raise Unfit("fewer than four trials are complete")
+        raise FigureNotApplicable("fewer than four trials are complete")
     if what != "history":
         return plots.plot_param_importances(loaded), ""
     axis = plots.plot_optimization_history(loaded)

@@ -5,13 +5,15 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kd.report.figures.style import brief, listed, looks, short
+from kd.report.figures.style import listed, looks, short, short_value
 from kd.report.tables import Tables, finished_runs, half_width
 
-NO_VALIDATION = "There are no validation images: this is test accuracy, on which nothing may be chosen."
+NO_VALIDATION = (
+    "There are no validation images: this is test accuracy, on which nothing may be chosen."
+)
 
 
-class Unfit(Exception):  # noqa: N818
+class FigureNotApplicable(Exception):  # noqa: N818
     """This sweep does not call for the figure; the text says why."""
 
 
@@ -25,7 +27,7 @@ class Selection(NamedTuple):
 def done_runs(tables: Tables) -> pd.DataFrame:
     """The finished runs. **Raises:** Unfit without any."""
     if tables.summary.empty:
-        raise Unfit("no run is done")
+        raise FigureNotApplicable("no run is done")
     return finished_runs(tables.runs)
 
 
@@ -46,7 +48,9 @@ def half_widths(done: pd.DataFrame, column: str) -> dict[str, float]:
     """Half the 95 % interval of each setting's mean, in percent."""
     if column not in done:
         return {}
-    return {str(setting): 100 * half_width(rows[column]) for setting, rows in done.groupby("setting")}
+    return {
+        str(setting): 100 * half_width(rows[column]) for setting, rows in done.groupby("setting")
+    }
 
 
 def method_names(tables: Tables) -> list[str]:
@@ -65,7 +69,9 @@ def setting_looks(tables: Tables) -> dict[str, dict[str, Any]]:
     repeated = shown["method"].duplicated()
     all_looks = looks([*names, *shown["setting"][repeated]])
     owners = shown["method"].where(~repeated, shown["setting"])
-    return {setting: all_looks[owner] for setting, owner in zip(shown["setting"], owners, strict=True)}
+    return {
+        setting: all_looks[owner] for setting, owner in zip(shown["setting"], owners, strict=True)
+    }
 
 
 def contexts(table: pd.DataFrame) -> "pd.Series[Any]":
@@ -84,7 +90,9 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
     each comes before the second of any. Without validation images: the order of the table."""
     if not validated(table):
         return table
-    rank = table.groupby([contexts(table), table["chosen"]])["val_accuracy"].rank(ascending=False, method="first")
+    rank = table.groupby([contexts(table), table["chosen"]])["val_accuracy"].rank(
+        ascending=False, method="first"
+    )
     keyed = table.assign(_other=~table["chosen"], _rank=rank, _value=-table["val_accuracy"])
     return keyed.sort_values(["_other", "_rank", "_value"], kind="stable")[list(table.columns)]
 
@@ -92,20 +100,28 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
 def select(table: pd.DataFrame, most: int) -> Selection:
     """The first `most` of the ranked rows."""
     rows = ranked(table)
-    return Selection(rows.head(most), left_out(rows, most, validated(table)))
+    return Selection(rows.head(most), omission_note(rows, most, validated(table)))
 
 
-def left_out(rows: pd.DataFrame, most: int, by_validation: bool) -> str:
+def omission_note(rows: pd.DataFrame, most: int, by_validation: bool) -> str:
     """The caption's sentences about the rows after the first `most`, or nothing where there are none."""
     if len(rows) <= most:
         return ""
     noun = "settings" if rows["method"].duplicated().any() else "methods"
-    missing = [name for name in dict.fromkeys(rows["method"]) if name not in set(rows["method"].iloc[:most])]
-    names = f" No setting of: {listed(missing)}." if noun == "settings" else f" Left out: {listed(missing)}."
-    return f"{most} of {len(rows)} {noun}: {_why(rows, most, by_validation)}{names if missing else ''}"
+    missing = [
+        name
+        for name in dict.fromkeys(rows["method"])
+        if name not in set(rows["method"].iloc[:most])
+    ]
+    names = (
+        f" No setting of: {listed(missing)}."
+        if noun == "settings"
+        else f" Left out: {listed(missing)}."
+    )
+    return f"{most} of {len(rows)} {noun}: {_omission_reason(rows, most, by_validation)}{names if missing else ''}"
 
 
-def _why(rows: pd.DataFrame, most: int, by_validation: bool) -> str:
+def _omission_reason(rows: pd.DataFrame, most: int, by_validation: bool) -> str:
     if not by_validation:
         return "the first of the sweep, as there are no validation images to choose on."
     several = " of each student and data set" if contexts(rows).nunique() > 1 else ""
@@ -121,13 +137,17 @@ def best_methods(table: pd.DataFrame, names: Sequence[str], most: int) -> tuple[
     if validated(rows):
         rows = rows.sort_values("val_accuracy", ascending=False, kind="stable")
     best = rows.drop_duplicates("method")
-    return list(best["method"].head(most)), left_out(best.assign(chosen=True), most, validated(rows))
+    return list(best["method"].head(most)), omission_note(
+        best.assign(chosen=True), most, validated(rows)
+    )
 
 
 # ---- what is held, in words
 
 
-def hold(summary: pd.DataFrame, swept: Sequence[str], free: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
+def fix_other_settings(
+    summary: pd.DataFrame, swept: Sequence[str], free: Sequence[str]
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """Keep the rows in which every swept key but the free ones has the value that it has in its method's best setting
     by validation, or without validation images in its first.
 
@@ -144,12 +164,14 @@ def hold(summary: pd.DataFrame, swept: Sequence[str], free: Sequence[str]) -> tu
         varied = [key for key in others if not pd.isna(best[key]) and rows[key].nunique() > 1]
         if varied:
             where = "best on validation" if validated(rows) else "first of the sweep"
-            values = ", ".join(f"{short(key).removesuffix('.name')} = {brief(best[key])}" for key in varied)
+            values = ", ".join(
+                f"{short(key).removesuffix('.name')} = {short_value(best[key])}" for key in varied
+            )
             words[str(method)] = f"{values} ({where})"
     return pd.concat(parts), words
 
 
-def held_in_words(fixed: Mapping[str, str], methods: Sequence[str]) -> str:
+def fixed_settings_note(fixed: Mapping[str, str], methods: Sequence[str]) -> str:
     words = [f"{method}: {fixed[method]}" for method in methods if method in fixed]
     return f"Held at {'; '.join(words)}." if words else ""
 

@@ -6,8 +6,26 @@ from typing import Any
 
 import pandas as pd
 
-from kd.report.figures.limits import CARET_DOWN, CARET_UP, Limits, Outside, beyond, draw_bars, draw_points, limits, note
-from kd.report.figures.selection import NO_VALIDATION, Unfit, candidates, done_runs, half_widths, method_looks, panels
+from kd.report.figures.limits import (
+    CARET_DOWN,
+    CARET_UP,
+    Limits,
+    Outside,
+    beyond,
+    draw_bars,
+    draw_points,
+    limits,
+    note,
+)
+from kd.report.figures.selection import (
+    NO_VALIDATION,
+    FigureNotApplicable,
+    candidates,
+    done_runs,
+    half_widths,
+    method_looks,
+    panels,
+)
 from kd.report.figures.style import canvas, handle, labels, legend, sentences
 from kd.report.tables import Tables
 
@@ -19,15 +37,21 @@ def size(tables: Tables) -> tuple[Any, str]:
     done = done_runs(tables)
     table = candidates(tables.summary)
     if table["params"].nunique() < 2:
-        raise Unfit("all students have one size")
+        raise FigureNotApplicable("all students have one size")
     shown = panels(table)
-    teachers = table.dropna(subset=["teacher_params", "teacher_test_accuracy"]).round({"teacher_test_accuracy": 6})
+    teachers = table.dropna(subset=["teacher_params", "teacher_test_accuracy"]).round(
+        {"teacher_test_accuracy": 6}
+    )
     teachers = teachers.drop_duplicates(["teacher", "teacher_test_accuracy"])
     halves = {column: half_widths(done, column) for column, _ in shown}
     means = [mean for column, _ in shown for mean in 100 * table[column].astype(float)]
-    widths = [halves[column].get(setting, math.nan) for column, _ in shown for setting in table["setting"]]
+    widths = [
+        halves[column].get(setting, math.nan) for column, _ in shown for setting in table["setting"]
+    ]
     span = limits(means, widths, 100 * teachers["teacher_test_accuracy"].astype(float))
-    figure, axes = canvas(3.3 * len(shown) * len(COSTS) + 0.6, 3.6, len(shown) * len(COSTS), sharey=True)
+    figure, axes = canvas(
+        3.3 * len(shown) * len(COSTS) + 0.6, 3.6, len(shown) * len(COSTS), sharey=True
+    )
     methods = list(dict.fromkeys(table["method"]))
     looks = method_looks(tables)
     by = shown[0][0]
@@ -63,7 +87,11 @@ def size(tables: Tables) -> tuple[Any, str]:
 
 def _by_data(tables: Tables, table: pd.DataFrame) -> list[pd.DataFrame]:
     """The rows of each data set: accuracies of different images have no common front."""
-    keys = [key for key in (*tables.swept, "data") if (key == "data" or key.startswith("data.")) and key in table]
+    keys = [
+        key
+        for key in (*tables.swept, "data")
+        if (key == "data" or key.startswith("data.")) and key in table
+    ]
     return [rows for _, rows in table.groupby(keys, dropna=False)] if keys else [table]
 
 
@@ -78,9 +106,11 @@ def _draw_points(
 ) -> None:
     rows = rows[rows[column].notna()]
     means = 100 * rows[column].astype(float)
-    inside = means.map(span.holds).astype(bool)
+    inside = means.map(span.contains).astype(bool)
     costs, edges = rows[cost], means.map(span.nearest)
-    draw_points(axis, costs[inside], means[inside], marker=look["marker"], color=look["color"], ms=7)
+    draw_points(
+        axis, costs[inside], means[inside], marker=look["marker"], color=look["color"], ms=7
+    )
     draw_points(axis, costs[~inside], edges[~inside], marker=CARET_DOWN, color=look["color"], ms=9)
     widths = [halves.get(setting, math.nan) for setting in rows["setting"][inside]]
     draw_bars(axis, costs[inside], means[inside], widths, look["color"])
@@ -89,19 +119,32 @@ def _draw_points(
 def _draw_teachers(axis: Any, teachers: pd.DataFrame, cost: str, span: Limits) -> None:
     for _, row in teachers.iterrows():
         value = 100 * row["teacher_test_accuracy"]
-        marker = "*" if span.holds(value) else CARET_DOWN if value < span.low else CARET_UP
+        marker = "*" if span.contains(value) else CARET_DOWN if value < span.low else CARET_UP
         x = row[f"teacher_{cost}"]
-        axis.plot(x, span.nearest(value), marker=marker, color="0.15", ms=10, ls="", zorder=3, clip_on=False)
+        axis.plot(
+            x,
+            span.nearest(value),
+            marker=marker,
+            color="0.15",
+            ms=10,
+            ls="",
+            zorder=3,
+            clip_on=False,
+        )
 
 
-def _outside(table: pd.DataFrame, teachers: pd.DataFrame, shown: Sequence[tuple[str, str]], span: Limits) -> Outside:
+def _outside(
+    table: pd.DataFrame, teachers: pd.DataFrame, shown: Sequence[tuple[str, str]], span: Limits
+) -> Outside:
     outside: Outside = {}
     for column, _ in shown:
         for setting, mean in zip(table["setting"], 100 * table[column].astype(float), strict=True):
-            if math.isfinite(mean) and not span.holds(mean):
+            if math.isfinite(mean) and not span.contains(mean):
                 note(outside, setting, column, mean)
-    for name, value in zip(teachers["teacher"], 100 * teachers["teacher_test_accuracy"], strict=True):
-        if not span.holds(value):
+    for name, value in zip(
+        teachers["teacher"], 100 * teachers["teacher_test_accuracy"], strict=True
+    ):
+        if not span.contains(value):
             note(outside, f"teacher {name}", "test_accuracy", value)
     return outside
 
@@ -110,7 +153,9 @@ def front(table: pd.DataFrame, cost: str, column: str) -> pd.DataFrame:
     """The rows that none beats in both cost (less is better) and the column, by rising cost."""
     known = table[table[column].notna() & (table[cost] > 0)]
     best = pareto(list(zip(known[cost], known[column], strict=True)))
-    points = pd.Series(list(zip(known[cost], known[column], strict=True)), index=known.index, dtype=object)
+    points = pd.Series(
+        list(zip(known[cost], known[column], strict=True)), index=known.index, dtype=object
+    )
     return known[points.isin(best)].drop_duplicates([cost, column]).sort_values(cost)
 
 

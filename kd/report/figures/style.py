@@ -9,8 +9,14 @@ MARKERS = ["o", "s", "D", "^", "v", "P", "X", "*", "<", ">", "p", "h", "d"]
 DASHES: list[Any] = ["-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 2)), (0, (1, 3))]
 WIDTH = 44  # columns of text that a label may take
 CHARACTER = 0.08  # inches that a column of text takes, about
-LISTED = 8  # names that a caption lists
-FALLBACKS = ["Noto Sans CJK SC", "Noto Sans", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Arial Unicode MS"]
+MAX_LISTED = 8  # names that a caption lists
+FALLBACKS = [
+    "Noto Sans CJK SC",
+    "Noto Sans",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+    "Arial Unicode MS",
+]
 
 
 @contextmanager
@@ -40,11 +46,15 @@ def style() -> Iterator[Any]:
         yield plt
 
 
-def canvas(width: float, height: float, columns: int = 1, rows: int = 1, **options: Any) -> tuple[Any, Any]:
+def canvas(
+    width: float, height: float, columns: int = 1, rows: int = 1, **options: Any
+) -> tuple[Any, Any]:
     """Make a figure of so many inches. **Returns:** (figure, axes [rows][columns])."""
     import matplotlib.pyplot as plt
 
-    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options)
+    return plt.subplots(
+        rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options
+    )
 
 
 def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -73,14 +83,16 @@ def short(key: str) -> str:
     return key.removeprefix("method.")
 
 
-def brief(value: Any) -> str:
+def short_value(value: Any) -> str:
     """A value for a label: a float with four digits, a long text shortened."""
     return format(value, ".4g") if isinstance(value, float) else shorten(clean(str(value)))
 
 
 def clean(text: str) -> str:
     """The text on one line, with a replacement character for each one that no font can show."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    return "".join(
+        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split())
+    )
 
 
 def columns_of(text: str) -> int:
@@ -130,7 +142,7 @@ def listed(names: Iterable[str]) -> str:
     return joined([shorten(clean(name)) for name in names])
 
 
-def joined(words: Sequence[str], most: int = LISTED) -> str:
+def joined(words: Sequence[str], most: int = MAX_LISTED) -> str:
     """The first few of these words, then how many more."""
     return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
@@ -152,7 +164,9 @@ def legend(figure: Any, entries: Mapping[str, Any]) -> None:
     columns = max(1, min(len(entries), 5, int(width / (longest * CHARACTER + 0.6))))
     rows = -(-len(entries) // columns)
     figure.set_size_inches(width, height + 0.21 * max(0, rows - 1))
-    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=columns, frameon=False)
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside upper center", ncols=columns, frameon=False
+    )
 
 
 def handle(**look: Any) -> Any:

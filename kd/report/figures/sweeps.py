@@ -7,14 +7,23 @@ from typing import Any
 
 import pandas as pd
 
-from kd.report.figures.limits import CARET_DOWN, Limits, Outside, beyond, draw_bars, draw_points, limits, note
+from kd.report.figures.limits import (
+    CARET_DOWN,
+    Limits,
+    Outside,
+    beyond,
+    draw_bars,
+    draw_points,
+    limits,
+    note,
+)
 from kd.report.figures.selection import (
     best_methods,
     contexts,
     done_runs,
+    fix_other_settings,
+    fixed_settings_note,
     half_widths,
-    held_in_words,
-    hold,
     how_to_read,
     method_looks,
     panels,
@@ -22,20 +31,22 @@ from kd.report.figures.selection import (
 from kd.report.figures.style import canvas, handle, labels, legend, listed, sentences, short
 from kd.report.tables import Tables
 
-MOST = 8  # methods whose lines can be told apart
-TICKED = 24  # values of a key up to which they are the axis's ticks
-NAMED = 6  # values outside the axis that are written at its edge
+MAX_SETTINGS = 8  # methods whose lines can be told apart
+MAX_TICKS = 24  # values of a key up to which they are the axis's ticks
+MAX_NAMED = 6  # values outside the axis that are written at its edge
 
 
 def response(tables: Tables, key: str) -> tuple[Any, str]:
     """Draw accuracy over the values of one swept number, a line for each method."""
     done = done_runs(tables)
-    held, fixed = hold(tables.summary, tables.swept, [key])
+    held, fixed = fix_other_settings(tables.summary, tables.swept, [key])
     held = held[held[key].notna()]
-    varied = [str(name) for name, rows in held.groupby("method", sort=False) if rows[key].nunique() > 1]
+    varied = [
+        str(name) for name, rows in held.groupby("method", sort=False) if rows[key].nunique() > 1
+    ]
     if not varied:
         return _scatter(tables, key)
-    methods, left_out = best_methods(held, varied, MOST)
+    methods, left_out = best_methods(held, varied, MAX_SETTINGS)
     single = _with_one_value(held, varied, key)
     held = held[held["method"].isin(methods)]
     plain = _standard(tables.summary, held) if "standard" not in methods else None
@@ -68,7 +79,7 @@ def response(tables: Tables, key: str) -> tuple[Any, str]:
         f"Mean over seeds with its 95 % interval ({_seeds(held['n'])}).",
         how_to_read(shown),
         left_out,
-        held_in_words(fixed, methods),
+        fixed_settings_note(fixed, methods),
         single,
         beyond(outside),
         in_full,
@@ -96,12 +107,34 @@ def _draw_line(
     xs = list(rows[key].astype(float))
     means = list(100 * rows[column].astype(float))
     axis.plot(xs, means, **look, ms=6, lw=1.5, zorder=3)
-    draw_bars(axis, xs, means, [halves.get(setting, math.nan) for setting in rows["setting"]], look["color"])
-    away = [(x, mean) for x, mean in zip(xs, means, strict=True) if not span.holds(mean)]
+    draw_bars(
+        axis,
+        xs,
+        means,
+        [halves.get(setting, math.nan) for setting in rows["setting"]],
+        look["color"],
+    )
+    away = [(x, mean) for x, mean in zip(xs, means, strict=True) if not span.contains(mean)]
     for number, (x, mean) in enumerate(away):
-        axis.plot(x, span.low, marker=CARET_DOWN, color=look["color"], ms=9, ls="", zorder=4, clip_on=False)
-        if number < NAMED:
-            axis.annotate(f"{mean:.1f}", (x, span.low), (0, 10), textcoords="offset points", ha="center", fontsize=8)
+        axis.plot(
+            x,
+            span.low,
+            marker=CARET_DOWN,
+            color=look["color"],
+            ms=9,
+            ls="",
+            zorder=4,
+            clip_on=False,
+        )
+        if number < MAX_NAMED:
+            axis.annotate(
+                f"{mean:.1f}",
+                (x, span.low),
+                (0, 10),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
         note(outside, f"{rows['method'].iloc[0]} at {short(key)} = {x:.4g}", column, mean)
 
 
@@ -116,7 +149,7 @@ def _standard(summary: pd.DataFrame, held: pd.DataFrame) -> "pd.Series[Any] | No
 def _scatter(tables: Tables, key: str) -> tuple[Any, str]:
     """Draw every setting as a dot: a search leaves no two runs that differ in one number alone."""
     table = tables.summary[tables.summary[key].notna()]
-    methods, left_out = best_methods(table, list(dict.fromkeys(table["method"])), MOST)
+    methods, left_out = best_methods(table, list(dict.fromkeys(table["method"])), MAX_SETTINGS)
     table = table[table["method"].isin(methods)]
     shown = panels(table)
     span = limits([value for column, _ in shown for value in 100 * table[column].astype(float)])
@@ -145,7 +178,13 @@ def _scatter(tables: Tables, key: str) -> tuple[Any, str]:
 
 
 def _draw_dots(
-    axis: Any, rows: pd.DataFrame, key: str, column: str, look: Mapping[str, Any], span: Limits, outside: Outside
+    axis: Any,
+    rows: pd.DataFrame,
+    key: str,
+    column: str,
+    look: Mapping[str, Any],
+    span: Limits,
+    outside: Outside,
 ) -> None:
     rows = rows[rows[column].notna()].sort_values("chosen", kind="stable")
     xs, means = rows[key].astype(float), 100 * rows[column].astype(float)
@@ -154,7 +193,9 @@ def _draw_dots(
     draw_points(axis, xs[inside], means[inside], marker=look["marker"], color=look["color"], ms=5)
     draw_points(axis, xs[~inside], edges[~inside], marker=CARET_DOWN, color=look["color"], ms=5)
     chosen = rows["chosen"]
-    draw_points(axis, xs[chosen], edges[chosen], marker="o", mfc="none", color="0.1", ms=11, zorder=4)
+    draw_points(
+        axis, xs[chosen], edges[chosen], marker="o", mfc="none", color="0.1", ms=11, zorder=4
+    )
     for x, mean in zip(xs[~inside], means[~inside], strict=True):
         note(outside, f"{rows['method'].iloc[0]} at {short(key)} = {x:.4g}", column, mean)
 
@@ -163,7 +204,7 @@ def _set_values(axis: Any, key: str, values: "pd.Series[Any]") -> None:
     """Set the scale of the x axis, and ticks at the values themselves where their labels do not touch."""
     distinct = sorted(set(values.astype(float)))
     axis.set_xscale(spread(distinct))
-    if len(distinct) <= TICKED:
+    if len(distinct) <= MAX_TICKS:
         ticks = _apart(distinct)
         axis.set_xticks(ticks, [f"{value:.4g}" for value in ticks])
         axis.minorticks_off()
@@ -174,7 +215,11 @@ def spread(values: Sequence[float]) -> str:
     """The axis on which these numbers are spread most evenly: log or linear."""
     ordered = sorted(set(map(float, values)))
     if len(ordered) < 3 or ordered[0] <= 0:
-        return "log" if len(ordered) == 2 and ordered[0] > 0 and ordered[1] / ordered[0] >= 8 else "linear"
+        return (
+            "log"
+            if len(ordered) == 2 and ordered[0] > 0 and ordered[1] / ordered[0] >= 8
+            else "linear"
+        )
 
     def unevenness(xs: list[float]) -> float:
         steps = [b - a for a, b in itertools.pairwise(xs)]
