@@ -1,9 +1,10 @@
-"""A report on thousands of finished runs: seconds and memory of `python -m kd.report`, figures and page included.
+"""Measure the time and memory of `python -m kd.report` on thousands of finished runs.
 
     python -m benchmarks.aggregate [--runs 10000] [--out benchmarks/aggregate.json]
 
-The runs are made up: three methods, settings of learning rate, weight decay, T and alpha, five seeds, 15 epochs each,
-in a sweep's directory. Start-up of Python counts; making the runs does not.
+The report includes figures and the page. The runs are synthetic: three methods, settings of
+learning rate, weight decay, T and alpha, five seeds, 15 epochs each, in the directory of a sweep.
+The start-up of Python is included; creating the runs is not.
 """
 
 import argparse
@@ -28,16 +29,34 @@ TERMS = {"standard": ("hard",), "logits": ("hard", "soft"), "feature": ("hard", 
 SGD = {"name": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 NET = {"name": "cnn", "activation": "relu", "dropout": 0.2, "epochs": EPOCHS}
 CONFIG: dict[str, Any] = {
-    "student": {**NET, "scale": 8}, "optimizer": SGD, "schedule": {"name": "onecycle", "warmup": 0.2, "final": 0.0},
-    "teacher": {**NET, "scale": 32, "batch_size": 64, "seed": 1000, "checkpoint": None, "optimizer": SGD},
-    "data": {"val_size": 5000, "augment": {"crop": 4, "padding": "zeros", "flip": True}, "name": "cifar10"},
-    "batch_size": 64, "device": "auto", "precision": "auto", "threads": None, "rerun": False,
-    "tracker": {"mode": "auto", "project": "kd", "tags": []}, "paths": {"runs": "runs", "cache": "~/.cache/kd"},
-}  # fmt: skip
+    "student": {**NET, "scale": 8},
+    "optimizer": SGD,
+    "schedule": {"name": "onecycle", "warmup": 0.2, "final": 0.0},
+    "teacher": {
+        **NET,
+        "scale": 32,
+        "batch_size": 64,
+        "seed": 1000,
+        "checkpoint": None,
+        "optimizer": SGD,
+    },
+    "data": {
+        "val_size": 5000,
+        "augment": {"crop": 4, "padding": "zeros", "flip": True},
+        "name": "cifar10",
+    },
+    "batch_size": 64,
+    "device": "auto",
+    "precision": "auto",
+    "threads": None,
+    "rerun": False,
+    "tracker": {"mode": "auto", "project": "kd", "tags": []},
+    "paths": {"runs": "runs", "cache": "~/.cache/kd"},
+}
 
 
 def settings() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """(method, optimizer) without end: a grid for each learning rate."""
+    """Yield (method, optimizer) without end: a grid for each learning rate."""
     for step in itertools.count():
         for decay in (1e-4, 5e-4, 1e-3, 5e-3):
             optimizer = SGD | {"lr": round(0.01 * 1.25**step, 6), "weight_decay": decay}
@@ -49,7 +68,7 @@ def settings() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 def make(folder: Path, runs: int) -> Path:
-    """So many finished runs and the sweep that they were planned in. **Returns:** the sweep's directory."""
+    """Create finished runs and the plan of their sweep. Returns the directory of the sweep."""
     chance, jobs = random.Random(0), []
     every = itertools.product(itertools.islice(settings(), -(-runs // SEEDS)), range(SEEDS))
     for number, ((method, optimizer), seed) in enumerate(itertools.islice(every, runs)):
@@ -108,8 +127,13 @@ def _result(
 ) -> dict[str, Any]:
     method, accuracy = config["method"]["name"], last["val_accuracy"] - 0.01 * chance.random()
     taught = method != "standard"
-    tutor = {"name": "cnn-32", "source": "runs/teacher", "metrics": {"test_accuracy": 0.93, "val_accuracy": 0.94},
-             "params": 1_116_298, "macs": 41_000_000}  # fmt: skip
+    tutor = {
+        "name": "cnn-32",
+        "source": "runs/teacher",
+        "metrics": {"test_accuracy": 0.93, "val_accuracy": 0.94},
+        "params": 1_116_298,
+        "macs": 41_000_000,
+    }
     metrics = _measured("test", accuracy, taught, chance) | {
         k: v for k, v in last.items() if k.startswith("val_")
     }
@@ -120,13 +144,26 @@ def _result(
         "right": [0.5 * n for n in bins],
     }
     return {
-        "id": name, "method": method, "student": "cnn-8", "seed": config["seed"], "epochs": EPOCHS, "metrics": metrics,
-        "teacher": tutor if taught else None, "reliability": reliable,
+        "id": name,
+        "method": method,
+        "student": "cnn-8",
+        "seed": config["seed"],
+        "epochs": EPOCHS,
+        "metrics": metrics,
+        "teacher": tutor if taught else None,
+        "reliability": reliable,
         "size": {"params": 71_034, "macs": 2_700_000, "method_params": 0},
-        "time": {"train_seconds": 50 + chance.random(), "packed": 1, "epoch_seconds": [3.0] * EPOCHS,
-                 "images_per_second": 15000.0, "teacher_read": None},
-        "content": "cifar10", "samples": {"train": 45000, "val": 5000, "test": 10000}, "config": config,
-    }  # fmt: skip
+        "time": {
+            "train_seconds": 50 + chance.random(),
+            "packed": 1,
+            "epoch_seconds": [3.0] * EPOCHS,
+            "images_per_second": 15000.0,
+            "teacher_read": None,
+        },
+        "content": "cifar10",
+        "samples": {"train": 45000, "val": 5000, "test": 10000},
+        "config": config,
+    }
 
 
 def main() -> None:
@@ -157,11 +194,19 @@ def main() -> None:
     from kd.training import device
     from kd.training.environment import environment as where
 
-    write_json(asked.out, {
-        "runs": asked.runs, "epochs": EPOCHS, "seeds": SEEDS, "seconds": round(seconds, 1), "memory_mb": round(memory),
-        "seconds_target": SECONDS, "memory_target": MEGABYTES,
-        "environment": where(device.resolve("cpu", "auto", CACHE)),
-    })  # fmt: skip
+    write_json(
+        asked.out,
+        {
+            "runs": asked.runs,
+            "epochs": EPOCHS,
+            "seeds": SEEDS,
+            "seconds": round(seconds, 1),
+            "memory_mb": round(memory),
+            "seconds_target": SECONDS,
+            "memory_target": MEGABYTES,
+            "environment": where(device.resolve("cpu", "auto", CACHE)),
+        },
+    )
     print(f"written to {asked.out}")
 
 

@@ -1,15 +1,18 @@
-"""What a machine with a CUDA GPU has to show, in parts that can be run one by one, each with a table and JSON.
+"""Benchmarks and tests for a machine with a CUDA GPU, in parts that can be run one by one.
 
-    bash benchmarks/gpu.sh [--dry] [--parts device,tests,throughput,sweep,cifar10] [--data FILE.npz] [--out gpu]
+    bash benchmarks/gpu.sh [--dry] [--parts device,tests,throughput,sweep,cifar10]
+                           [--data FILE.npz] [--out gpu]
 
-device       which GPU it is, and the rates of its matrix products and of its memory
-tests        the tests of alignment, of resuming, of teacher outputs and of the kernels, with the training on the GPU
-throughput   python -m benchmarks.throughput: kd beside a plain training loop
+Each part prints a table and writes a JSON file.
+
+device       name of the GPU, and the rates of its matrix products and of its memory
+tests        the tests of alignment, resuming, teacher outputs and kernels, with training on the GPU
+throughput   python -m benchmarks.throughput: kd compared with a plain training loop
 sweep        a sweep of digits whose teacher outputs are a table on the GPU
 cifar10      one teacher and two students on CIFAR-10: seconds per epoch and accuracy (needs --data)
 
-A part that fails does not stop the others; the exit code is then 1. `--dry` runs every part on the CPU with tiny sizes
-and made-up images: it checks this script, and its figures mean nothing.
+A part that fails does not stop the others; the exit code is then 1. `--dry` runs every part on the
+CPU with tiny sizes and random images: it checks this script, and its numbers are meaningless.
 """
 
 import argparse
@@ -42,18 +45,18 @@ DRY_TESTS = ("views",)  # the gate runs the others anyway
 
 
 class Part(NamedTuple):
-    """One part: a function that returns what its JSON holds, and the seconds that it may take."""
+    """A part: a function that returns the content of its JSON file, and its time limit in seconds."""
 
     run: Callable[["Bench"], dict[str, Any]]
     seconds: int
 
 
 class PartError(Exception):
-    """A part failed; the text says how."""
+    """A part failed; the message gives the reason."""
 
 
 class Bench(NamedTuple):
-    """What all parts share."""
+    """The settings that all parts share."""
 
     device: str
     dry: bool
@@ -65,7 +68,10 @@ class Bench(NamedTuple):
     def python(
         self, *words: str, check: bool = True, **more: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run `python` with these arguments and let its output through; end it when the part's time is over."""
+        """Run `python` with these arguments; end it when the part's time is over.
+
+        Its output is not captured.
+        """
         print(f"$ python {' '.join(words)}", flush=True)
         variables = {**os.environ, "KD_CACHE": str(self.scratch / "cache"), **more}
         left = max(1.0, self.deadline - time.monotonic())
@@ -88,7 +94,7 @@ class Bench(NamedTuple):
 
 
 def measure_device(bench: Bench) -> dict[str, Any]:
-    """Name, memory, TFLOP/s of a matrix product in each precision, and GB/s of a copy in the device's memory."""
+    """Measure TFLOP/s of a matrix product in each precision, and GB/s of a copy in memory."""
     chosen = resolve(bench.device, "fp32", bench.scratch / "cache")
     on_gpu = chosen.torch.type == "cuda"
     size, side = (1 << 22, 256) if bench.dry else (1 << 30, 8192)
@@ -166,7 +172,7 @@ def run_tests(bench: Bench) -> dict[str, Any]:
 
 
 def measure_throughput(bench: Bench) -> dict[str, Any]:
-    """Images per second of kd beside the plain loop; benchmarks.throughput prints its own table."""
+    """Measure images per second of kd and the plain loop; benchmarks.throughput prints a table."""
     file = bench.scratch / "throughput.json"
     sizes = ["--images", "600", "--steps", "2", "--repeats", "1"]
     if not bench.dry:
@@ -194,7 +200,8 @@ def train_cifar10(bench: Bench) -> dict[str, Any]:
     if file is None:
         if not bench.dry:
             raise PartError(
-                "give the images with --data FILE.npz; python -m benchmarks.packed_images writes that file"
+                "give the images with --data FILE.npz; "
+                "python -m benchmarks.packed_images writes that file"
             )
         file = bench.scratch / "pictures.npz"
         pack(make_pictures(bench.scratch / "pictures"), file)
@@ -211,7 +218,7 @@ def train_cifar10(bench: Bench) -> dict[str, Any]:
 
 
 def make_pictures(folder: Path) -> Path:
-    """A folder of 40 training and 10 test images of noise, in two classes."""
+    """Create a folder of 40 training and 10 test images of noise, in two classes."""
     from PIL import Image
 
     draw = torch.Generator().manual_seed(0)
@@ -225,7 +232,7 @@ def make_pictures(folder: Path) -> Path:
 
 
 def distill(bench: Bench, name: str, words: Sequence[str], tiny: Sequence[str]) -> dict[str, Any]:
-    """Run a sweep of kd's and tabulate its runs, the teacher's too; `tiny`: what a dry run adds."""
+    """Run a sweep of kd and tabulate its runs and its teacher's; `tiny`: overrides of a dry run."""
     runs, sweep = bench.scratch / name / "runs", bench.scratch / name / "sweep"
     more = [*tiny, "teacher.epochs=1", "student.epochs=1"] if bench.dry else []
     paths = [
@@ -266,7 +273,7 @@ def distill(bench: Bench, name: str, words: Sequence[str], tiny: Sequence[str]) 
 
 
 def summarize(result: dict[str, Any]) -> dict[str, Any]:
-    """One run's row, from its result.json."""
+    """Return the row of a run, from its result.json."""
     epochs = result["time"]["epoch_seconds"]
     later = epochs[1:] or epochs
     return {

@@ -1,8 +1,9 @@
-"""Does a process grow over a long sweep? Many short jobs in one multirun, through one worker:
+"""Measure whether memory or open files grow over a long sweep of short jobs with one worker.
 
     python -m benchmarks.long [--jobs 200]
 
-Prints, as jobs are done, the memory (PSS) and the open files of the parent and of its worker; JSON beside this file.
+Prints the memory (PSS) and the number of open files of the parent process and of its worker each
+time that a tenth of the jobs is done, and writes them as JSON next to this file.
 """
 
 import argparse
@@ -15,12 +16,22 @@ from pathlib import Path
 
 from kd.core.io import write_json
 
-WORDS = ["data=digits", "student.scale=1", "teacher.scale=1", "student.epochs=1", "teacher.epochs=1", "device=cpu",
-         "threads=1", "tracker.mode=disabled", "method=logits", "hydra.launcher.slots=1"]  # fmt: skip
+WORDS = [
+    "data=digits",
+    "student.scale=1",
+    "teacher.scale=1",
+    "student.epochs=1",
+    "teacher.epochs=1",
+    "device=cpu",
+    "threads=1",
+    "tracker.mode=disabled",
+    "method=logits",
+    "hydra.launcher.slots=1",
+]
 
 
 def seen(pid: int) -> dict[str, float]:
-    """Megabytes and open files of a process."""
+    """Return the memory in megabytes and the number of open files of a process."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     pss = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
     return {"megabytes": round(pss / 1024, 1), "files": len(os.listdir(f"/proc/{pid}/fd"))}
@@ -39,7 +50,7 @@ def workers(parent: int) -> list[int]:
 
 
 def measure(jobs: int) -> list[dict[str, float]]:
-    """A row each time that a tenth of the jobs is done."""
+    """Run the sweep and return a row for each time that a tenth of the jobs is done."""
     rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         words = [*WORDS, f"seed=range(0,{jobs})"]

@@ -1,4 +1,4 @@
-"""Clocks and scales for the benchmarks."""
+"""Measurements of time, speed, memory and disk space for the benchmarks."""
 
 import statistics
 import threading
@@ -14,7 +14,7 @@ from kd.training.device import Device
 
 
 def clock(work: Callable[[], Any], device: Device) -> float:
-    """Seconds that `work` takes, the device's queue included."""
+    """Return the seconds that `work` takes, including queued work of the device."""
     wait(device)
     begun = time.perf_counter()
     work()
@@ -28,20 +28,21 @@ def wait(device: Device) -> None:
 
 
 def matrix_rate(device: Device, n: int = 2048) -> float:
-    """FLOP/s of an n x n x n matrix product in the device's precision: the best of ten."""
+    """Return FLOP/s of an n x n x n matrix product in the device's precision, best of ten."""
     a, b = (torch.randn(n, n, device=device.torch, dtype=device.dtype) for _ in range(2))
     return 2 * n**3 / min(clock(lambda: a @ b, device) for _ in range(10))
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:
-    """The median of the ratios of runs that were made side by side."""
+    """Return the median ratio of the times of paired runs."""
     return round(statistics.median(s / f for s, f in zip(slow, fast, strict=True)), 2)
 
 
 class Memory:
-    """Inside, the memory of a process and of all that it started is watched; `peak` is the most, in megabytes.
+    """Context manager that samples the memory of a process and its descendants.
 
-    Pages that several of them share are counted once (PSS). Linux only; elsewhere the peak stays 0.
+    `peak` is the largest sum seen, in megabytes. Pages that several processes share are counted
+    once (PSS). Linux only; elsewhere the peak stays 0.
     """
 
     def __init__(self, pid: int, every: float = 1.0):
@@ -63,7 +64,7 @@ class Memory:
 
 
 def family(pid: int) -> list[int]:
-    """A process and all its living descendants."""
+    """Return the ids of a process and all its living descendants."""
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError, IndexError):
@@ -82,5 +83,5 @@ def _pss(pid: int) -> int:
 
 
 def on_disk(folder: Path) -> float:
-    """Megabytes that the files under `folder` take."""
+    """Return the megabytes that the files under `folder` take on disk."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) / 1e6

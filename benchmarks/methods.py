@@ -1,11 +1,13 @@
-"""What a training step of each method costs beside one of `standard`, and docs/methods.md, which says it.
+"""Measure the cost of a training step of each method relative to `standard`; write docs/methods.md.
 
     python -m benchmarks.methods [--repeats 5] [--device cpu] [--out benchmarks/methods.json]
-    python -m benchmarks.methods --page [SWEEP/runs.csv]   # writes docs/methods.md (and keeps the runs of a sweep)
+    python -m benchmarks.methods --page                   # writes docs/methods.md
+    python -m benchmarks.methods --page SWEEP/runs.csv    # also adds the runs of a sweep to it
 
-Each method trains a student of scale 16, taught by scale 32 (random images and weights: neither changes the work), as
-a later run of that teacher does: the teacher's logits and vectors are read, its maps are computed. In each repeat every
-method takes `--steps` steps, one after the other; the cost is the median ratio of its seconds to those of `standard`.
+Each method trains a student of scale 16 with a teacher of scale 32. Images and weights are random,
+which does not change the work. As in all runs of a teacher but the first, its logits and vectors
+are read and its feature maps are computed. In each repeat every method takes `--steps` steps, one
+method after the other; the cost is the median ratio of its seconds to those of `standard`.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ from kd.report.tables import finished_runs, summarise
 from kd.training import device as devices
 from kd.training.device import Device
 from kd.training.environment import environment
-from kd.training.loop import TrainingState, train
+from kd.training.loop import Recipe, TrainingState, train
 from kd.training.metrics import count
 from kd.training.teacher import TeacherForward, freeze
 from kd.training.teacher_cache import TeacherCache, TeacherCacheSpec
@@ -50,35 +53,45 @@ MEASURED, PAGE, TABLE = (
 ONE_VIEW = Augment(
     crop=0, padding="zeros", flip=False
 )  # after an epoch all that a teacher can say is known
-KINDS = {  # by what is compared, and when to try it
+KINDS = {  # {what is compared: {method: when to try it}}
     "Without a teacher": {
-        "standard": "The baseline that every other is compared with; run it first, with the same seeds.",
-        "label_smoothing": "The control that needs no teacher: a gain that it has as well is not the teacher's.",
+        "standard": "The baseline that every other is compared with; run it first, with the same "
+        "seeds.",
+        "label_smoothing": "The control that needs no teacher: a gain that it has as well is not "
+        "the teacher's.",
         "tfkd": "As label_smoothing, with a made teacher in the form of the soft loss.",
     },
     "On logits": {
-        "logits": "First. It reads only logits, which are kept for ever, and is hard to beat at an equal budget.",
+        "logits": "First. It reads only logits, which are kept for ever, and is hard to beat at an "
+        "equal budget.",
         "soft_labels": "Labels are missing or wrong, or you ask what the teacher alone is worth.",
-        "standardized": "Teacher and student differ much in size, so that logits of one scale ask too much.",
-        "dkd": "Many classes, and a teacher that is very sure: its opinion of the others then counts. Its weights are "
-        "large: lower the learning rate where the loss grows.",
+        "standardized": "Teacher and student differ much in size, so that logits of one scale ask "
+        "too much.",
+        "dkd": "Many classes, and a teacher that is very sure: its opinion of the others then "
+        "counts. Its weights are large: lower the learning rate where the loss grows.",
         "nkd": "As dkd, with one weight less to choose.",
-        "dist": "A much stronger teacher: only the order and the spread of its answers are asked for.",
+        "dist": "A much stronger teacher: only the order and the spread of its answers are asked "
+        "for.",
         "wttm": "You would tune T: a power of the teacher's probabilities takes its place.",
         "ctkd": "You would sweep T: it is learned instead, and rises to what is hardest.",
-        "mlkd": "Images are cheap: a step sees each twice, so give other methods as many steps when you compare.",
-        "function_matching": "Long training, or many images without labels; short training does not repay it.",
+        "mlkd": "Images are cheap: a step sees each twice, so give other methods as many steps "
+        "when you compare.",
+        "function_matching": "Long training, or many images without labels; short training does "
+        "not repay it.",
         "born_again": "There is no larger teacher.",
     },
     "On feature maps and vectors": {
         "feature": "Shapes differ, and there is one layer that you trust.",
         "attention": "Networks of one family: it asks where they look, and needs no parameters.",
-        "nst": "As attention; it compares the statistics of channels, and costs more where there are many.",
-        "similarity": "Architectures differ: only the likeness of the samples of a batch is compared.",
+        "nst": "As attention; it compares the statistics of channels, and costs more where there "
+        "are many.",
+        "similarity": "Architectures differ: only the likeness of the samples of a batch is "
+        "compared.",
         "correlation": "As similarity, with a kernel in place of the inner product.",
         "rkd": "The vectors will be used for search or clustering: it keeps distances and angles.",
         "pkt": "As rkd, cheaper, and without a scale to choose.",
-        "vid": "Some of the teacher's channels cannot be learned: the variance of each says how much it counts.",
+        "vid": "Some of the teacher's channels cannot be learned: the variance of each says how "
+        "much it counts.",
         "crd": "A large data set and long training; the memory takes 1 KB a sample.",
         "reviewkd": "Feature distillation at its most thorough; its fusion modules take time.",
         "ofd": "Convolutional networks with batch norm of one family.",
@@ -90,7 +103,7 @@ KINDS = {  # by what is compared, and when to try it
 
 
 def steps(name: str, found: Pictures, device: Device, kept: Path) -> Iterator[Any]:
-    """kd's loop with this method: an item a step."""
+    """Run kd's loop with this method: yield the number of its parameters, then an item per step."""
     kind = methods.find(name)
     torch.manual_seed(0)
     teacher, student = network(32), device.prepare_module(network(16))
@@ -121,17 +134,9 @@ def steps(name: str, found: Pictures, device: Device, kept: Path) -> Iterator[An
     optimizer = SGD(name="sgd", lr=1e-5, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = Schedule(name="constant", warmup=0.0, final=0.0, milestones=[], gamma=1.0)
     yield count(method.parameters())
-    rows = train(
-        TrainingState(student, method, optimizer),
-        teach,
-        split,
-        ONE_VIEW,
-        schedule,
-        10**6,
-        BATCH,
-        0,
-        device,
-    )
+    state = TrainingState(student, method, optimizer)
+    recipe = Recipe(10**6, BATCH, 0, ONE_VIEW, schedule)
+    rows = train(state, teach, split, recipe, device)
     yield from (None for row in rows if row is None)
 
 
@@ -146,7 +151,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(asked.repeats):
         for name, loop in loops.items():
-            seconds[name].append(clock(lambda loop=loop: take(loop, asked.steps), device))  # type: ignore[misc]
+            seconds[name].append(clock(partial(take, loop, asked.steps), device))
     shutil.rmtree(kept)
     rows = {
         name: {
@@ -165,24 +170,27 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def page(measured: dict[str, Any], runs: pd.DataFrame | None) -> str:
-    """docs/methods.md."""
+    """Return the text of docs/methods.md."""
     where = measured["environment"]
     accuracy = {} if runs is None else _results(runs)
     lines = [
-        "# The methods", "",
-        "Written by `python -m benchmarks.methods --page` from the methods' own files, `benchmarks/methods.json`"
-        + (" and `docs/methods.csv`." if runs is not None else "."),
+        "# The methods",
         "",
-        f"**Cost** is the time of a training step beside one of `standard`, for a student of scale 16 and a teacher of "
-        f"scale 32, {where['threads']} threads ({where['processor']}, {where['precision']}), the median of "
-        f"{measured['repeats']} repeats of {measured['steps']} steps of {measured['batch_size']} images "
-        "(`python -m benchmarks.methods`). The teacher's logits and vectors are read from its table, as in every run "
-        "but its first; its maps are computed in each step (`teacher.store.maps=true` keeps them). **Own** are the "
-        "parameters that only the method trains.",
+        "Written by `python -m benchmarks.methods --page` from the methods' own files, "
+        "`benchmarks/methods.json`" + (" and `docs/methods.csv`." if runs is not None else "."),
+        "",
+        "**Cost** is the time of a training step beside one of `standard`, for a student of "
+        f"scale 16 and a teacher of scale 32, {where['threads']} threads ({where['processor']}, "
+        f"{where['precision']}), the median of {measured['repeats']} repeats of "
+        f"{measured['steps']} steps of {measured['batch_size']} images "
+        "(`python -m benchmarks.methods`). The teacher's logits and vectors are read from its "
+        "table, as in every run but its first; its maps are computed in each step "
+        "(`teacher.store.maps=true` keeps them). **Own** are the parameters that only the method "
+        "trains.",
         "",
         *(NO_RESULTS if runs is None else _said(runs)),
         "",
-    ]  # fmt: skip
+    ]
     head = ["method", "cost", "own", *(RESULTS if accuracy else [])]
     lines += ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for names in KINDS.values():
@@ -201,12 +209,33 @@ def page(measured: dict[str, Any], runs: pd.DataFrame | None) -> str:
 
 
 KEPT = [  # columns of runs.csv
-    "method", "seed", "status", "student", "data", "epochs", "samples", "batch_size", "budget", "test_accuracy",
-    "test_nll", "test_ece", "test_agreement", "test_teacher_kl", "val_accuracy", "params", "macs", "method_params",
-    "train_seconds", "teacher", "teacher_params", "teacher_macs", "teacher_test_accuracy",
-]  # fmt: skip
+    "method",
+    "seed",
+    "status",
+    "student",
+    "data",
+    "epochs",
+    "samples",
+    "batch_size",
+    "budget",
+    "test_accuracy",
+    "test_nll",
+    "test_ece",
+    "test_agreement",
+    "test_teacher_kl",
+    "val_accuracy",
+    "params",
+    "macs",
+    "method_params",
+    "train_seconds",
+    "teacher",
+    "teacher_params",
+    "teacher_macs",
+    "teacher_test_accuracy",
+]
 NO_RESULTS = [
-    "What each is worth on your data, one command says: `python -m kd -m method='glob(*)' seed=0,1,2`."
+    "What each is worth on your data, one command says: "
+    "`python -m kd -m method='glob(*)' seed=0,1,2`."
 ]
 
 
@@ -214,7 +243,7 @@ RESULTS = ["n", "val, %", "test, %", "vs standard", "p (Holm)"]
 
 
 def _results(runs: pd.DataFrame) -> dict[str, list[str]]:
-    """The cells of `RESULTS` for every method."""
+    """Return the cells of `RESULTS` for every method."""
     found = {name: ["", "", "not run yet", "", ""] for names in KINDS.values() for name in names}
     found |= {
         name: ["", "", "diverged", "", ""] for name in runs[runs["status"] == "diverged"]["setting"]
@@ -226,14 +255,17 @@ def _results(runs: pd.DataFrame) -> dict[str, list[str]]:
 
         half, p = percent("test_accuracy_ci95", ".2f"), row["p_holm"]
         found[row["setting"]] = [
-            str(row["n"]), percent("val_accuracy", ".2f"), percent("test_accuracy", ".2f") + (half and f" ± {half}"),
-            percent("difference", "+.2f"), "" if pd.isna(p) else f"{p:.3f}",
-        ]  # fmt: skip
+            str(row["n"]),
+            percent("val_accuracy", ".2f"),
+            percent("test_accuracy", ".2f") + (half and f" ± {half}"),
+            percent("difference", "+.2f"),
+            "" if pd.isna(p) else f"{p:.3f}",
+        ]
     return found
 
 
 def _said(runs: pd.DataFrame) -> list[str]:
-    """What the accuracies are, and the commands that gave them."""
+    """Return the text that explains the accuracies, and the commands that produced them."""
     done = finished_runs(runs)
     counts = done[done["setting"] == done["method"]]["method"].value_counts()
     several = sorted(counts[counts > 1].index)
@@ -254,16 +286,18 @@ def _said(runs: pd.DataFrame) -> list[str]:
         groups = done[done["setting"].isin(several)].groupby("setting")["test_accuracy"]
         apart = (100 * (groups.max() - groups.min())).sort_values()
         spread = (
-            f" One seed says little: where there are {counts.max()}, they lie {apart.iloc[0]:.2f} (`{apart.index[0]}`) "
-            f"to {apart.iloc[-1]:.2f} points apart (`{apart.index[-1]}`), {apart.median():.2f} in the median."
+            f" One seed says little: where there are {counts.max()}, they lie "
+            f"{apart.iloc[0]:.2f} (`{apart.index[0]}`) to {apart.iloc[-1]:.2f} points apart "
+            f"(`{apart.index[-1]}`), {apart.median():.2f} in the median."
         )
     return [
-        "**Test** is the accuracy on CIFAR-10's test images (as JPEG copies of quality 75, which cost two to three "
-        f"points), teacher {taught['teacher']} ({100 * taught['teacher_test_accuracy']:.2f} %), student "
-        f"{taught['student']}, {taught['epochs']} epochs for each, ± the 95 % interval of the mean over n seeds; the "
-        "difference is paired by seed, p is corrected for as many comparisons as have one. Each method has the weights "
-        "of its file, which are its paper's: none was tuned for this pair, and all have one learning rate, at which "
-        f"some diverge.{spread}",
+        "**Test** is the accuracy on CIFAR-10's test images (as JPEG copies of quality 75, which "
+        f"cost two to three points), teacher {taught['teacher']} "
+        f"({100 * taught['teacher_test_accuracy']:.2f} %), student {taught['student']}, "
+        f"{taught['epochs']} epochs for each, ± the 95 % interval of the mean over n seeds; the "
+        "difference is paired by seed, p is corrected for as many comparisons as have one. Each "
+        "method has the weights of its file, which are its paper's: none was tuned for this pair, "
+        f"and all have one learning rate, at which some diverge.{spread}",
         "",
         "```bash",
         f"python -m kd -m method='glob(*)' seed=0 {data} hydra.sweep.dir=all",
@@ -276,7 +310,7 @@ def _said(runs: pd.DataFrame) -> list[str]:
 
 
 def _section(name: str, when: str) -> list[str]:
-    """A method as its own file has it."""
+    """Return the section of a method, from the docstrings and the configuration of its file."""
     kind = methods.find(name)
     source = inspect.getmodule(kind)
     assert source is not None
@@ -316,7 +350,8 @@ def main() -> None:
         found = measure(asked)
         for name, row in found["rows"].items():
             print(
-                f"{name:20}{row['ratio']:6.2f}  {row['ms']:8.2f} ms a step  {row['parameters']:>10,} parameters"
+                f"{name:20}{row['ratio']:6.2f}  {row['ms']:8.2f} ms per step  "
+                f"{row['parameters']:>10,} parameters"
             )
         write_json(asked.out, found)
         return
@@ -326,7 +361,10 @@ def main() -> None:
 
 
 def merge(runs: pd.DataFrame, words: str = "") -> None:
-    """Keep these runs beside those that are kept; of the same setting and seed the later. `words`: as in --with."""
+    """Add these runs to docs/methods.csv, replacing runs of the same setting and seed.
+
+    `words`: as in --with.
+    """
     runs = runs[runs["status"].isin(["done", "diverged"])]
     runs = runs[[name for name in KEPT if name in runs]].assign(
         setting=(runs["method"] + " " + words).str.strip()
@@ -338,7 +376,7 @@ def merge(runs: pd.DataFrame, words: str = "") -> None:
 
 
 def kept_runs() -> pd.DataFrame | None:
-    """The runs whose accuracies the page shows."""
+    """Return the runs whose accuracies the page shows, if there are any."""
     return pd.read_csv(TABLE) if TABLE.exists() else None
 
 

@@ -1,4 +1,7 @@
-"""What both loops train: the reference CNN of scale 16, taught by scale 32, on CIFAR-sized images."""
+"""Networks and settings of both training loops: CNNs of scale 16 (student) and 32 (teacher).
+
+Images have the size of CIFAR's.
+"""
 
 import os
 from pathlib import Path
@@ -8,7 +11,7 @@ from kd import models
 from kd.data.augment import Augment
 
 MEAN, STD, BATCH = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616], 128
-STUDENT_FLOPS, TEACHER_FLOPS = 43.5e6, 53.2e6  # an image: a training step, and a forward pass
+STUDENT_FLOPS, TEACHER_FLOPS = 43.5e6, 53.2e6  # per image: of a training step; of a forward pass
 AUGMENT = Augment(crop=4, padding="zeros", flip=True)
 CACHE = Path(os.environ.get("KD_CACHE", "~/.cache/kd")).expanduser()
 

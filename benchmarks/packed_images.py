@@ -2,9 +2,9 @@
 
     python -m benchmarks.packed_images FOLDER cifar10.npz
 
-`FOLDER` holds train/<class>/* and test/<class>/*. The files are stored as they are, one after the other, so that the
-60,000 JPEG copies of CIFAR-10 take less than a third of their pixels. A file that would be larger than 60 MiB, which is
-what can travel to a rented machine, is refused.
+`FOLDER` holds train/<class>/* and test/<class>/*. The encoded files are stored unchanged, one after
+the other, so that the 60,000 JPEG copies of CIFAR-10 take less than a third of the size of their
+pixels. An output file of more than 60 MiB, the limit for a copy to a rented machine, is refused.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""The loop that everyone writes: what kd's speed is compared with.
+"""The usual distillation loop in plain PyTorch, with which kd's speed is compared.
 
     python -m benchmarks.plain IMAGES.pt TEACHER.safetensors --T 4 --alpha 0.1 --epochs 5
 
-It follows PyTorch's knowledge-distillation tutorial and its CIFAR examples, as a good engineer would write it in an
-afternoon: torchvision's transforms on PIL images, a DataLoader with two workers, float32, the teacher's forward pass
-in every step, `loss.item()` for the log. Nothing in it is slower than it has to be for that.
+It follows PyTorch's knowledge-distillation tutorial and its CIFAR examples, as a good engineer
+would write it in an afternoon: torchvision's transforms on PIL images, a DataLoader with two
+workers, float32, the teacher's forward pass in every step, `loss.item()` for the log. Nothing in it
+is slower than this design requires.
 """
 
 import argparse
@@ -19,7 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Images(Dataset):
-    """uint8 [N, H, W, 3] as torchvision's CIFAR10 gives them: one PIL image at a time, transformed."""
+    """A data set of uint8 images [N, H, W, 3] that works like torchvision's CIFAR10.
+
+    An item is one PIL image, transformed, and its label.
+    """
 
     def __init__(
         self,
@@ -55,10 +59,20 @@ def steps(
     alpha: float = 0.1,
     beta: float = 0.2,
 ) -> Iterator[float]:
-    """Train on and on; each item is the loss of one more step. With a teacher: Hinton's loss; with a regressor too
-    (from the student's `pool2` to the teacher's): FitNets' on top of it."""
-    loader = DataLoader(data, batch_size, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True,
-                        pin_memory=device.type == "cuda")  # fmt: skip
+    """Train without end and yield the loss of each step.
+
+    With a teacher, the loss is Hinton's. With a regressor from the student's `pool2` to the
+    teacher's, the loss of FitNets is added.
+    """
+    loader = DataLoader(
+        data,
+        batch_size,
+        shuffle=True,
+        num_workers=2,
+        drop_last=True,
+        persistent_workers=True,
+        pin_memory=device.type == "cuda",
+    )
     parameters = [*student.parameters(), *(regressor.parameters() if regressor else ())]
     optimizer = torch.optim.SGD(parameters, 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     student.train()
@@ -104,7 +118,7 @@ def _forward(net: nn.Module, x: Tensor, tapped: bool) -> tuple[Tensor, Tensor]:
 
 
 def main() -> None:
-    """One whole run, as one would type it sixteen times: train with a teacher, measure on the test images, save."""
+    """Train with a teacher, measure the accuracy on the test images, and save the student."""
     import kd
     from benchmarks.networks import MEAN, STD, network
 

@@ -1,8 +1,9 @@
-"""Seconds that a sweep needs before its first job: composing, checking and writing down a grid of made-up jobs.
+"""Measure the seconds that a sweep needs to compose, check and record its jobs.
 
     python -m benchmarks.planning [--jobs 2000] [--out benchmarks/planning.json]
 
-No job is run. Start-up of Python counts for itself; `compositions` are those that Hydra made.
+The jobs are a grid, and none is run. The imports are timed separately; `compositions` is the number
+of configurations that Hydra composed.
 """
 
 import argparse
@@ -22,7 +23,7 @@ GRID = [
 
 
 def measure(jobs: int) -> dict[str, Any]:
-    """Plan a grid of about so many jobs."""
+    """Plan a grid of about this many jobs."""
     started = time.perf_counter()
     from hydra import initialize_config_dir
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper

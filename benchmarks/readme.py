@@ -1,4 +1,4 @@
-"""README's section on speed, written from what the benchmarks measured.
+"""Write the README's section on speed from the results of the benchmarks.
 
 python -m benchmarks.readme
 """
@@ -13,39 +13,43 @@ BEGIN, END = "<!-- written by python -m benchmarks.readme -->", "<!-- to here --
 
 
 def section(throughput: dict[str, Any], sweep: dict[str, Any]) -> str:
-    """Markdown."""
+    """Return the section as Markdown."""
     where, rows = throughput["environment"], throughput["rows"]
     lines = [
-        f"Measured by `python -m benchmarks.throughput` and `python -m benchmarks.sweep` on {where['threads']} cores "
-        f"({where['processor']}, {where['device']}, {where['precision']}, torch {where['torch']}; a 2048³ matrix "
-        f"product runs at {throughput['matrix_flops'] / 1e9:.0f} GFLOP/s there), against the loop that everyone writes "
-        "([`benchmarks/plain.py`](benchmarks/plain.py): float32, PIL, two loader workers) in the same process, in "
-        f"turn, as the median ratio of {throughput['repeats']}: student scale 16, teacher scale 32, batches of "
-        f"{throughput['batch_size']}, {throughput['images']:,} images.",
+        "Measured by `python -m benchmarks.throughput` and `python -m benchmarks.sweep` on "
+        f"{where['threads']} cores ({where['processor']}, {where['device']}, "
+        f"{where['precision']}, torch {where['torch']}; a 2048³ matrix product runs at "
+        f"{throughput['matrix_flops'] / 1e9:.0f} GFLOP/s there), against the loop that everyone "
+        "writes ([`benchmarks/plain.py`](benchmarks/plain.py): float32, PIL, two loader workers) "
+        f"in the same process, in turn, as the median ratio of {throughput['repeats']}: student "
+        f"scale 16, teacher scale 32, batches of {throughput['batch_size']}, "
+        f"{throughput['images']:,} images.",
         "",
-        "| | plain, images/s | kd, images/s | ratio | target | of the floor | memory, plain / kd | disk |",
+        "| | plain, images/s | kd, images/s | ratio | target | of the floor "
+        "| memory, plain / kd | disk |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         memory = row["memory_mb"]
         lines.append(
-            f"| {row['path']} | {row['plain']:,} | {row['kd']:,} | **{row['ratio']:.1f}×** | {_target(row)} | "
-            f"{100 * row['of_floor']:.0f} % | {memory['plain']:,} / {memory['kd']:,} MB | {row['disk_mb']:,} MB |"
+            f"| {row['path']} | {row['plain']:,} | {row['kd']:,} | **{row['ratio']:.1f}×** "
+            f"| {_target(row)} | {100 * row['of_floor']:.0f} % "
+            f"| {memory['plain']:,} / {memory['kd']:,} MB | {row['disk_mb']:,} MB |"
         )
     seconds = sweep["plain_seconds"]
     each = sum(seconds) / len(seconds)
     for row in sweep["rows"]:
         lines.append(
-            f"| {row['path']}, typing to report | {sweep['students']} × {each:.0f} s | {row['seconds']:.0f} s | "
-            f"**{row['ratio']:.1f}×** | {_target(row)} | | {sweep['plain_memory_mb']:,} / {row['memory_mb']:,} MB | "
-            f"{row['disk_mb']:,} MB |"
+            f"| {row['path']}, typing to report | {sweep['students']} × {each:.0f} s "
+            f"| {row['seconds']:.0f} s | **{row['ratio']:.1f}×** | {_target(row)} | "
+            f"| {sweep['plain_memory_mb']:,} / {row['memory_mb']:,} MB | {row['disk_mb']:,} MB |"
         )
     lines += [
         "",
         f"Start-up to the first step, cached data: {sweep['startup_seconds']:.1f} s (target "
-        f"{sweep['startup_target']:.0f} s). The floor is the networks' FLOPs over the rate of the matrix product. "
-        f"The sweep: {sweep['images']:,} images, {sweep['epochs']} epochs, {len(seconds)} of the plain runs timed. "
-        "Where a step's time goes, in milliseconds:",
+        f"{sweep['startup_target']:.0f} s). The floor is the networks' FLOPs over the rate of the "
+        f"matrix product. The sweep: {sweep['images']:,} images, {sweep['epochs']} epochs, "
+        f"{len(seconds)} of the plain runs timed. Where a step's time goes, in milliseconds:",
         "",
         "| | " + " | ".join(_parts(rows)) + " |",
         "| --- |" + " --- |" * len(_parts(rows)),
@@ -71,7 +75,7 @@ def _target(row: dict[str, Any]) -> str:
 
 
 def written(readme: str, text: str) -> str:
-    """The README with this section."""
+    """Return the README with this section."""
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{text}\n{END}{after}"

@@ -1,12 +1,13 @@
-"""The study of docs/study.md: its runs, part by part, and the tables that the page is written from.
+"""Run the parts of the study in docs/study.md and store the tables that the page is written from.
 
-    python -m benchmarks.study                                # what the parts are
-    python -m benchmarks.study original data=imagefolder data.root=PATH    # run one, or go on with it; keep its tables
-    python -m benchmarks.study --page                         # docs/study.md and its figures, from what is kept alone
+    python -m benchmarks.study              # list the parts
+    python -m benchmarks.study original data=imagefolder data.root=PATH    # run or resume a part
+    python -m benchmarks.study --page       # write docs/study.md and its figures from the tables
 
-A part is some sweeps; words with `=` are given to each of them. Its tables are kept in docs/study/PART/ after each
-sweep, without any path of this machine; a sweep that is kept whole is not run again (remove it there for that). `fair`
-and what follows it take T, alpha, beta and smoothing from what `choice` found best on validation images.
+A part consists of sweeps; arguments with `=` are overrides for each of them. The tables of a part
+are stored in docs/study/PART/ after each sweep, without paths of this machine. A sweep that is
+complete there is not run again; remove it there to run it again. `fair` and the parts after it take
+T, alpha, beta and smoothing from the settings that `choice` found best on validation images.
 """
 
 import argparse
@@ -41,18 +42,14 @@ OWN = {
     "feature": ["T", "alpha", "beta"],
     "label_smoothing": ["smoothing"],
 }
-LOCAL = [
-    "folder",
-    "overrides",
-    "reason",
-    "id",
-]  # columns that say something of this machine, or nothing to a reader
+# columns that depend on this machine, or are of no use to a reader
+LOCAL = ["folder", "overrides", "reason", "id"]
 
 Words = list[str]
 
 
 def original(kept: Path) -> list[Words]:
-    """The protocol of the study that kd is measured against, and the bug that its logits figure has."""
+    """The protocol of the original study, and the bug behind its result for logits."""
     students = ["original", "original_logits", "original_feature"]
     wrong = ["+experiment=original_logits", "teacher.outputs=misaligned", FEW]
     return [*([f"+experiment={name}", FEW] for name in students), wrong]
@@ -82,7 +79,7 @@ def labels(kept: Path) -> list[Words]:
 
 
 def budget(kept: Path) -> list[Words]:
-    """What the gain becomes in shorter and in longer training, and how far a small student gets in the longest."""
+    """The gain in shorter and in longer training, and the accuracy that a small student reaches."""
     part = "student.epochs=5,15,45"
     return [["method=standard", part, FEW], ["method=logits", *chosen(kept, "logits"), part, FEW]]
 
@@ -94,10 +91,11 @@ def student(kept: Path) -> list[Words]:
 
 
 def teacher(kept: Path) -> list[Words]:
-    """Whether a larger teacher teaches more. The largest is asked for first: it takes the longest to train."""
+    """Whether a larger teacher teaches more."""
     five = "seed=0,1,2,3,4"
     return [
         ["method=standard", five],
+        # the largest first, because it takes the longest to train
         ["method=logits", *chosen(kept, "logits"), five, "teacher.scale=64,32,16"],
     ]
 
@@ -106,7 +104,7 @@ PARTS = {part.__name__: part for part in (original, choice, fair, labels, budget
 
 
 def chosen(kept: Path, method: str) -> Words:
-    """The words for the setting of a method that `choice` found best on validation images."""
+    """Return the overrides for the setting of a method that `choice` found best on validation."""
     if method not in OWN:
         return []
     if (found := load("choice", kept)) is None:
@@ -124,7 +122,7 @@ def chosen(kept: Path, method: str) -> Words:
 
 
 def run(part: str, also: Words, place: Path, kept: Path) -> bool:
-    """Run a part's sweeps, or go on with them, and keep their tables. **Returns:** whether every job is done."""
+    """Run or resume the sweeps of a part and store their tables. Returns whether all succeeded."""
     sweeps, good = PARTS[part](kept), True
     for number, words in enumerate(sweeps):
         if whole(part, number, [*words, *anonymous(also)], kept):
@@ -132,10 +130,8 @@ def run(part: str, also: Words, place: Path, kept: Path) -> bool:
                 f"{part}: sweep {number + 1} of {len(sweeps)} is kept in {kept / part}", flush=True
             )
             continue
-        here, spent = (
-            place / part / str(number),
-            place / f"{part}-{number}.json",
-        )  # the seconds, interrupted ones too
+        here = place / part / str(number)
+        spent = place / f"{part}-{number}.json"  # seconds, including those of interrupted runs
         here.mkdir(parents=True, exist_ok=True)
         own = ["tracker.mode=disabled", f"hydra.sweep.dir={here}", f"paths.runs={place / 'runs'}"]
         command = [sys.executable, "-m", "kd", "-m", *words, *also, *own]
@@ -159,7 +155,7 @@ def anonymous(also: Words) -> Words:
 
 
 def whole(part: str, number: int, words: Words, kept: Path) -> bool:
-    """Whether this very sweep is kept, with every run of it done."""
+    """Return whether this sweep is stored with the same overrides and all its runs are done."""
     if not (kept / part / "part.json").exists():
         return False
     said = json.loads((kept / part / "part.json").read_text())["sweeps"].get(str(number), {})
@@ -171,25 +167,28 @@ def whole(part: str, number: int, words: Words, kept: Path) -> bool:
 def keep(
     part: str, number: int, of: int, place: Path, words: Words, seconds: float, kept: Path
 ) -> None:
-    """Add a sweep's tables to its part's, in place of what is kept of it, and how they were made."""
+    """Store the tables of a sweep and how they were made, replacing what is stored of it."""
     folder = kept / part
     folder.mkdir(parents=True, exist_ok=True)
     tables = load_tables([place])
-    own = tables.runs[
-        tables.runs["overrides"] != ""
-    ]  # the rest are baselines, which another sweep ran
+    # runs without overrides are baselines, which another sweep ran
+    own = tables.runs[tables.runs["overrides"] != ""]
     of_own = tables.history[tables.history["id"].isin(own["id"])]
     for name, table in (("runs", own), ("history", of_own)):
         fresh = table.drop(columns=LOCAL, errors="ignore").assign(sweep=number)
         write_text(folder / f"{name}.csv", joined(folder / f"{name}.csv", fresh))
-    found = {name: value for name, value in environment(devices.resolve("auto", "auto", CACHE)).items()
-             if name in ("device", "precision", "processor", "python", "threads", "torch")}  # fmt: skip
+    shown = ("device", "precision", "processor", "python", "threads", "torch")
+    everything = environment(devices.resolve("auto", "auto", CACHE))
+    found = {name: value for name, value in everything.items() if name in shown}
     path = folder / "part.json"
     said = json.loads(path.read_text()) if path.exists() else {"sweeps": {}, "latency": {}}
     said["of"] = of
     said["sweeps"][str(number)] = {
-        "words": words, "seconds": round(seconds), "swept": tables.swept, "environment": found,
-    }  # fmt: skip
+        "words": words,
+        "seconds": round(seconds),
+        "swept": tables.swept,
+        "environment": found,
+    }
     if part == "student":
         said["latency"] |= latency(tables.runs[["student", "teacher"]].stack().dropna())
     runs = pd.read_csv(folder / "runs.csv")
@@ -201,12 +200,12 @@ def keep(
 
 
 def swept(sweeps: Iterable[dict[str, Any]]) -> list[str]:
-    """The keys that differ within any of a part's sweeps."""
+    """Return the keys that differ within any of a part's sweeps."""
     return list(dict.fromkeys(key for sweep in sweeps for key in sweep["swept"]))
 
 
 def joined(path: Path, fresh: pd.DataFrame) -> str:
-    """What a CSV file holds of other sweeps, unchanged, and a fresh table, in the order of the sweeps."""
+    """Return a CSV text of a fresh table and the file's unchanged rows of other sweeps, sorted."""
 
     def read(text: Any) -> pd.DataFrame:
         return pd.read_csv(text, dtype=str, keep_default_na=False)
@@ -221,8 +220,14 @@ def joined(path: Path, fresh: pd.DataFrame) -> str:
 
 
 def latency(names: Iterable[str], passes: int = 100) -> dict[str, dict[str, float]]:
-    """{network: {images in a pass: median milliseconds}} of the networks called cnn-SCALE, in eval mode: each passes
-    once in turn, so that what else the machine does falls on all of them alike."""
+    """Measure the median milliseconds of a forward pass of the networks named cnn-SCALE.
+
+    The networks are in eval mode and take turns pass by pass, so that other load on the machine
+    affects all of them equally.
+
+    Returns:
+        {network: {images per pass: median milliseconds}}.
+    """
     device = devices.resolve("auto", "auto", CACHE)
     known = sorted(
         {name for name in names if re.fullmatch(r"cnn-\d+", name)}, key=lambda name: int(name[4:])
@@ -242,8 +247,12 @@ def latency(names: Iterable[str], passes: int = 100) -> dict[str, dict[str, floa
 
 
 def load(part: str, kept: Path = HERE) -> tuple[Tables, dict[str, Any]] | None:
-    """A part's tables as they were kept, and how they were made: the words of its sweeps, the seconds of all, the
-    environments, the latency of its networks. None when not every sweep of it was run yet."""
+    """Load the stored tables of a part and how they were made.
+
+    Returns:
+        (tables, the overrides of its sweeps, total seconds, environments and latency of its
+        networks), or None if a sweep of the part has not been run yet.
+    """
     folder = kept / part
     if not (folder / "part.json").exists():
         return None
@@ -258,9 +267,11 @@ def load(part: str, kept: Path = HERE) -> tuple[Tables, dict[str, Any]] | None:
         {json.dumps(sweep["environment"]): sweep["environment"] for sweep in sweeps}.values()
     )
     return Tables(runs, history, summary, swept(sweeps), {}), {
-        "sweeps": [sweep["words"] for sweep in sweeps], "seconds": sum(sweep["seconds"] for sweep in sweeps),
-        "environments": environments, "latency": said["latency"],
-    }  # fmt: skip
+        "sweeps": [sweep["words"] for sweep in sweeps],
+        "seconds": sum(sweep["seconds"] for sweep in sweeps),
+        "environments": environments,
+        "latency": said["latency"],
+    }
 
 
 def main() -> None:

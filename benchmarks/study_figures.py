@@ -1,4 +1,4 @@
-"""The figures of docs/study.md, and what is read from its tables for them and for its text."""
+"""Draw the figures of docs/study.md, and compute the numbers for them and for its text."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from kd.report.figures import looks
 from kd.report.stats import PairedDifference, paired_difference
 from kd.report.tables import MISALIGNED, Tables, half_width
 
-WRONG = "logits" + MISALIGNED  # which is what the study's figure of logits is
+WRONG = "logits" + MISALIGNED  # the study published this under the name of logits
 REPOSITORY = "github.com/danieldutu/cifar10_distillation"
 PUBLISHED = {  # in its README: one seed each, on the original pixels
     "teacher"
@@ -23,18 +23,11 @@ PUBLISHED = {  # in its README: one seed each, on the original pixels
     for line in published.load("published")
     if line.source == REPOSITORY
 }
-ITS_CODE = {
-    "teacher": 79.73,
-    "standard": 73.7,
-    WRONG: 65.7,
-}  # its code, run once on these JPEG images
-ORIGINAL = [
-    "standard",
-    "logits",
-    "feature",
-    WRONG,
-]  # its students: one look each in all three figures
-SWEPT = {  # part: the key it sweeps, what that is, as a title of an axis
+# accuracies of the original study's code, run once on these JPEG images
+ITS_CODE = {"teacher": 79.73, "standard": 73.7, WRONG: 65.7}
+# students of the original study, in an order that gives each the same look in all figures
+ORIGINAL = ["standard", "logits", "feature", WRONG]
+SWEPT = {  # part: (the key that it sweeps, the title of its axis)
     "labels": ("student.labels", "part of the labels given"),
     "budget": ("student.epochs", "epochs of the student"),
     "student": ("student.scale", "scale of the student"),
@@ -45,12 +38,12 @@ Kept = dict[str, tuple[Tables, dict[str, Any]]]  # part: its tables, and how the
 
 
 def accuracies(runs: pd.DataFrame) -> pd.Series:
-    """Test accuracy by seed."""
+    """Return test accuracy by seed."""
     return runs[runs["status"] == "done"].set_index("seed")["test_accuracy"]
 
 
 def teacher_of(tables: Tables) -> tuple[str, float]:
-    """(name, test accuracy in %) of the teacher that taught."""
+    """Return (name, test accuracy in %) of the teacher of the runs."""
     row = tables.summary.dropna(subset=["teacher_test_accuracy"]).iloc[0]
     return str(row["teacher"]), 100 * float(row["teacher_test_accuracy"])
 
@@ -58,8 +51,13 @@ def teacher_of(tables: Tables) -> tuple[str, float]:
 def gains(
     runs: pd.DataFrame, key: str
 ) -> Iterator[tuple[float, pd.Series, pd.Series, PairedDifference]]:
-    """For each value of the key: it, accuracies of `standard` and of `logits` by seed, and the comparison. Where the
-    key is the teacher's, `standard` is one for all."""
+    """Yield the gain of `logits` over `standard` for each value of the key.
+
+    For a key of the teacher, all values are compared with the same `standard` runs.
+
+    Yields:
+        (value, accuracies of `standard` by seed, accuracies of `logits` by seed, comparison).
+    """
     taught, plain = runs[runs["method"] == "logits"], runs[runs["method"] == "standard"]
     for value, group in taught.groupby(key):
         base = plain if key.startswith("teacher.") else plain[plain[key] == value]
@@ -72,7 +70,7 @@ def gains(
 
 
 def draw(parts: Kept, folder: Path) -> dict[str, str]:
-    """Draw what the parts call for. **Returns:** {name: caption}."""
+    """Draw the figures of these parts. Returns {name: caption}."""
     wanted: list[tuple[str, Callable[[], tuple[Any, str]]]] = []
     if "original" in parts:
         tables, _ = parts["original"]
@@ -84,7 +82,10 @@ def draw(parts: Kept, folder: Path) -> dict[str, str]:
     if "choice" in parts:
         wanted.append(("choice", lambda: choices(parts["choice"][0])))
     if "fair" in parts:
-        wanted += [("fair", lambda: figures.accuracy(parts["fair"][0])), ("curves", lambda: figures.curves(parts["fair"][0]))]  # fmt: skip
+        wanted += [
+            ("fair", lambda: figures.accuracy(parts["fair"][0])),
+            ("curves", lambda: figures.curves(parts["fair"][0])),
+        ]
     wanted += [
         (part, lambda part=part: swept(parts[part][0], *SWEPT[part]))
         for part in SWEPT
@@ -104,14 +105,22 @@ def draw(parts: Kept, folder: Path) -> dict[str, str]:
 
 
 def accuracy_comparison(tables: Tables) -> tuple[Any, str]:
-    """Measured beside published."""
+    """Draw measured and published accuracies."""
     figure, axes = figures.canvas(7.2, 3.2)
     axis, look, (teacher, top) = axes[0][0], looks(ORIGINAL), teacher_of(tables)
     rows = ["teacher", *ORIGINAL]
     for place, name in enumerate(rows):
         if name in PUBLISHED:
-            axis.plot(PUBLISHED[name], place, marker="d", ms=9, mfc="none", mec="0.35", ls="",
-                      label="published (one seed, original pixels)" if not place else None)  # fmt: skip
+            axis.plot(
+                PUBLISHED[name],
+                place,
+                marker="d",
+                ms=9,
+                mfc="none",
+                mec="0.35",
+                ls="",
+                label="published (one seed, original pixels)" if not place else None,
+            )
         if name == "teacher":
             axis.plot(
                 top,
@@ -124,25 +133,35 @@ def accuracy_comparison(tables: Tables) -> tuple[Any, str]:
             )
             continue
         values = 100 * accuracies(tables.runs[tables.runs["method"] == name])
-        axis.errorbar(values.mean(), place, xerr=half_width(values), color=look[name]["color"], ls="", capsize=4,
-                      marker=look[name]["marker"], ms=8)  # fmt: skip
+        axis.errorbar(
+            values.mean(),
+            place,
+            xerr=half_width(values),
+            color=look[name]["color"],
+            ls="",
+            capsize=4,
+            marker=look[name]["marker"],
+            ms=8,
+        )
     axis.set_yticks(range(len(rows)), rows)
     axis.invert_yaxis()
     axis.set_xlabel("test accuracy, %")
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     return figure, (
-        "The original protocol: means over seeds with 95 % intervals, beside what was published. Its logits figure is "
-        "shown with the bug that made it."
+        "The original protocol: means over seeds with 95 % intervals, beside what was published. "
+        "Its logits figure is shown with the bug that made it."
     )
 
 
 def distillation_comparison(tables: Tables) -> tuple[Any, str]:
-    """Loss and accuracy by epoch, accuracy by size, and what is kept of the teacher."""
+    """Draw loss and accuracy by epoch, accuracy by size, and accuracy relative to the teacher."""
     names = ["standard", "logits", "feature"]
     figure, axes = figures.canvas(9.2, 6.4, 2, 2)
     look, (teacher, top) = looks(ORIGINAL), teacher_of(tables)
-    for axis, column, title, scale in ((axes[0][0], "hard", "cross-entropy of training views", 1),
-                                       (axes[0][1], "val_accuracy", "validation accuracy, %", 100)):  # fmt: skip
+    for axis, column, title, scale in (
+        (axes[0][0], "hard", "cross-entropy of training views", 1),
+        (axes[0][1], "val_accuracy", "validation accuracy, %", 100),
+    ):
         for name in names:
             curve = (
                 scale
@@ -176,8 +195,14 @@ def distillation_comparison(tables: Tables) -> tuple[Any, str]:
         ls="",
         label=teacher,
     )
-    axes[1][0].annotate(f"teacher {teacher}", (summary["teacher_params"].max() / 1e6, top), (-8, 0),
-                        textcoords="offset points", ha="right", va="center")  # fmt: skip
+    axes[1][0].annotate(
+        f"teacher {teacher}",
+        (summary["teacher_params"].max() / 1e6, top),
+        (-8, 0),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+    )
     axes[1][0].set(xlabel="parameters, millions", ylabel="test accuracy, %", xlim=(0, None))
     axes[1][1].set(xlabel="part of the teacher's accuracy, %")
     axes[1][1].invert_yaxis()
@@ -208,8 +233,14 @@ def bug(tables: Tables) -> tuple[Any, str]:
         )
     axis.axhline(PUBLISHED[WRONG], color="0.4", ls=":", lw=1.2)
     last = tables.history["epoch"].max()
-    axis.annotate("published as logits (test images)", (last, PUBLISHED[WRONG]), (0, -4), textcoords="offset points",
-                  ha="right", va="top")  # fmt: skip
+    axis.annotate(
+        "published as logits (test images)",
+        (last, PUBLISHED[WRONG]),
+        (0, -4),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+    )
     axis.set(xlabel="epoch", ylabel="validation accuracy, %")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
@@ -217,15 +248,22 @@ def bug(tables: Tables) -> tuple[Any, str]:
 
 
 def choices(tables: Tables) -> tuple[Any, str]:
-    """T by alpha as a heat map and as curves over both; and the one number of each other method."""
+    """Draw T by alpha as a heat map and as curves, and the only swept key of each other method."""
     figure, axes = figures.canvas(9.6, 6.6, 2, 2)
     table = tables.summary
     cells = 100 * table[table["method"] == "logits"].pivot_table(
         index="method.alpha", columns="method.T", values="val_accuracy"
     )
     shown = cells.rename(index="{:g}".format, columns="{:g}".format)
-    sns.heatmap(shown[::-1], annot=True, fmt=".2f", cmap="cividis", ax=axes[0][0], linewidths=1,
-                cbar_kws={"label": "validation accuracy, %"})  # fmt: skip
+    sns.heatmap(
+        shown[::-1],
+        annot=True,
+        fmt=".2f",
+        cmap="cividis",
+        ax=axes[0][0],
+        linewidths=1,
+        cbar_kws={"label": "validation accuracy, %"},
+    )
     axes[0][0].set(xlabel="T", ylabel="alpha", title="logits")
     for axis, curves, own, other in (
         (axes[0][1], shown, "T", "alpha"),
@@ -248,12 +286,13 @@ def choices(tables: Tables) -> tuple[Any, str]:
     axes[1][1].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     return (
         figure,
-        "Validation accuracy of every setting that was tried; one seed, so differences of half a point are chance.",
+        "Validation accuracy of every setting that was tried; "
+        "one seed, so differences of half a point are chance.",
     )
 
 
 def swept(tables: Tables, key: str, what: str) -> tuple[Any, str]:
-    """Accuracy of both, and the difference, over the values of a key."""
+    """Draw accuracy of `standard` and `logits`, and their difference, over the values of a key."""
     figure, axes = figures.canvas(9.2, 3.4, 2)
     look, found = looks(["standard", "logits"]), list(gains(tables.runs, key))
     values = [value for value, *_ in found]
@@ -262,8 +301,15 @@ def swept(tables: Tables, key: str, what: str) -> tuple[Any, str]:
         halves = [100 * half_width(row[which]) for row in found]
         axes[0][0].errorbar(values, means, yerr=halves, label=name, capsize=3, ms=6, **look[name])
     differences = [one for *_, one in found]
-    axes[0][1].errorbar(values, [100 * one.difference for one in differences], [100 * one.ci95 for one in differences],
-                        color=look["logits"]["color"], marker="s", capsize=3, ms=6)  # fmt: skip
+    axes[0][1].errorbar(
+        values,
+        [100 * one.difference for one in differences],
+        [100 * one.ci95 for one in differences],
+        color=look["logits"]["color"],
+        marker="s",
+        capsize=3,
+        ms=6,
+    )
     axes[0][1].axhline(0, color="0.2", lw=1, ls=":")
     axes[0][0].set_ylabel("test accuracy, %")
     axes[0][1].set_ylabel("logits minus standard, points")
@@ -295,8 +341,17 @@ def front(tables: Tables, said: dict[str, Any]) -> tuple[Any, str]:
                 cost = latency[student]["1"] if key == "ms" else rows[key].iloc[0]
                 values = 100 * rows["test_accuracy"]
                 seen.append((cost, values.mean()))
-                axis.errorbar(cost, values.mean(), yerr=half_width(values), color=look[name]["color"], capsize=3,
-                              marker=look[name]["marker"], ls="", label=name, ms=6)  # fmt: skip
+                axis.errorbar(
+                    cost,
+                    values.mean(),
+                    yerr=half_width(values),
+                    color=look[name]["color"],
+                    capsize=3,
+                    marker=look[name]["marker"],
+                    ls="",
+                    label=name,
+                    ms=6,
+                )
         cost = latency[teacher]["1"] if key == "ms" else big[f"teacher_{key}"]
         axis.plot(cost, top, marker="*", color="0.1", ms=12, ls="", label=f"teacher {teacher}")
         edge = figures.pareto([*seen, (cost, top)])
@@ -316,5 +371,6 @@ def front(tables: Tables, said: dict[str, Any]) -> tuple[Any, str]:
     figure.legend(once.values(), once.keys(), loc="outside upper center", ncols=4, frameon=False)
     return (
         figure,
-        "Means over seeds with 95 % intervals of students of scale 4, 8, 16 and 32, and their teacher.",
+        "Means over seeds with 95 % intervals of students of scale 4, 8, 16 and 32, "
+        "and their teacher.",
     )

@@ -1,4 +1,4 @@
-"""docs/study.md and its figures, written from the kept tables of `benchmarks.study` alone."""
+"""Write docs/study.md and its figures from the tables that `benchmarks.study` stored."""
 
 import json
 import math
@@ -38,11 +38,8 @@ from kd.core.io import write_text
 from kd.report.stats import paired_difference
 
 PAGE = HERE.parent / "study.md"
-LOOPS = {
-    "standard": "standard",
-    "label_smoothing": "standard",
-    "feature": "feature",
-}  # which plain loop a method needs
+# the plain loop of a method; other methods need the one of `logits`
+LOOPS = {"standard": "standard", "label_smoothing": "standard", "feature": "feature"}
 
 
 def publish(kept: Path = HERE) -> None:
@@ -60,13 +57,17 @@ def gathered(kept: Path = HERE) -> Kept:
 
 
 def page(parts: Kept, drawn: dict[str, str]) -> str:
-    """The page: the verdict first. `drawn`: {figure: caption}."""
+    """Return the text of the page, which begins with the verdict. `drawn`: {figure: caption}."""
     lines = ["# What distillation is worth on CIFAR-10", ""]
     lines += verdict(parts)
     for part, section in SECTIONS:
         if part in parts:
             lines += [*section(parts, drawn), ""]
-    missing = [f"`{part}` ({PARTS[part].__doc__.splitlines()[0].rstrip('.').lower()})" for part in PARTS if part not in parts]  # fmt: skip
+    missing = []
+    for part, sweeps in PARTS.items():
+        if part not in parts:
+            summary = sweeps.__doc__.splitlines()[0].rstrip(".").lower()
+            missing.append(f"`{part}` ({summary})")
     lines += costs(parts)
     if missing:
         lines += [f"Not run yet: {', '.join(missing)}.", ""]
@@ -96,22 +97,32 @@ def section_original(parts: Kept, drawn: dict[str, str]) -> Lines:
         mine = runs[runs["method"] == name]
         shown = f"{PUBLISHED[name]:.2f}" if name in PUBLISHED else ""
         code = f"{ITS_CODE[name]:g}" if name in ITS_CODE else ""
-        rows.append([f"`{name}`", mine["epochs"].iloc[0], len(accuracies(mine)), percent(accuracies(mine)), shown, code])  # fmt: skip
+        epochs = mine["epochs"].iloc[0]
+        measured = accuracies(mine)
+        rows.append([f"`{name}`", epochs, len(measured), percent(measured), shown, code])
     lines = [
-        "## The original study, repeated", "",
-        "Its protocol as its text gives it (`+experiment=original`): Adam at 1e-3, cosine, batches of 128, T = 3, "
-        "alpha = 0.5, beta = 0.4; ELU, dropout 0.5. Published are one seed each, on the original pixels "
-        f"([its README](https://{REPOSITORY})); the last column is its own code, run once on the JPEG copies that are "
-        "used here (and not by a command of kd's). The text describes batch norm and a teacher of 4.3 million "
-        "parameters, which that code does not have; the networks here are as in the text.",
+        "## The original study, repeated",
+        "",
+        "Its protocol as its text gives it (`+experiment=original`): Adam at 1e-3, cosine, batches "
+        "of 128, T = 3, alpha = 0.5, beta = 0.4; ELU, dropout 0.5. Published are one seed each, on "
+        f"the original pixels ([its README](https://{REPOSITORY})); the last column is its own "
+        "code, run once on the JPEG copies that are used here (and not by a command of kd's). The "
+        "text describes batch norm and a teacher of 4.3 million parameters, which that code does "
+        "not have; the networks here are as in the text.",
         "",
         *grid(["", "epochs", "n", "measured, %", "published, %", "its code, JPEG, %"], rows),
-        *image("accuracy_comparison", drawn), *image("distillation_comparison", drawn),
-        "Its methods have unequal epochs, and are therefore not compared here: that is the fair study, below.", "",
-        "### The bug", "",
-        "Its `logits` student reads teacher outputs that were made once, in one shuffled order, beside images in "
-        "another. `teacher.outputs=misaligned` does that on purpose, and every table marks it:", "",
-    ]  # fmt: skip
+        *image("accuracy_comparison", drawn),
+        *image("distillation_comparison", drawn),
+        "Its methods have unequal epochs, and are therefore not compared here: that is the fair "
+        "study, below.",
+        "",
+        "### The bug",
+        "",
+        "Its `logits` student reads teacher outputs that were made once, in one shuffled order, "
+        "beside images in another. `teacher.outputs=misaligned` does that on purpose, and every "
+        "table marks it:",
+        "",
+    ]
     found = compared(tables)
     for name in ("logits", WRONG):
         one, p = found[name]
@@ -130,11 +141,15 @@ def section_choice(parts: Kept, drawn: dict[str, str]) -> Lines:
             [f"`{method}`", len(group), f"`{best['setting']}`", f"{100 * best['val_accuracy']:.2f}"]
         )
     return [
-        "## Settings, chosen on validation images", "",
-        "One seed; 5,000 images that no student trains on, and nothing else, decide: the noise of 5,000 images is half "
-        "a point, so another seed may well choose otherwise. T and alpha of `feature` are its defaults.", "",
-        *grid(["method", "settings tried", "chosen", "validation, %"], rows), *image("choice", drawn),
-    ]  # fmt: skip
+        "## Settings, chosen on validation images",
+        "",
+        "One seed; 5,000 images that no student trains on, and nothing else, decide: the noise of "
+        "5,000 images is half a point, so another seed may well choose otherwise. T and alpha of "
+        "`feature` are its defaults.",
+        "",
+        *grid(["method", "settings tried", "chosen", "validation, %"], rows),
+        *image("choice", drawn),
+    ]
 
 
 def section_fair(parts: Kept, drawn: dict[str, str]) -> Lines:
@@ -142,20 +157,29 @@ def section_fair(parts: Kept, drawn: dict[str, str]) -> Lines:
     runs, summary = tables.runs, tables.summary
     found = compared(tables)
     lines = [
-        "## The fair study", "",
-        f"Every student has {runs['epochs'].iloc[0]} epochs of the same batches, its settings come from validation "
-        "images, the test images were read once, after the last epoch. Differences are paired by seed; p is of the "
-        "paired t-test, with Holm's correction over these methods. `label_smoothing` is the control: it needs no "
-        "teacher.", "",
-    ]  # fmt: skip
+        "## The fair study",
+        "",
+        f"Every student has {runs['epochs'].iloc[0]} epochs of the same batches, its settings come "
+        "from validation images, the test images were read once, after the last epoch. Differences "
+        "are paired by seed; p is of the paired t-test, with Holm's correction over these methods. "
+        "`label_smoothing` is the control: it needs no teacher.",
+        "",
+    ]
     rows = []
     for _, row in summary.iterrows():
         one, p = found.get(row["method"], (None, math.nan))
-        rows.append([
-            f"`{row['setting']}`", row["n"], percent(accuracies(runs[runs["method"] == row["method"]])),
-            points(one) if one else "", chance(p), f"{row['test_nll']:.3f}", f"{row['test_ece']:.3f}",
-            "" if pd.isna(row.get("test_agreement")) else f"{100 * row['test_agreement']:.1f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"`{row['setting']}`",
+                row["n"],
+                percent(accuracies(runs[runs["method"] == row["method"]])),
+                points(one) if one else "",
+                chance(p),
+                f"{row['test_nll']:.3f}",
+                f"{row['test_ece']:.3f}",
+                "" if pd.isna(row.get("test_agreement")) else f"{100 * row['test_agreement']:.1f}",
+            ]
+        )
     lines += grid(
         ["", "n", "test, %", "difference", "p (Holm)", "NLL", "ECE", "agreement, %"], rows
     )
@@ -167,13 +191,14 @@ def section_fair(parts: Kept, drawn: dict[str, str]) -> Lines:
         )
         one = paired_difference(with_teacher, without)
         lines.append(
-            f"- `logits` against `label_smoothing`, the part that is the teacher's: {told(one, one.p)}."
+            "- `logits` against `label_smoothing`, the part that is the teacher's: "
+            f"{told(one, one.p)}."
         )
     return [*lines, "", *image("fair", drawn), *image("curves", drawn)]
 
 
 def section_swept(part: str, text: str) -> Callable[[Kept, dict[str, str]], Lines]:
-    """A section on the gain over the values of one number."""
+    """Return a function that writes the section on the gain over the values of one key."""
 
     def section(parts: Kept, drawn: dict[str, str]) -> Lines:
         return [f"## {TITLES[part]}", "", text, "", *gain_grid(parts, part), *image(part, drawn)]
@@ -182,7 +207,7 @@ def section_swept(part: str, text: str) -> Callable[[Kept, dict[str, str]], Line
 
 
 def gain_grid(parts: Kept, part: str) -> Lines:
-    """The table of a part's gains; where the teachers differ, with what each of them itself reaches."""
+    """Return the table of a part's gains, with the teachers' accuracies where teachers differ."""
     tables, (key, what) = parts[part][0], SWEPT[part]
     rows = [
         [f"{value:g}", one.pairs, percent(plain), percent(taught), points(one), chance(p)]
@@ -190,9 +215,8 @@ def gain_grid(parts: Kept, part: str) -> Lines:
     ]
     head = [what, "seeds", "standard, %", "logits, %", "difference", "p (Holm)"]
     if key.startswith("teacher."):
-        reached = tables.runs.groupby(key)[
-            "teacher_test_accuracy"
-        ].first()  # in the order of the rows
+        by_value = tables.runs.groupby(key)  # in the order of the rows
+        reached = by_value["teacher_test_accuracy"].first()
         head.insert(1, "the teacher, %")
         for row, accuracy in zip(rows, reached, strict=True):
             row.insert(1, f"{100 * accuracy:.2f}")
@@ -200,15 +224,20 @@ def gain_grid(parts: Kept, part: str) -> Lines:
 
 
 def section_teacher(parts: Kept, drawn: dict[str, str]) -> Lines:
-    """The gain over the teacher's scale, and the largest against the smallest."""
+    """Return the section on the teacher's scale, comparing the largest teacher to the smallest."""
     runs = parts["teacher"][0].runs
     smallest, *_, largest = (accuracies(taught) for _, taught in runs.groupby(SWEPT["teacher"][0]))
     one = paired_difference(largest, smallest)
     return [
-        f"## {TITLES['teacher']}", "", f"One student, {runs['student'].iloc[0]}, whoever teaches it.", "",
+        f"## {TITLES['teacher']}",
+        "",
+        f"One student, {runs['student'].iloc[0]}, whoever teaches it.",
+        "",
         *gain_grid(parts, "teacher"),
-        f"The largest teacher against the smallest: {told(one, one.p)}.", "", *image("teacher", drawn),
-    ]  # fmt: skip
+        f"The largest teacher against the smallest: {told(one, one.p)}.",
+        "",
+        *image("teacher", drawn),
+    ]
 
 
 def section_size(parts: Kept, drawn: dict[str, str]) -> Lines:
@@ -221,25 +250,45 @@ def section_size(parts: Kept, drawn: dict[str, str]) -> Lines:
             (tables.runs["student"] == row["student"]) & (tables.runs["method"] == "logits")
         ]
         ms = latency.get(row["student"], {})
-        rows.append([row["student"], f"{row['params']:,}", f"{row['macs']:,}", ms.get("1", ""), ms.get("128", ""),
-                     percent(accuracies(mine))])  # fmt: skip
+        rows.append(
+            [
+                row["student"],
+                f"{row['params']:,}",
+                f"{row['macs']:,}",
+                ms.get("1", ""),
+                ms.get("128", ""),
+                percent(accuracies(mine)),
+            ]
+        )
     name, top = teacher_of(tables)
     big = tables.runs.dropna(subset=["teacher_params"]).iloc[0]
     ms = latency.get(name, {})
-    rows.append([f"teacher {name}", f"{big['teacher_params']:,.0f}", f"{big['teacher_macs']:,.0f}", ms.get("1", ""),
-                 ms.get("128", ""), f"{top:.2f}"])  # fmt: skip
+    rows.append(
+        [
+            f"teacher {name}",
+            f"{big['teacher_params']:,.0f}",
+            f"{big['teacher_macs']:,.0f}",
+            ms.get("1", ""),
+            ms.get("128", ""),
+            f"{top:.2f}",
+        ]
+    )
     head = ["network", "parameters", "MACs", "ms, 1 image", "ms, 128 images", "test, % (`logits`)"]
     return [
-        "## Accuracy against size and speed", "",
-        f"Latency is the median of 100 passes, all networks in turn, on {place(said['environments'][-1])}.", "",
-        *grid(head, rows), *image("pareto", drawn),
-    ]  # fmt: skip
+        "## Accuracy against size and speed",
+        "",
+        "Latency is the median of 100 passes, all networks in turn, on "
+        f"{place(said['environments'][-1])}.",
+        "",
+        *grid(head, rows),
+        *image("pareto", drawn),
+    ]
 
 
 FEW_LABELS = (
-    "A part of the labels, chosen by the seed. The `standard` student has only the labelled images, and goes round "
-    "them until its epochs are as long; the `logits` student sees all images, those without a label through the "
-    "teacher alone, which was trained with all labels."
+    "A part of the labels, chosen by the seed. The `standard` student has only the labelled "
+    "images, and goes round them until its epochs are as long; the `logits` student sees all "
+    "images, those without a label through the teacher alone, which was trained with all labels."
 )
 SECTIONS: list[tuple[str, Callable[[Kept, dict[str, str]], Lines]]] = [
     ("original", section_original),
@@ -254,22 +303,23 @@ SECTIONS: list[tuple[str, Callable[[Kept, dict[str, str]], Lines]]] = [
 
 
 def costs(parts: Kept) -> Lines:
-    """What it took, the limits, and the commands."""
+    """Return the sections on running time, limits and commands."""
     lines = ["## What it took", ""]
     rows = []
     rate = json.loads((HERE.parents[1] / "benchmarks" / "throughput.json").read_text())
-    speed, there = (
-        rate["rows"],
-        rate["environment"]["precision"],
-    )  # kd's: it tells the kind of machine
+    speed = rate["rows"]
+    there = rate["environment"]["precision"]  # kd's, which depends on the kind of machine
     plain = {
         "standard": speed[0]["plain"],
         "logits": speed[1]["plain"],
         "feature": speed[3]["plain"],
     }
     ours = slow = 0.0
-    other = [f"`{part}`" for part, (_, said) in parts.items()
-              if any(one["precision"] != there for one in said["environments"])]  # fmt: skip
+    other = [
+        f"`{part}`"
+        for part, (_, said) in parts.items()
+        if any(one["precision"] != there for one in said["environments"])
+    ]
     for part, (tables, said) in parts.items():
         done = tables.runs[tables.runs["status"] == "done"]
         images = done["epochs"] * done["samples"]
@@ -280,24 +330,35 @@ def costs(parts: Kept) -> Lines:
         rows.append([f"`{part}`", len(done), duration(said["seconds"]), duration(loop), where])
     rows.append(["all", "", duration(ours), duration(slow), ""])
     lines += [
-        "Wall time of each part, its teacher included where it was not there yet, and what the students alone would "
-        "have taken in the loop that everyone writes, at the images a second that `python -m benchmarks.throughput` "
-        f"measured for it ({plain['standard']:,.0f} without a teacher, {plain['logits']:,.0f} with one of scale 32)."
-        + (f" The two times of {', '.join(other)} are of different machines." if other else ""), "",
+        "Wall time of each part, its teacher included where it was not there yet, and what the "
+        "students alone would have taken in the loop that everyone writes, at the images a second "
+        "that `python -m benchmarks.throughput` measured for it "
+        f"({plain['standard']:,.0f} without a teacher, {plain['logits']:,.0f} with one of "
+        "scale 32)."
+        + (f" The two times of {', '.join(other)} are of different machines." if other else ""),
+        "",
         *grid(["part", "students", "kd", "the plain loop", "on"], rows),
-        "## Limits", "",
-        "- The images are CIFAR-10's as JPEG copies of quality 75, harder than the original pixels: the teacher of the "
-        f"original study's own code reaches {ITS_CODE['teacher']:g} % on them, and {PUBLISHED['teacher']:.2f} % is "
-        "published. With a network, leave out the words that begin with `data`.",
-        "- One data set, one family of networks, one teacher of each size. An interval covers the student's seeds, not "
-        "the teacher's.",
-        "- Settings were chosen with one seed, at scale 16 and 15 epochs, and used unchanged elsewhere.",
-        "- A run depends on the kind of processor in its last bits; parts that ran on other machines share no run.", "",
-        "## The commands", "",
-        "`python -m benchmarks.study PART data=imagefolder data.root=PATH` runs these and keeps their tables; "
-        "`python -m benchmarks.study --page` writes this page and its figures from the tables in `docs/study/`.", "",
+        "## Limits",
+        "",
+        "- The images are CIFAR-10's as JPEG copies of quality 75, harder than the original "
+        "pixels: the teacher of the original study's own code reaches "
+        f"{ITS_CODE['teacher']:g} % on them, and {PUBLISHED['teacher']:.2f} % is published. With "
+        "a network, leave out the words that begin with `data`.",
+        "- One data set, one family of networks, one teacher of each size. An interval covers the "
+        "student's seeds, not the teacher's.",
+        "- Settings were chosen with one seed, at scale 16 and 15 epochs, and used unchanged "
+        "elsewhere.",
+        "- A run depends on the kind of processor in its last bits; parts that ran on other "
+        "machines share no run.",
+        "",
+        "## The commands",
+        "",
+        "`python -m benchmarks.study PART data=imagefolder data.root=PATH` runs these and keeps "
+        "their tables; `python -m benchmarks.study --page` writes this page and its figures from "
+        "the tables in `docs/study/`.",
+        "",
         "```bash",
-    ]  # fmt: skip
+    ]
     for _, said in parts.values():
         lines += [" ".join(["python -m kd -m", *words]) for words in said["sweeps"]]
     return [*lines, "```", ""]

@@ -1,4 +1,8 @@
-"""The first screen of docs/study.md: what to use, what it depends on, the bug, and how far a small student comes."""
+"""Write the start of docs/study.md.
+
+It states which method to use, what its gain depends on, the bug of the original study, and the best
+accuracy of a small student.
+"""
 
 from typing import Any
 
@@ -18,7 +22,7 @@ TITLES = {  # of the sections that the lines of `verdict_swept` lead to
 
 
 def verdict(parts: Kept) -> Lines:
-    """What a reader needs who reads no further."""
+    """Return the lines of the summary at the start of the page."""
     lines: Lines = []
     if "fair" in parts:
         lines += verdict_fair(*parts["fair"])
@@ -31,7 +35,7 @@ def verdict(parts: Kept) -> Lines:
 
 
 def verdict_fair(tables: Tables, said: dict[str, Any]) -> Lines:
-    """The table of the fair study, and which method to use."""
+    """Return the table of the fair study, and which method to use."""
     runs, found, (teacher, top) = tables.runs, compared(tables), teacher_of(tables)
     plain = accuracies(runs[runs["method"] == "standard"])
     rows = [["`standard`", len(plain), percent(plain), "", ""]]
@@ -42,8 +46,8 @@ def verdict_fair(tables: Tables, said: dict[str, Any]) -> Lines:
     first = runs.iloc[0]
     student = f"A student {first['student']} ({first['params']:,} parameters)"
     lines = [
-        f"{student} and a teacher {teacher}, on JPEG copies of CIFAR-10's images; {first['epochs']} epochs for every "
-        "student; ± is the 95 % interval of a mean over seeds.",
+        f"{student} and a teacher {teacher}, on JPEG copies of CIFAR-10's images; "
+        f"{first['epochs']} epochs for every student; ± is the 95 % interval of a mean over seeds.",
         "",
     ]
     lines += grid(["", "seeds", "test, %", "against standard", "p (Holm)"], rows)
@@ -51,8 +55,8 @@ def verdict_fair(tables: Tables, said: dict[str, Any]) -> Lines:
         return [*lines, "**No method is distinguishable from plain training at this budget.**", ""]
     return [
         *lines,
-        f"**Use `{best}`**: {told(*found[best])} than the same student trained on labels alone for as many epochs. Its "
-        "settings were chosen on validation images:",
+        f"**Use `{best}`**: {told(*found[best])} than the same student trained on labels alone for "
+        "as many epochs. Its settings were chosen on validation images:",
         "",
         *(
             f"    python -m kd {' '.join(words[1:])}"
@@ -64,24 +68,25 @@ def verdict_fair(tables: Tables, said: dict[str, Any]) -> Lines:
 
 
 def best_of(found: dict[str, tuple[PairedDifference, float]]) -> str | None:
-    """Which method gains the most over `standard`, of those whose gain is distinguishable."""
+    """Return the method with the largest distinguishable gain over `standard`, if there is one."""
     worth = [name for name, (one, p) in found.items() if p < LEVEL and one.difference > 0]
     return max(worth, key=lambda name: found[name][0].difference, default=None)
 
 
 def verdict_long(tables: Tables) -> Lines:
-    """That the gain is gone in the longest training, where it is."""
+    """Return the sentence that the gain is gone in the longest training, where that is so."""
     epochs, _, _, one, p = tested(tables, SWEPT["budget"][0])[-1]
     if p < LEVEL and one.difference > 0:
         return []
     return [
-        f"**Not for long training**: with {epochs:g} epochs `logits` against `standard` is {told(one, p)}.",
+        f"**Not for long training**: with {epochs:g} epochs `logits` against `standard` is "
+        f"{told(one, p)}.",
         "",
     ]
 
 
 def verdict_swept(parts: Kept) -> Lines:
-    """What the gain of `logits` depends on: a line for each number that was swept."""
+    """Return a line on the gain of `logits` for each key that was swept."""
     rows = []
     for part in (part for part in SWEPT if part in parts):
         (key, what), tables, said = SWEPT[part], parts[part][0], []
@@ -90,17 +95,19 @@ def verdict_swept(parts: Kept) -> Lines:
         for value, _, _, one, p in tested(tables, key):
             bold = "**" if p < LEVEL else ""
             said.append(f"{bold}{points(one)}{bold} at {value:g}")
-        rows.append(
-            f"- [{TITLES[part]}](#{TITLES[part].lower().replace(' ', '-')}) ({what}): {', '.join(said)}."
-        )
+        anchor = TITLES[part].lower().replace(" ", "-")
+        rows.append(f"- [{TITLES[part]}](#{anchor}) ({what}): {', '.join(said)}.")
     if not rows:
         return []
-    head = f"What `logits` gains over `standard`, in points; bold where p < {LEVEL:g} by Holm's correction in the line:"
+    head = (
+        "What `logits` gains over `standard`, in points; "
+        f"bold where p < {LEVEL:g} by Holm's correction in the line:"
+    )
     return [head, "", *rows, ""]
 
 
 def verdict_best(parts: Kept) -> Lines:
-    """How far students of the fair study's size came, against the teacher of the original study."""
+    """Return lines on the best students of the fair study's size and the original teacher."""
     found = [parts[part][0].runs for part in ("fair", "budget", "teacher") if part in parts]
     if not found:
         return []
@@ -108,7 +115,8 @@ def verdict_best(parts: Kept) -> Lines:
     runs = runs[(runs["status"] == "done") & (runs["student"] == "cnn-16")]
     runs = runs.drop_duplicates(["method", "epochs", "teacher", "seed"])
     lines = [
-        f"**The best student of {runs['params'].iloc[0]:,} parameters**, by its validation accuracy:",
+        f"**The best student of {runs['params'].iloc[0]:,} parameters**, "
+        "by its validation accuracy:",
         "",
     ]
     for within, mark, whose in (
@@ -130,13 +138,14 @@ def verdict_best(parts: Kept) -> Lines:
         mine, by = accuracies(group), "" if pd.isna(teacher) else f" taught by {teacher}"
         above = f"{(100 * mine > mark).sum()} of {len(mine)} seeds above {mark:.2f} %"
         lines.append(
-            f"- within {within} epochs: {percent(mine)} % (`{name}`{by}, {epochs} epochs), {above}, {whose}."
+            f"- within {within} epochs: {percent(mine)} % (`{name}`{by}, {epochs} epochs), "
+            f"{above}, {whose}."
         )
     return [*lines, ""]
 
 
 def verdict_bug(tables: Tables) -> Lines:
-    """Whether misalignment explains the published figure of logits distillation."""
+    """Return a line on whether misalignment explains the published accuracy of distillation."""
     runs = tables.runs
     plain, right, wrong = (
         accuracies(runs[runs["method"] == name]) for name in ("standard", "logits", WRONG)
@@ -148,9 +157,9 @@ def verdict_bug(tables: Tables) -> Lines:
         (True, True): "Logits distillation hurts in this protocol; a bug made it look far worse.",
     }.get((collapses, hurts), "The bug does not explain the published collapse.")
     return [
-        f"**{title}** The study that these pages repeat reports {PUBLISHED[WRONG]:.2f} % with it and "
-        f"{PUBLISHED['standard']:.2f} % without. In its protocol, a student that is taught with what the teacher says "
-        f"of *another* image reaches {percent(wrong)} %, and with what it says of its own {percent(right)} %: "
-        f"{told(gain, gain.p)} against plain training.",
+        f"**{title}** The study that these pages repeat reports {PUBLISHED[WRONG]:.2f} % with it "
+        f"and {PUBLISHED['standard']:.2f} % without. In its protocol, a student that is taught "
+        f"with what the teacher says of *another* image reaches {percent(wrong)} %, and with what "
+        f"it says of its own {percent(right)} %: {told(gain, gain.p)} against plain training.",
         "",
     ]

@@ -1,4 +1,4 @@
-"""Numbers and comparisons of the study in words, for its page."""
+"""Format the numbers and comparisons of the study for its page."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Lines = list[str]
 
 
 def percent(values: pd.Series) -> str:
-    """Mean and 95 % interval of accuracies, in %."""
+    """Return the mean and 95 % interval of accuracies, in %."""
     half = half_width(values)
     return f"{100 * values.mean():.2f}" + ("" if math.isnan(half) else f" ± {100 * half:.2f}")
 
@@ -30,7 +30,7 @@ def chance(p: float) -> str:
 
 
 def told(found: PairedDifference, p: float) -> str:
-    """A comparison as a sentence's end: whichever way it falls."""
+    """Return a comparison as the end of a sentence."""
     n = f"n = {found.pairs}"
     if math.isnan(p):
         return f"{points(found)} points in {n}: too few to tell"
@@ -45,11 +45,12 @@ def duration(seconds: float) -> str:
 
 
 def place(environment: dict[str, Any]) -> str:
-    return f"{environment['threads']} threads of {environment['processor']}, {environment['precision']}"
+    threads = f"{environment['threads']} threads of {environment['processor']}"
+    return f"{threads}, {environment['precision']}"
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Lines:
-    """A Markdown table, numbers to the right."""
+    """Return a Markdown table with all columns but the first aligned to the right."""
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
 
@@ -57,14 +58,14 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Lines:
 def tested(
     tables: Tables, key: str
 ) -> list[tuple[float, pd.Series, pd.Series, PairedDifference, float]]:
-    """`gains`, each with its p by Holm's correction over all of them."""
+    """Return the `gains`, each with its p-value after Holm's correction over all of them."""
     found = list(gains(tables.runs, key))
     corrected = holm(pd.Series([one.p for *_, one in found]))
     return [(*row, float(p)) for row, p in zip(found, corrected, strict=True)]
 
 
 def compared(tables: Tables) -> dict[str, tuple[PairedDifference, float]]:
-    """{method: (its comparison with `standard`, p by Holm's correction)}, as the summary has it."""
+    """Return {method: (comparison with `standard`, p after Holm's correction)} of the summary."""
     rows = tables.summary[tables.summary["method"] != "standard"]
     return {
         row["method"]: (

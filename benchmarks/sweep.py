@@ -1,12 +1,13 @@
-"""A whole sweep, from typing to report, beside as many separate runs of the loop that everyone writes.
+"""Compare a whole sweep, from command to report, with as many separate runs of the plain loop.
 
-    python -m benchmarks.sweep [--images 12800] [--epochs 4] [--plain-runs 2] [--temperatures 4] [--starts 3]
-                               [--out benchmarks/sweep.json]
+    python -m benchmarks.sweep [--images 12800] [--epochs 4] [--plain-runs 2] [--temperatures 4]
+                               [--starts 3] [--out benchmarks/sweep.json]
 
-Sixteen students (T = 1, 2, 4, 8 by alpha = 0.1, 0.3, 0.5, 0.9) of scale 16 and one teacher of scale 32, which both find
-trained. kd's time is that of `python -m kd -m ...`: start-up, sixteen students on all cores, validation after each
-epoch, tests, report and figures. The plain runs each start Python, read the images, train, test once and save; as many
-as `--plain-runs` says are run, half before kd and half after it, and their mean stands for the rest.
+There are sixteen students (T = 1, 2, 4, 8 by alpha = 0.1, 0.3, 0.5, 0.9) of scale 16 and one
+teacher of scale 32, which is already trained for both. kd's time is that of `python -m kd -m ...`:
+start-up, sixteen students on all cores, validation after each epoch, tests, report and figures.
+Each plain run starts Python, reads the images, trains, tests once and saves. `--plain-runs` of them
+are run, half before kd and half after it, and their mean stands for the rest.
 """
 
 import argparse
@@ -51,7 +52,7 @@ cli.main()
 
 
 def prepare(folder: Path, images: int) -> None:
-    """Random pictures as a folder for kd (PNG) and as tensors for the plain loop, and a teacher."""
+    """Write random images, as PNG files for kd and as tensors for the plain loop, and a teacher."""
     found = {"train": pictures(images), "test": pictures(images // 5)}
     for split, (pixels, labels) in found.items():
         for number, (picture, label) in enumerate(
@@ -75,7 +76,7 @@ def prepare(folder: Path, images: int) -> None:
 
 
 def run(folder: Path, words: list[str], **more: str) -> dict[str, Any]:
-    """Seconds and peak memory of a command."""
+    """Run a command and return its seconds, peak memory and output."""
     environment = {
         **os.environ,
         "WANDB_MODE": "disabled",
@@ -114,10 +115,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kd-benchmark-") as made:
         folder = Path(made)
         prepare(folder, asked.images)
-        data = ["data=imagefolder", "data.root=images", f"data.val_size={asked.images // 10}", f"device={asked.device}",
-                "teacher.checkpoint=teacher.safetensors", f"student.epochs={asked.epochs}"]  # fmt: skip
-        swept = ["method=logits", "method.T=" + ",".join(map(str, temperatures)),
-                 "method.alpha=" + ",".join(map(str, ALPHAS))]  # fmt: skip
+        data = [
+            "data=imagefolder",
+            "data.root=images",
+            f"data.val_size={asked.images // 10}",
+            f"device={asked.device}",
+            "teacher.checkpoint=teacher.safetensors",
+            f"student.epochs={asked.epochs}",
+        ]
+        swept = [
+            "method=logits",
+            "method.T=" + ",".join(map(str, temperatures)),
+            "method.alpha=" + ",".join(map(str, ALPHAS)),
+        ]
 
         starts = []
         for _ in range(1 + asked.starts):  # the first decodes the images
@@ -147,7 +157,8 @@ def main() -> None:
         for number in range(asked.plain_runs // 2):
             plain_run(number)
         for title, words in WAYS.items():
-            name = f"kd{len(rows)}"  # a place and a cache of its own: every teacher output is computed in this sweep
+            # a directory and a cache of its own, so that this sweep computes all teacher outputs
+            name = f"kd{len(rows)}"
             place = [f"paths.runs={name}", f"hydra.sweep.dir={name}/sweep"]
             found = run(
                 folder, ["-m", "kd", "-m", *swept, *data, *place, *words], KD_CACHE=f"{name}/cache"
@@ -175,12 +186,21 @@ def main() -> None:
         "statsmodels",
         "optuna",
     }
-    write_json(asked.out, {
-        "images": asked.images, "epochs": asked.epochs, "students": len(settings),
-        "plain_seconds": [round(run["seconds"], 1) for run in plain], "plain_memory_mb": plain[0]["memory_mb"],
-        "rows": rows, "startup_seconds": round(startup, 2), "startup_target": STARTUP,
-        "imported_for_nothing": sorted(heavy & set(imported)), "environment": environment(device),
-    })  # fmt: skip
+    write_json(
+        asked.out,
+        {
+            "images": asked.images,
+            "epochs": asked.epochs,
+            "students": len(settings),
+            "plain_seconds": [round(run["seconds"], 1) for run in plain],
+            "plain_memory_mb": plain[0]["memory_mb"],
+            "rows": rows,
+            "startup_seconds": round(startup, 2),
+            "startup_target": STARTUP,
+            "imported_for_nothing": sorted(heavy & set(imported)),
+            "environment": environment(device),
+        },
+    )
     print(f"written to {asked.out}")
 
 

@@ -1,9 +1,10 @@
-"""Images a second of kd's own training path beside the loop that everyone writes, in one process, interleaved.
+"""Compare the images per second of kd's training path with those of the plain loop.
 
     python -m benchmarks.throughput [--repeats 5] [--device cpu] [--out benchmarks/throughput.json]
 
-Both train the same networks (scale 16, taught by scale 32) on the same images with the same batch size. In each repeat
-every loop takes `--steps` steps, one loop after the other, so that a noisy machine is noisy for all; the ratio is the
+Both train the same networks (a student of scale 16, a teacher of scale 32) on the same images with
+the same batch size, interleaved in one process. In each repeat every loop takes `--steps` steps,
+one loop after the other, so that other load on the machine affects all of them; the ratio is the
 median over the repeats.
 """
 
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +43,7 @@ from kd.optim import SGD, Schedule
 from kd.training import device as devices
 from kd.training.device import Device
 from kd.training.environment import environment
-from kd.training.loop import TrainingState, train
+from kd.training.loop import Recipe, TrainingState, train
 from kd.training.teacher import TeacherForward, freeze
 from kd.training.teacher_cache import TeacherCache, TeacherCacheSpec
 
@@ -53,7 +55,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Way(NamedTuple):
-    """One way through kd, and what it is to reach."""
+    """A training path of kd, and the target for its ratio to the plain loop."""
 
     title: str
     method: str
@@ -90,7 +92,7 @@ def pictures(count: int) -> Pictures:
 
 
 class Ours(NamedTuple):
-    """What kd trains with."""
+    """The objects that kd's training loop needs."""
 
     student: Any
     method: Any
@@ -121,16 +123,17 @@ def ours(path: Way, found: Pictures, device: Device, kept: Path) -> Ours:
 
 
 def our_steps(path: Way, found: Pictures, device: Device, kept: Path) -> Iterator[Any]:
-    """kd's loop: an item a step."""
+    """Run kd's loop: yield an item per step."""
     made = ours(path, found, device, kept)
     schedule = Schedule(name="constant", warmup=0.0, final=0.0, milestones=[], gamma=1.0)
     state = TrainingState(made.student, made.method, made.optimizer)
-    rows = train(state, made.teach, made.split, AUGMENT, schedule, 10**6, BATCH, 0, device)
+    recipe = Recipe(10**6, BATCH, 0, AUGMENT, schedule)
+    rows = train(state, made.teach, made.split, recipe, device)
     return (row for row in rows if row is None)
 
 
 def their_steps(method: str, found: Pictures, device: Device) -> Iterator[float]:
-    """The plain loop: an item a step."""
+    """Run the plain loop: yield the loss of each step."""
     student, teacher = network(16).to(device.torch), network(32).to(device.torch)
     regressor = torch.nn.Conv2d(32, 64, 1).to(device.torch) if method == "feature" else None
     data = plain.Images(*found, MEAN, STD)
@@ -147,7 +150,7 @@ def take(loop: Iterator[Any], steps: int) -> None:
 def parts(
     path: Way, found: Pictures, device: Device, kept: Path, steps: int = 20
 ) -> dict[str, float]:
-    """Where kd's time goes: milliseconds a step of each part, measured alone, the median of `steps`."""
+    """Measure the milliseconds of each part of kd's step separately, as the median of `steps`."""
     made = ours(path, found, device, kept)
     made.student.train()
     (stepper,) = made.optimizer.build([*made.student.parameters(), *made.method.parameters()])
@@ -210,7 +213,8 @@ def main() -> None:
         f"{device.torch}, {device.dtype}; a 2048^3 matrix product runs at {rate / 1e9:.0f} GFLOP/s"
     )
     print(
-        f"{'':32}{'plain':>7}{'kd':>7} images/s{'ratio':>7}{'target':>8}{'of floor':>10}   ms a step"
+        f"{'':32}{'plain':>7}{'kd':>7} images/s{'ratio':>7}{'target':>8}{'of floor':>10}"
+        "   ms per step"
     )
     for method in SETTINGS:
         kept = Path(tempfile.mkdtemp(prefix="kd-benchmark-"))
@@ -222,11 +226,9 @@ def main() -> None:
             take(loop, 10)  # warm
         seconds: dict[str, list[float]] = {title: [] for title in loops}
         for _ in range(asked.repeats):
-            for (
-                title,
-                loop,
-            ) in loops.items():  # those that read come after those that have just computed the same
-                seconds[title].append(clock(lambda loop=loop: take(loop, asked.steps), device))  # type: ignore[misc]
+            # loops that read teacher outputs come after those that compute them
+            for title, loop in loops.items():
+                seconds[title].append(clock(partial(take, loop, asked.steps), device))
         del loops
         speed = {
             title: asked.steps * BATCH / statistics.median(times)
@@ -243,29 +245,47 @@ def main() -> None:
                 "--kept",
                 str(places[path] if path.teacher == "read" else fresh / "again"),
             ]
-            rows.append({
-                "path": path.title, "method": method, "plain": round(speed["plain"]), "kd": round(speed[path.title]),
-                "ratio": ratio(seconds["plain"], seconds[path.title]), "target": path.target,
-                "of_floor": round(speed[path.title] * flops / rate, 3), "ms_a_step": ms,
-                "memory_mb": {"plain": theirs, "kd": memory(words, asked)},
-                "disk_mb": round(on_disk(places[path])) if path.teacher else 0,
-                "seconds": {"plain": seconds["plain"], "kd": seconds[path.title]},
-            })  # fmt: skip
+            rows.append(
+                {
+                    "path": path.title,
+                    "method": method,
+                    "plain": round(speed["plain"]),
+                    "kd": round(speed[path.title]),
+                    "ratio": ratio(seconds["plain"], seconds[path.title]),
+                    "target": path.target,
+                    "of_floor": round(speed[path.title] * flops / rate, 3),
+                    "ms_a_step": ms,
+                    "memory_mb": {"plain": theirs, "kd": memory(words, asked)},
+                    "disk_mb": round(on_disk(places[path])) if path.teacher else 0,
+                    "seconds": {"plain": seconds["plain"], "kd": seconds[path.title]},
+                }
+            )
             row = rows[-1]
             said = "  ".join(f"{part} {ms}" for part, ms in row["ms_a_step"].items())
-            print(f"{path.title:32}{row['plain']:7}{row['kd']:7}{'':9}{row['ratio']:7.2f}{path.target or '':>8}"
-                  f"{100 * row['of_floor']:9.0f} %   {said}", flush=True)  # fmt: skip
+            print(
+                f"{path.title:32}{row['plain']:7}{row['kd']:7}{'':9}{row['ratio']:7.2f}"
+                f"{path.target or '':>8}{100 * row['of_floor']:9.0f} %   {said}",
+                flush=True,
+            )
             shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(kept)
-    write_json(asked.out, {
-        "images": asked.images, "batch_size": BATCH, "steps": asked.steps, "repeats": asked.repeats,
-        "matrix_flops": rate, "rows": rows, "environment": environment(device),
-    })  # fmt: skip
+    write_json(
+        asked.out,
+        {
+            "images": asked.images,
+            "batch_size": BATCH,
+            "steps": asked.steps,
+            "repeats": asked.repeats,
+            "matrix_flops": rate,
+            "rows": rows,
+            "environment": environment(device),
+        },
+    )
     print(f"written to {asked.out}")
 
 
 def memory(words: list[str], asked: argparse.Namespace) -> int:
-    """Peak megabytes of a process that takes ten steps of one path."""
+    """Return the peak megabytes of a process that takes ten steps of one path."""
     command = [
         sys.executable,
         "-m",

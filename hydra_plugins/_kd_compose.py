@@ -1,8 +1,9 @@
-"""The configurations of many jobs, composed once for each set of overrides that shapes them.
+"""Compose the configurations of many jobs, once for each set of overrides that shapes them.
 
-Hydra needs about a tenth of a second for a configuration. Most jobs of a grid differ from others only in plain values,
-as `method.T=4 seed=1`. Hydra applies those last, one by one, so they can be put into a configuration that was composed
-without them. Where it is not certain that this gives what Hydra gives, Hydra composes the job.
+Hydra needs about a tenth of a second to compose a configuration. Most jobs of a grid differ from
+others only in plain values, such as `method.T=4 seed=1`. Hydra applies those last, one by one, so
+they can be set in a configuration that was composed without them. Where it is not certain that the
+result is the same as Hydra's, Hydra composes the job.
 """
 
 import re
@@ -20,7 +21,7 @@ from omegaconf import AnyNode, DictConfig, OmegaConf, open_dict
 ParsedValue = dict[str, Any]
 
 KEY = r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)*"
-# text whose interpolations are of other keys, or of environment variables
+# Text whose interpolations refer only to other keys or to environment variables.
 TEXT = re.compile(rf"(?:[^$\\]|\${{(?:{KEY}|oc\.env:[^${{}}\\]*)}})*")
 
 
@@ -28,109 +29,134 @@ TEXT = re.compile(rf"(?:[^$\\]|\${{(?:{KEY}|oc\.env:[^${{}}\\]*)}})*")
 class BaseComposition:
     """A composed configuration in which plain values can be replaced."""
 
-    config: DictConfig  # without Hydra's node, interpolations as they are
-    values: ParsedValue  # interpolations resolved
-    missing: set[str]  # the keys whose values are mandatory and missing
-    fixed: set[str]  # keys that other values, or the remaining overrides, depend on
+    config: DictConfig  # without Hydra's node, with interpolations not resolved
+    values: ParsedValue  # with interpolations resolved
+    missing: set[str]  # the keys of mandatory values that are missing
+    fixed: set[str]  # the keys on which other values, or the base's own overrides, depend
 
 
 class Composer:
-    """Compose the plain configurations of a sweep's jobs, each from its overrides.
+    """Composes the plain configurations of a sweep's jobs, each from its overrides.
 
-    `compositions` counts those that Hydra made.
+    Args:
+        loader: Hydra's configuration loader.
+        config: The configuration of the sweep.
+        resolve: Converts a composed configuration to plain values.
+
+    Attributes:
+        compositions: Number of configurations that Hydra has composed.
     """
 
     def __init__(
         self, loader: ConfigLoader, config: DictConfig, resolve: Callable[..., ParsedValue]
     ) -> None:
-        self.loader, self.config, self.resolve = loader, config, resolve
+        self.loader = loader
+        self.config = config
+        self.resolve = resolve
         self.parser = OverridesParser.create()
         self.parsed: dict[str, Override] = {}
         self.keys: dict[tuple[Any, ...], set[str]] = {}
         self.bases: dict[tuple[str, ...], BaseComposition | None] = {}
         self.compositions = 0
 
-    def __call__(self, words: Sequence[str], number: int) -> ParsedValue:
-        """The plain configuration that Hydra composes for the job of this number.
+    def __call__(self, overrides: Sequence[str], number: int) -> ParsedValue:
+        """Return the plain configuration that Hydra composes for a job.
 
-        **Raises:** the errors of Hydra and OmegaConf.
+        Args:
+            overrides: All overrides of the job.
+            number: Number of the job.
+
+        Raises:
+            HydraException: Hydra cannot compose it; OmegaConf's errors are also raised.
         """
-        return self._replaced(list(words)) or self.resolve(self._compose(words, number))
+        return self._replaced(list(overrides)) or self.resolve(self._compose(overrides, number))
 
-    def _compose(self, words: Sequence[str], number: int = 0) -> DictConfig:
+    def _compose(self, overrides: Sequence[str], number: int = 0) -> DictConfig:
         self.compositions += 1
-        config = self.loader.load_sweep_config(self.config, list(words))
+        config = self.loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = (
-                number  # for values such as ${hydra:job.num}
-            )
+            # for values such as ${hydra:job.num}
+            config.hydra.job.id = config.hydra.job.num = number
         return config
 
-    def _replaced(self, words: list[str]) -> ParsedValue | None:
-        """The configuration made by replacing values, or None where only Hydra can tell."""
+    def _replaced(self, overrides: list[str]) -> ParsedValue | None:
+        """Make the configuration by replacing values; return None if Hydra has to compose it."""
         try:
-            overrides = {word: self._parse(word) for word in words}
-            value_keys = self._value_keys(words)
-        except Exception:  # Hydra's composition raises it again, for the user
+            parsed = {text: self._parse(text) for text in overrides}
+            value_keys = self._value_keys(overrides)
+        except Exception:  # Hydra's composition will raise it again, for the user
             return None
-        values = {
-            word: o for word, o in overrides.items() if is_value(o) and o.key_or_group in value_keys
+        replacements = {
+            text: override
+            for text, override in parsed.items()
+            if is_value(override) and override.key_or_group in value_keys
         }
-        while values:
-            base = self._base([word for word in words if word not in values], value_keys)
+        while replacements:
+            shaping = [text for text in overrides if text not in replacements]
+            base = self._base(shaping, value_keys)
             if base is None:
                 return None
-            safe = {word: o for word, o in values.items() if is_replaceable(base, o.key_or_group)}
-            if len(safe) == len(values):
-                return with_value(base, values)
-            values = safe
+            safe = {
+                text: override
+                for text, override in replacements.items()
+                if is_replaceable(base, override.key_or_group)
+            }
+            if len(safe) == len(replacements):
+                return with_value(base, replacements)
+            replacements = safe
         return None
 
-    def _parse(self, word: str) -> Override:
-        if word not in self.parsed:
-            self.parsed[word] = self.parser.parse_override(word)
-        return self.parsed[word]
+    def _parse(self, override: str) -> Override:
+        if override not in self.parsed:
+            self.parsed[override] = self.parser.parse_override(override)
+        return self.parsed[override]
 
-    def _value_keys(self, words: Sequence[str]) -> set[str]:
-        """The keys among these overrides that change values, and choose from no group."""
-        overrides = [self._parse(word) for word in words]
-        alike = tuple(
-            (override.get_key_element(), isinstance(override.value(), dict))
-            for override in overrides
+    def _value_keys(self, overrides: Sequence[str]) -> set[str]:
+        """Return the keys of those overrides that set values instead of choosing from groups."""
+        parsed = [self._parse(text) for text in overrides]
+        cache_key = tuple(
+            (override.get_key_element(), isinstance(override.value(), dict)) for override in parsed
         )
-        if alike not in self.keys:
+        if cache_key not in self.keys:
             hydra = self.config.hydra
-            every = [*map(str, hydra.overrides.hydra), *words]
-            defaults = self.loader.compute_defaults_list(hydra.job.config_name, every, RunMode.RUN)
-            self.keys[alike] = {override.key_or_group for override in defaults.config_overrides}
-        return self.keys[alike]
+            all_overrides = [*map(str, hydra.overrides.hydra), *overrides]
+            defaults = self.loader.compute_defaults_list(
+                hydra.job.config_name, all_overrides, RunMode.RUN
+            )
+            self.keys[cache_key] = {override.key_or_group for override in defaults.config_overrides}
+        return self.keys[cache_key]
 
-    def _base(self, words: list[str], value_keys: set[str]) -> BaseComposition | None:
-        """What these overrides alone compose, or None where values must not be replaced in it."""
-        if tuple(words) not in self.bases:
-            own = {self._parse(word).key_or_group for word in words}
-            self.bases[tuple(words)] = self._new_base(words, own & value_keys)
-        return self.bases[tuple(words)]
+    def _base(self, overrides: list[str], value_keys: set[str]) -> BaseComposition | None:
+        """Return the composition of these overrides, or None if its values must not be replaced."""
+        if tuple(overrides) not in self.bases:
+            keys = {self._parse(text).key_or_group for text in overrides}
+            self.bases[tuple(overrides)] = self._new_base(overrides, keys & value_keys)
+        return self.bases[tuple(overrides)]
 
-    def _new_base(self, words: list[str], own: set[str]) -> BaseComposition | None:
+    def _new_base(self, overrides: list[str], overridden: set[str]) -> BaseComposition | None:
         try:
-            config = self._compose(words).copy()
+            config = self._compose(overrides).copy()
             OmegaConf.set_struct(config, False)
             config.pop("hydra")
             raw = dict(leaves(OmegaConf.to_container(config, resolve=False)))
             values = self.resolve(config, throw_on_missing=False)
-        except Exception:  # as where a value is missing that is given by an override
+        except Exception:  # for example, a missing value that one of the replacements sets
             return None
         texts = [text for text in raw.values() if isinstance(text, str) and "${" in text]
         if not all(TEXT.fullmatch(text) for text in texts):
             return None
-        referenced = {key for text in texts for key in re.findall(rf"\${{({KEY})}}", text)}
-        missing = {key for key, text in leaves(values) if text == "???"}
-        return BaseComposition(config, values, missing, referenced | own)
+        referenced: set[str] = set()
+        for text in texts:
+            referenced.update(re.findall(rf"\${{({KEY})}}", text))
+        missing = {key for key, value in leaves(values) if value == "???"}
+        return BaseComposition(config, values, missing, referenced | overridden)
 
 
 def is_value(override: Override) -> bool:
-    """Whether it sets an existing key to one plain value, which nothing in it makes Hydra interpret."""
+    """Return whether an override sets an existing key to one plain value.
+
+    Nothing in the value may be interpreted by Hydra.
+    """
     if (
         override.type != OverrideType.CHANGE
         or override.package is not None
@@ -150,10 +176,10 @@ def is_value(override: Override) -> bool:
 
 
 def is_replaceable(base: BaseComposition, key: str) -> bool:
-    """Whether this key holds an untyped value on which nothing else depends."""
+    """Return whether a key has an untyped value on which nothing else depends."""
     if any(
-        key == one or key.startswith(f"{one}.") or re.match(rf"{key}[.\[]", one)
-        for one in base.fixed
+        key == fixed or key.startswith(f"{fixed}.") or re.match(rf"{key}[.\[]", fixed)
+        for fixed in base.fixed
     ):
         return False
     node: Any = base.config
@@ -176,7 +202,7 @@ def is_replaceable(base: BaseComposition, key: str) -> bool:
 
 
 def with_value(base: BaseComposition, overrides: dict[str, Override]) -> ParsedValue | None:
-    """A copy of the base with these values; None where a mandatory one is still missing."""
+    """Return a copy of the base with these values, or None if a mandatory one is still missing."""
     if base.missing - {override.key_or_group for override in overrides.values()}:
         return None
     values = deepcopy(base.values)
@@ -190,7 +216,7 @@ def with_value(base: BaseComposition, overrides: dict[str, Override]) -> ParsedV
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted key and the value of everything in a container that is none itself."""
+    """Yield the dotted key and the value of everything in a container that is not a container."""
     items = node.items() if isinstance(node, dict) else enumerate(node)
     for key, value in items:
         if isinstance(value, dict | list):

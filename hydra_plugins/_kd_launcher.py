@@ -1,8 +1,8 @@
-"""kd's launcher: `hydra/launcher=local`.
+"""kd's launcher, `hydra/launcher=local`: run jobs in worker processes on this machine.
 
-Hydra accepts launchers and sweepers only from this namespace package, which belongs to every Hydra application of the
-environment. It skips modules whose names begin with an underscore, so that those of kd are imported and registered
-only by `kd.cli`.
+Hydra accepts launchers and sweepers only from this namespace package, which all Hydra applications
+of the environment share. Hydra skips modules whose names begin with an underscore, so kd's modules
+are imported and registered only by `kd.cli`.
 """
 
 from collections.abc import Sequence
@@ -13,24 +13,32 @@ from typing import Any
 
 from hydra import version
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, setup_globals
+from hydra.core.utils import run_job as run_hydra_job
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf, open_dict
 
 
 @dataclass
 class LocalConf:
+    """The configuration of the launcher."""
+
     _target_: str = "hydra_plugins._kd_launcher.LocalLauncher"
-    slots: int | None = (
-        None  # worker processes; null: one for each GPU or, without GPUs, for each core
-    )
-    pack: int = 1  # jobs that a worker runs at once, a step of each in turn, with one batch and one teacher for all
-    max_failures: int = 0  # how often a job that failed or was killed is tried again
-    stop_after: int | None = None  # failed jobs after which no other is started; null: all are
+    # Number of worker processes; null for one per GPU or, without GPUs, one per core.
+    slots: int | None = None
+    # Jobs that a worker runs at once, interleaved step by step, sharing batches and teacher.
+    pack: int = 1
+    # How often to retry a job that failed or was killed.
+    max_failures: int = 0
+    # Number of failed jobs after which no more are started; null for no limit.
+    stop_after: int | None = None
 
 
 class LocalLauncher(Launcher):
-    """Processes on this machine, each of which runs many jobs, every one in its run's own directory."""
+    """Runs jobs in processes on this machine, each job in the directory of its run.
+
+    A process runs many jobs. The arguments are those of `LocalConf`.
+    """
 
     def __init__(
         self,
@@ -39,29 +47,33 @@ class LocalLauncher(Launcher):
         max_failures: int = 0,
         stop_after: int | None = None,
     ) -> None:
-        self.slots, self.pack, self.max_failures, self.stop_after = (
-            slots,
-            pack,
-            max_failures,
-            stop_after,
-        )
+        self.slots = slots
+        self.pack = pack
+        self.max_failures = max_failures
+        self.stop_after = stop_after
         self.failures = 0
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """Store what jobs need, and check the launcher's settings."""
         from kd.core.errors import UserError
 
-        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
-        limits = {"slots": 1, "pack": 1, "max_failures": 0, "stop_after": 1}
-        for key, least in limits.items():
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+        self.config = config
+        minimums = {"slots": 1, "pack": 1, "max_failures": 0, "stop_after": 1}
+        for key, minimum in minimums.items():
             value = getattr(self, key)
-            if value is not None and value < least:
-                raise UserError(f"hydra.launcher.{key}: should be {least} or more, got {value}")
+            if value is not None and value < minimum:
+                raise UserError(f"hydra.launcher.{key}: should be {minimum} or more, got {value}")
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """What kd.sweep has planned. Each JobReturn is COMPLETED: one job's failure is not the sweep's, and the files
-        say what came of it."""
+        """Run a batch of the planned jobs.
+
+        Each JobReturn is COMPLETED, because a failed job does not fail the sweep. The files of the
+        runs record how each job ended.
+        """
         from kd.sweep.scheduler import (
             group_compatible_jobs,
             order_by_teacher,
@@ -72,32 +84,47 @@ class LocalLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         planned = read_plan(Path(str(self.config.hydra.sweep.dir)).absolute())
-        words = {n: list(words) for n, words in zip(numbers, job_overrides, strict=True)}
-        mine = [planned[n] for n in numbers]
-        workers = len(worker_environments(self.slots, len(mine), self.config.device))
-        most = min(self.pack, -(-len(mine) // workers))  # no worker is left without
-        units = group_compatible_jobs(mine, most) if most > 1 else [[job] for job in mine]
-        turns = order_by_teacher(units) if workers > 1 else units
-        jobs = ([(job, words[job["number"]]) for job in unit] for unit in turns)
+        overrides_by_number = {
+            number: list(overrides)
+            for number, overrides in zip(numbers, job_overrides, strict=True)
+        }
+        batch = [planned[number] for number in numbers]
+        workers = len(worker_environments(self.slots, len(batch), self.config.device))
+        max_pack = min(self.pack, -(-len(batch) // workers))  # so that every worker gets jobs
+        units = [[job] for job in batch]
+        if max_pack > 1:
+            units = group_compatible_jobs(batch, max_pack)
+        ordered = order_by_teacher(units) if workers > 1 else units
+        jobs = ([(job, overrides_by_number[job["number"]]) for job in unit] for unit in ordered)
         self.stream(
             lambda: next(jobs, None),
             len(planned),
             worker_environments(self.slots, len(units), self.config.device),
         )
-        return [JobReturn(overrides=words, status=JobStatus.COMPLETED) for words in job_overrides]
+        return [
+            JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+            for overrides in job_overrides
+        ]
 
     def stream(self, source: Any, total: int, environments: Any, **hooks: Any) -> None:
-        """Do the jobs of a source of lists of (planned job, overrides); see LocalScheduler and slots."""
+        """Run jobs as a source provides them; see `LocalScheduler` and `worker_environments`.
+
+        Args:
+            source: Returns the next jobs as a list of (planned job, overrides), or None.
+            total: Number of jobs of the sweep, to be shown.
+            environments: Additional environment variables of each worker.
+            hooks: The callbacks of `LocalScheduler`.
+        """
         from kd.sweep.progress import sweep_progress
         from kd.sweep.scheduler import LocalScheduler
 
-        if self.stop_after is not None and self.failures >= self.stop_after:  # of an earlier batch
+        if self.stop_after is not None and self.failures >= self.stop_after:  # in an earlier batch
             return
 
         setup_globals()
-        name = JobRuntime.instance().get("name")
+        job_name = JobRuntime.instance().get("name")
         work = JobRunner(
-            self.hydra_context, self.config, self.task_function, version.getbase(), name
+            self.hydra_context, self.config, self.task_function, version.getbase(), job_name
         )
         scheduler = LocalScheduler(
             source,
@@ -115,68 +142,73 @@ class LocalLauncher(Launcher):
 
 @dataclass
 class JobRunner:
-    """What a worker process needs to run any job of the sweep."""
+    """Runs any job of the sweep in a worker process; picklable."""
 
     hydra_context: Any
     config: Any
     task_function: Any
     version_base: Any
     name: str
-    shared: Any = None  # what jobs of one process have in common
+    cache: Any = None  # the RunCache of a process, created by its first job
 
-    def __call__(self, jobs: dict[int, list[str]], tell: Any) -> Any:
+    def __call__(self, jobs: dict[int, list[str]], send: Any) -> Any:
+        """Run jobs together, given their overrides by number, and return their outcome."""
         from kd.core.interleave import RunCache
         from kd.sweep.scheduler import Outcome, run_job, run_pack
 
         setup_globals()
         version.setbase(str(self.version_base))
         JobRuntime.instance().set("name", self.name)
-        Plugins.instance()  # finds the plugins, whose nodes the configuration is composed of
-        self.shared = self.shared or RunCache()
+        Plugins.instance()  # discovers the plugins whose nodes are part of the configuration
+        self.cache = self.cache or RunCache()
         if len(jobs) == 1:
-            ((number, words),) = jobs.items()
-            return run_job(lambda: self._run_one(number, words, tell), tell)
+            ((number, overrides),) = jobs.items()
+            return run_job(lambda: self._run_one(number, overrides, send), send)
         try:
-            configs = {number: self._prepare(number, words) for number, words in jobs.items()}
+            configs = {
+                number: self._prepare(number, overrides) for number, overrides in jobs.items()
+            }
         except Exception as error:
             return Outcome("failed", repr(error))
-        return run_pack(configs, self.shared, tell)
+        return run_pack(configs, self.cache, send)
 
-    def _compose(self, number: int, words: list[str]) -> Any:
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, words)
+    def _compose(self, number: int, overrides: list[str]) -> Any:
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
-            config.hydra.run.dir = (
-                "${kd.run_dir:}"  # each run's own; a multirun of Hydra's does not use hydra.run.dir
-            )
+            # Each run has its own directory. Hydra's multiruns do not use hydra.run.dir.
+            config.hydra.run.dir = "${kd.run_dir:}"
         return config
 
-    def _run_one(self, number: int, words: list[str], tell: Any) -> None:
-        done = run_job(
+    def _run_one(self, number: int, overrides: list[str], send: Any) -> None:
+        job_return = run_hydra_job(
             hydra_context=self.hydra_context,
-            config=self._compose(number, words),
+            config=self._compose(number, overrides),
             job_dir_key="hydra.run.dir",
             job_subdir_key=None,
-            task_function=partial(self.task_function, tell=tell, shared=self.shared),
+            task_function=partial(self.task_function, report=send, cache=self.cache),
         )
-        if done.status is not JobStatus.COMPLETED:
-            raise done._return_value  # asking for return_value would print it
+        if job_return.status is not JobStatus.COMPLETED:
+            raise job_return._return_value  # reading return_value would print it
 
-    def _prepare(self, number: int, words: list[str]) -> Any:
-        """The checked configuration of one of several jobs, .hydra/ written as run_job does."""
+    def _prepare(self, number: int, overrides: list[str]) -> Any:
+        """Return the checked configuration of one of several jobs; write .hydra/ as Hydra does."""
         from kd.cli import hydra_values, prepare
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        composed = self._compose(number, words)
-        place = Path(str(composed.hydra.run.dir)).absolute()
+        composed = self._compose(number, overrides)
+        output_dir = Path(str(composed.hydra.run.dir)).absolute()
         with open_dict(composed):
-            composed.hydra.runtime.output_dir = str(place)
+            composed.hydra.runtime.output_dir = str(output_dir)
             job = composed.copy()
-            sweep, kept, hydra = job.hydra.sweep.dir, job.hydra.output_subdir, job.pop("hydra")
-        if kept is not None:
-            (place / kept).mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(job, place / kept / "config.yaml")
-            OmegaConf.save(OmegaConf.create({"hydra": hydra}), place / kept / "hydra.yaml")
-            OmegaConf.save(hydra.overrides.task, place / kept / "overrides.yaml")
+            sweep_dir = job.hydra.sweep.dir
+            output_subdir = job.hydra.output_subdir
+            hydra = job.pop("hydra")
+        if output_subdir is not None:
+            hydra_dir = output_dir / output_subdir
+            hydra_dir.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(job, hydra_dir / "config.yaml")
+            OmegaConf.save(OmegaConf.create({"hydra": hydra}), hydra_dir / "hydra.yaml")
+            OmegaConf.save(hydra.overrides.task, hydra_dir / "overrides.yaml")
         with hydra_values(composed):
-            return prepare(job, sweep)
+            return prepare(job, sweep_dir)

@@ -1,4 +1,4 @@
-"""A thin adapter of Optuna to Hydra: `hydra/sweeper=optuna`. What a study is stands in kd/sweep/optuna_study.py."""
+"""kd's Optuna sweeper, `hydra/sweeper=optuna`: a thin adapter of kd.sweep.optuna_study to Hydra."""
 
 from dataclasses import dataclass, field
 from logging import getLogger
@@ -23,25 +23,29 @@ from hydra_plugins._kd_sweeper import (
 
 @dataclass
 class OptunaConf:
+    """The configuration of the sweeper."""
+
     _target_: str = "hydra_plugins._kd_optuna.OptunaSweeper"
-    n_trials: int = 20  # of the whole study, however many processes and restarts it takes
-    storage: str = "sqlite:///${paths.runs}/search.db"  # any that Optuna takes; a journal: a path ending in .journal
-    study: str | None = (
-        None  # its name; null: from what is searched, so that the same command goes on with it
-    )
-    objective: str = (
-        "val_accuracy"  # or val_nll, val_ece, val_agreement, val_teacher_kl; never of test images
-    )
-    sampler: str = "tpe"  # tpe, random
-    pruner: str = "median"  # median, hyperband, none; reads the objective after each epoch
-    seed: int | None = 0  # of the sampler
-    params: dict[str, str] | None = field(
-        default_factory=dict
-    )  # what is searched, beside the command line
+    # Number of trials of the whole study, over all processes and restarts.
+    n_trials: int = 20
+    # Any storage that Optuna accepts; for a journal, a path that ends in .journal.
+    storage: str = "sqlite:///${paths.runs}/search.db"
+    # Name of the study; null for a hash of the search, so that the same command resumes it.
+    study: str | None = None
+    # val_accuracy, val_nll, val_ece, val_agreement or val_teacher_kl; never of test images.
+    objective: str = "val_accuracy"
+    # tpe or random.
+    sampler: str = "tpe"
+    # median, hyperband or none; reads the objective after each epoch.
+    pruner: str = "median"
+    # Seed of the sampler.
+    seed: int | None = 0
+    # What is searched, in addition to the command line.
+    params: dict[str, str] | None = field(default_factory=dict)
 
 
 class OptunaSweeper(Sweeper):
-    """A trial for each slot that is free, until the study has n."""
+    """Starts a trial whenever a slot is free, until the study has all its trials."""
 
     hydra_context: Any
     launcher: Any
@@ -50,14 +54,16 @@ class OptunaSweeper(Sweeper):
         self.settings = OptunaConf(**settings)
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """Create the launcher, with the settings of experiments that are selected."""
         from kd.core.errors import UserError
 
-        self.hydra_context, self.config = hydra_context, config
+        self.hydra_context = hydra_context
+        self.config = config
         choices = _kd_grid.choices(hydra_context.config_loader, config)
         if any(choice.params != dict(config.hydra.sweeper.params or {}) for choice in choices):
             groups = ", ".join(choices[0].overrides)
             raise UserError(
-                f"{groups}: each choice has swept keys of its own; search one at a time"
+                f"{groups}: each choice has its own swept keys; search one choice at a time"
             )
         _kd_grid.apply_shared_config(config, choices)
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -65,6 +71,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
+        """Run the search that the arguments describe, or resume it, and report on its trials."""
         from kd.core.errors import UserError
         from kd.core.io import write_json
         from kd.runs.optuna_storage import absolute
@@ -74,33 +81,40 @@ class OptunaSweeper(Sweeper):
 
         _kd_grid.announce_seeds(self.settings.params or {}, arguments)
         params = without_seed(self.settings.params, arguments)
-        words = [*(f"{key}={value}" for key, value in params.items()), *arguments]
-        overrides = OverridesParser.create(
+        overrides = [*(f"{key}={value}" for key, value in params.items()), *arguments]
+        parsed = OverridesParser.create(
             config_loader=self.hydra_context.config_loader
-        ).parse_overrides(words)
-        said = {
-            override.get_key_element(): override for override in overrides
-        }  # what is said last holds
-        space = {key: override for key, override in said.items() if override.is_sweep_override()}
+        ).parse_overrides(overrides)
+        # The last override of a key takes precedence.
+        by_key = {override.get_key_element(): override for override in parsed}
+        space = {key: override for key, override in by_key.items() if override.is_sweep_override()}
         fixed = [
-            f"{key}={o.get_value_element_as_str()}" for key, o in said.items() if key not in space
+            f"{key}={override.get_value_element_as_str()}"
+            for key, override in by_key.items()
+            if key not in space
         ]
-        asked = self.settings
+        settings = self.settings
         if is_dry(self):
             return self.describe(fixed, space)
         with report_on_exit(resolve_sweep_dir(self), is_default(self)) as directory:
             search = self._described(fixed, space)
-            name = asked.study or name_of(search)
-            where = {"storage": absolute(asked.storage), "study": name}
-            directory.claim(where)
+            name = settings.study or name_of(search)
+            study_record = {"storage": absolute(settings.storage), "study": name}
+            directory.claim(study_record)
             study = Study(
-                asked.storage, name, asked.n_trials, search, asked.sampler, asked.pruner, asked.seed
+                settings.storage,
+                name,
+                settings.n_trials,
+                search,
+                settings.sampler,
+                settings.pruner,
+                settings.seed,
             )
             jobs = study.jobs()
-            write_json(directory.path / "study.json", where)
+            write_json(directory.path / "study.json", study_record)
             directory.write(jobs)
             tracking.name_group(directory.path, jobs)
-            typed: dict[int, list[str]] = {}  # the overrides of each job, by its number
+            overrides_by_number: dict[int, list[str]] = {}
 
             def begin(trial: Any) -> None:
                 setting = [*fixed, *(f"{key}={suggest(trial, key, space[key])}" for key in space)]
@@ -109,9 +123,8 @@ class OptunaSweeper(Sweeper):
                 study.begin_trial(trial, added)
                 jobs.extend(added)
                 directory.write(jobs)
-                typed.update(
-                    {job["number"]: words for job, (words, _) in zip(added, seeds, strict=True)}
-                )
+                for job, (job_overrides, _) in zip(added, seeds, strict=True):
+                    overrides_by_number[job["number"]] = job_overrides
 
             def source() -> Any:
                 while (job := study.next_job()) is None:
@@ -121,27 +134,37 @@ class OptunaSweeper(Sweeper):
                         begin(trial)
                     except UserError as error:
                         study.refuse(trial, str(error))
-                return [(job, typed[job["number"]])]
+                return [(job, overrides_by_number[job["number"]])]
 
             if self.launcher.pack > 1:
                 getLogger("kd").info(
-                    "hydra.launcher.pack is for grids: a search runs each job by itself"
+                    "hydra.launcher.pack is ignored: a search runs each job separately"
                 )
             try:
                 assert self.config is not None
-                total = asked.n_trials * len(search["seeds"])
+                total = settings.n_trials * len(search["seeds"])
                 workers = worker_environments(
                     self.launcher.slots, total, self.config.device, each_core=False
                 )
                 self.launcher.stream(
-                    source, total, workers, over=study.finish_trial, heard=study.report_epoch
+                    source,
+                    total,
+                    workers,
+                    on_job_end=study.finish_trial,
+                    on_epoch=study.report_epoch,
                 )
             finally:
                 study.close()
-                directory.write(study.jobs())  # the report is on the study, whoever ran its trials
+                # The report covers the whole study, including the trials of other processes.
+                directory.write(study.jobs())
 
     def describe(self, fixed: list[str], space: dict[str, Override]) -> None:
-        """Print what is searched and how many trials remain, and do none."""
+        """Print what is searched and how many trials remain, without running any.
+
+        Args:
+            fixed: The overrides that all trials share.
+            space: The swept override of each searched key.
+        """
         from kd.sweep.dry_run import describe_search
         from kd.sweep.optuna_study import name_of, trials
 
@@ -155,13 +178,55 @@ class OptunaSweeper(Sweeper):
         describe_search(searched, shown | {"study": name}, counts, self.settings.n_trials)
 
     def _described(self, fixed: list[str], space: dict[str, Override]) -> dict[str, Any]:
-        """Describe the search. Each bound of each searched key must be allowed by itself.
+        """Check the search, and return its description.
 
-        **Raises:** UserError, before any work.
+        Each bound of each searched key must be a valid value by itself.
+
+        Raises:
+            UserError: The search is invalid. No work has been done then.
         """
         from kd.config.schema import validate_config
         from kd.core.errors import UserError
-        from kd.sweep.optuna_study import BEST, PRUNERS, SAMPLERS, description
+        from kd.sweep.optuna_study import description
+
+        self._check_settings(space)
+        search_integers(space, composed(self, fixed)[1])
+        corners: dict[str, dict[str, Any]] = {}
+        seeds: list[int] = []
+        searched = [key for key in space if not self._is_group(key)]
+        for key, override in sorted(space.items()):
+            ends = bounds(override)
+            log = "log" in getattr(override.value(), "tags", ())
+            if isinstance(override.value(), IntervalSweep) and (
+                ends[0] > ends[1] or (log and ends[0] <= 0)
+            ):
+                raise UserError(
+                    f"{key}: interval(a,b) needs a <= b, and a > 0 with tag(log,...), got {ends}"
+                )
+            for end in ends:
+                overrides = [*fixed, f"{key}={end}"]
+                node = composed(self, overrides)[1]
+                given_seeds = seeds_of(overrides, node)
+                config = validate_config(node)
+                if not config.description.val:
+                    raise UserError("data.val_size: a search needs validation images, got 0")
+                seeds = seeds or given_seeds or [config.root.seed]
+                if seeds != (given_seeds or [config.root.seed]):
+                    raise UserError(
+                        f"seeds: all trials need the same seeds, but {key}={end} changes them"
+                    )
+                corners[f"{key}={end}"] = {
+                    name: value
+                    for name, value in config.determinants().items()
+                    if not _nested(name, searched)
+                }
+        domains = {key: domain(override) for key, override in space.items()}
+        return description(self.settings.objective, seeds, domains, corners)
+
+    def _check_settings(self, space: dict[str, Override]) -> None:
+        """Raise UserError for invalid settings, or an invalid set of searched keys."""
+        from kd.core.errors import UserError
+        from kd.sweep.optuna_study import BEST, PRUNERS, SAMPLERS
 
         for name, allowed in (("sampler", SAMPLERS), ("pruner", PRUNERS), ("objective", BEST)):
             if (value := getattr(self.settings, name)) not in allowed:
@@ -173,88 +238,82 @@ class OptunaSweeper(Sweeper):
                 f"hydra.sweeper.n_trials: should be 1 or more, got {self.settings.n_trials}"
             )
         if not hasattr(self.launcher, "stream"):
-            several = "to search on several machines, give the same command on each with one hydra.sweeper.storage"
-            raise UserError(f"hydra/launcher: hydra/sweeper=optuna needs local; {several}")
+            raise UserError(
+                "hydra/launcher: hydra/sweeper=optuna requires hydra/launcher=local; to search on "
+                "several machines, run the same command on each with one hydra.sweeper.storage"
+            )
         if not space:
             raise UserError(
-                "hydra.sweeper.params: nothing is searched; give a key as method.T=interval(1,16)"
+                "hydra.sweeper.params: nothing to search; give a key a range of values, such as "
+                "method.T=interval(1,16)"
             )
         for key in space:
             if key.lstrip("+") in ("seed", "seeds"):
-                remedy = "with seeds=[0,1,2] a trial is one setting, its value the mean over them"
                 raise UserError(
-                    f"{key}: seeds are not searched, as the best one would be luck; {remedy}"
+                    f"{key}: seeds are not searched, since the best seed is best by chance; use "
+                    "seeds=[0,1,2] to run each trial once per seed and optimize the mean"
                 )
-        search_integers(space, composed(self, fixed)[1])
-        corners: dict[str, dict[str, Any]] = {}
-        seeds: list[int] = []
-        searched = [key for key in space if not self._is_group(key)]
-        for key, override in sorted(space.items()):
-            ends, log = bounds(override), "log" in getattr(override.value(), "tags", ())
-            if isinstance(override.value(), IntervalSweep) and (
-                ends[0] > ends[1] or (log and ends[0] <= 0)
-            ):
-                raise UserError(
-                    f"{key}: interval(a,b) needs a <= b, and a > 0 for its logarithm, got {ends}"
-                )
-            for end in ends:
-                words = [*fixed, f"{key}={end}"]
-                node = composed(self, words)[1]
-                own = seeds_of(words, node)
-                config = validate_config(node)
-                if not config.description.val:
-                    raise UserError("data.val_size: a search needs validation images, got 0")
-                seeds = seeds or own or [config.root.seed]
-                if seeds != (own or [config.root.seed]):
-                    raise UserError(
-                        f"seeds: all trials need the same seeds, which {key}={end} changes"
-                    )
-                corners[f"{key}={end}"] = {
-                    k: v for k, v in config.determinants().items() if not _nested(k, searched)
-                }
-        return description(
-            self.settings.objective, seeds, {k: domain(o) for k, o in space.items()}, corners
-        )
 
     def _is_group(self, key: str) -> bool:
-        return bool(
-            self.hydra_context.config_loader.get_group_options(key.lstrip("+").partition("@")[0])
-        )
+        group = key.lstrip("+").partition("@")[0]
+        return bool(self.hydra_context.config_loader.get_group_options(group))
 
 
 def _nested(key: str, searched: list[str]) -> bool:
-    """Whether a key is searched, by itself or with all of its node; or is a seed, which is described apart."""
-    nodes = [one.lstrip("+") for one in searched]
+    """Return whether a key is searched, by itself or with its node, or is the seed.
+
+    The seed is described separately.
+    """
+    nodes = [each.lstrip("+") for each in searched]
     return key == "seed" or any(key == node or key.startswith(f"{node}.") for node in nodes)
 
 
 def search_integers(space: dict[str, Override], plain: dict[str, Any]) -> None:
-    """Hydra reads every interval as one of floats; make it one of integers where the key takes nothing else."""
+    """Convert intervals to integers in place for keys that accept only integers.
+
+    Hydra parses the ends of an interval as floats.
+
+    Args:
+        space: The swept override of each searched key.
+        plain: The composed configuration.
+
+    Raises:
+        UserError: An end of such an interval is not an integer.
+    """
     from kd.config.schema import takes_integers
     from kd.core.errors import UserError
 
     for key, override in space.items():
         interval = override.value()
         if isinstance(interval, IntervalSweep) and takes_integers(plain, key.lstrip("+")):
-            if not all(float(end).is_integer() for end in bounds(override)):
+            ends = bounds(override)
+            if not all(float(end).is_integer() for end in ends):
                 raise UserError(
-                    f"{key}: takes integers, so the ends of its interval must be, got {bounds(override)}"
+                    f"{key}: takes integers, so both ends of its interval must be integers, "
+                    f"got {ends}"
                 )
-            interval.start, interval.end = (int(end) for end in bounds(override))
+            interval.start, interval.end = (int(end) for end in ends)
 
 
 def bounds(override: Override) -> list[Any]:
-    """The ends of an interval, or all choices; in one order, also those that are to be shuffled."""
+    """Return the two ends of an interval, or all choices.
+
+    Choices to be shuffled are sorted instead, so that the order is always the same.
+    """
     value = override.value()
     if isinstance(value, IntervalSweep):
         return [value.start, value.end]
     start = len(override.get_key_element()) + 1
-    choices = [word[start:] for word in _kd_grid.values(override)]
+    choices = [assignment[start:] for assignment in _kd_grid.values(override)]
     return sorted(choices) if getattr(value, "shuffle", False) else choices
 
 
 def domain(override: Override) -> dict[str, Any]:
-    """What is searched for a key: interval(a,b) (integers where both are), tag(log,interval(a,b)), range or choice."""
+    """Return the domain of a searched key, as JSON values.
+
+    It is of kind "int" or "float" for interval(a,b) and tag(log,interval(a,b)), according to the
+    type of both ends, and of kind "choice" for range, choice and so on.
+    """
     value = override.value()
     if not isinstance(value, IntervalSweep):
         return {"kind": "choice", "choices": bounds(override)}
@@ -265,9 +324,9 @@ def domain(override: Override) -> dict[str, Any]:
 
 
 def suggest(trial: Any, key: str, override: Override) -> Any:
-    """A value for one key, of its `domain`."""
-    what = domain(override)
-    if what["kind"] == "choice":
-        return trial.suggest_categorical(key, what["choices"])
-    draw = trial.suggest_int if what["kind"] == "int" else trial.suggest_float
-    return draw(key, what["low"], what["high"], log=what["log"])
+    """Let an Optuna trial choose a value of a key from its domain."""
+    key_domain = domain(override)
+    if key_domain["kind"] == "choice":
+        return trial.suggest_categorical(key, key_domain["choices"])
+    draw = trial.suggest_int if key_domain["kind"] == "int" else trial.suggest_float
+    return draw(key, key_domain["low"], key_domain["high"], log=key_domain["log"])

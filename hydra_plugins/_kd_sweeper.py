@@ -1,4 +1,4 @@
-"""Hydra's grid of every combination, with what a sweep of trainings needs around it: checked first, reported last."""
+"""kd's grid sweeper, `hydra/sweeper=grid`: check every combination first, and report at the end."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +17,21 @@ from hydra_plugins._kd_grid import key_of
 
 @dataclass
 class GridConf:
+    """The configuration of the sweeper."""
+
     _target_: str = "hydra_plugins._kd_sweeper.GridSweeper"
+    # Number of jobs that are launched at once; null for all.
     max_batch_size: int | None = None
-    params: dict[str, str] | None = field(default_factory=dict)  # swept keys of an experiment
+    # The swept keys of an experiment.
+    params: dict[str, str] | None = field(default_factory=dict)
 
 
 class GridSweeper(Sweeper):
-    """Every job is checked before the first starts; whatever happens to the jobs, and with any launcher, all batches
-    are launched and the sweep ends in a report made from files."""
+    """Runs every combination of the swept keys.
+
+    All jobs are checked before the first starts. Whatever happens to the jobs, and with any
+    launcher, all batches are launched, and the sweep ends in a report made from files.
+    """
 
     hydra_context: Any
     launcher: Any
@@ -36,15 +43,18 @@ class GridSweeper(Sweeper):
         self.max_batch_size = max_batch_size
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """Create the launcher, with the settings of experiments that are selected."""
         from kd.core.errors import UserError
 
-        self.hydra_context, self.config = hydra_context, config
+        self.hydra_context = hydra_context
+        self.config = config
         self.choices = _kd_grid.choices(hydra_context.config_loader, config)
         _kd_grid.apply_shared_config(config, self.choices)
         settings = config.hydra.sweeper
         if "n_trials" in settings:
             raise UserError(
-                "hydra/sweeper: experiments that choose a search are not swept over; search one at a time"
+                "hydra/sweeper: experiments that select a search cannot be swept over; run one "
+                "search at a time"
             )
         self.max_batch_size = settings.max_batch_size
         if self.max_batch_size is not None and self.max_batch_size < 1:
@@ -56,6 +66,7 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
+        """Plan, run and report on the jobs of the grid."""
         from kd.sweep.scheduler import plan, report_on_exit
 
         if is_dry(self):
@@ -68,7 +79,16 @@ class GridSweeper(Sweeper):
             return self.launch()
 
     def launch(self) -> list[Sequence[JobReturn]]:
-        """Launch every planned job, batch by batch. **Raises:** JobFailedError for the first that failed."""
+        """Launch all planned jobs, batch by batch.
+
+        Returns:
+            What the launcher returned for each batch.
+
+        Raises:
+            JobFailedError: A job or a batch failed; the message is that of the first failure. It is
+                raised after all batches have been launched.
+            UserError: The launcher's own settings are invalid.
+        """
         from kd.core.errors import JobFailedError, UserError, first_line
 
         size = self.max_batch_size or len(self.jobs)
@@ -79,111 +99,133 @@ class GridSweeper(Sweeper):
                 done.append(
                     self.launcher.launch(self.jobs[first : first + size], initial_job_idx=first)
                 )
-            except UserError:  # the launcher's own settings are wrong
+            except UserError:  # the launcher's own settings are invalid
                 raise
             except Exception as error:
                 errors.append(error)
-            else:  # asking for return_value would print it
+            else:  # reading return_value instead of _return_value would print the error
                 errors += [job._return_value for job in done[-1] if job.status is JobStatus.FAILED]
-        for failed in errors:
-            if not isinstance(failed, Exception):  # an interruption
-                raise failed
+        for failure in errors:
+            if not isinstance(failure, Exception):  # an interruption
+                raise failure
         if errors:
             raise JobFailedError(first_line(errors[0])) from errors[0]
         return done
 
     def describe(self) -> None:
-        """Print the jobs, and do none."""
+        """Print the jobs, without running any."""
         from kd.sweep.dry_run import describe
         from kd.sweep.scheduler import check_plan, worker_environments
 
         planned = list(check_plan(self.expand(self.settings())))
-        local = hasattr(self.launcher, "stream")
-        workers = (
-            worker_environments(self.launcher.slots, len(planned), self.config.device)
-            if local
-            else []
-        )
+        workers: list[dict[str, str]] = []
+        if hasattr(self.launcher, "stream"):  # kd's own launcher, on this machine
+            workers = worker_environments(self.launcher.slots, len(planned), self.config.device)
         describe(planned, len(workers) or None)
 
     def settings(self) -> list[list[str]]:
-        """The overrides of each setting of the grid."""
+        """Return the overrides of each setting of the grid."""
         return _kd_grid.jobs(self.hydra_context.config_loader, self.config, self.choices)
 
     def count(self, settings: list[list[str]]) -> int:
-        """The number of jobs, as far as it is known before they are composed."""
-        return len(settings) * (
-            len(self.config.seeds) if OmegaConf.is_list(self.config.seeds) else 1
-        )
+        """Return the number of jobs, as far as it is known before they are composed."""
+        seeds = len(self.config.seeds) if OmegaConf.is_list(self.config.seeds) else 1
+        return len(settings) * seeds
 
     def expand(self, settings: list[list[str]]) -> Iterator[tuple[list[str], dict[str, Any]]]:
-        """Give what `composed` gives of each job, one for each seed of each setting; note its overrides in `jobs`."""
+        """Yield the result of `composed` for each job, one per seed of each setting.
+
+        The overrides of each job are stored in `jobs`.
+        """
         self.jobs: list[list[str]] = []
         for setting in settings:
-            for words, job in each_seed(self, setting, len(self.jobs)):
-                self.jobs.append(words)
+            for overrides, job in each_seed(self, setting, len(self.jobs)):
+                self.jobs.append(overrides)
                 yield job
 
 
 def resolve_sweep_dir(sweeper: Any) -> Path:
-    """The sweep's own directory."""
+    """Return the directory of the sweep."""
     return Path(str(sweeper.config.hydra.sweep.dir)).absolute()
 
 
 def is_default(sweeper: Any) -> bool:
-    """Whether the sweep's directory is a new one of kd's own naming."""
+    """Return whether the sweep's directory is a new one that kd named."""
     unresolved: Any = OmegaConf.to_container(sweeper.config.hydra.sweep, resolve=False)
     return "kd.sweep_dir" in str(unresolved["dir"])
 
 
-def composed(sweeper: Any, words: list[str], number: int = 0) -> tuple[list[str], dict[str, Any]]:
-    """(what was typed, the plain configuration) of the job of this number. **Raises:** Hydra's errors."""
+def composed(
+    sweeper: Any, overrides: list[str], number: int = 0
+) -> tuple[list[str], dict[str, Any]]:
+    """Return the displayed overrides and the plain configuration of a job.
+
+    Args:
+        sweeper: The sweeper, which keeps a `Composer` in its attribute `composer`.
+        overrides: All overrides of the job.
+        number: Number of the job.
+
+    Raises:
+        HydraException: Hydra cannot compose the configuration; OmegaConf's errors are also raised.
+    """
     from kd.cli import to_container
 
     if not hasattr(sweeper, "composer"):
         sweeper.composer = Composer(
             sweeper.hydra_context.config_loader, sweeper.config, to_container
         )
-    if is_dry(sweeper):
-        return _shown_overrides(words), sweeper.composer(
-            [*words, "dry_run=false"], number
-        )  # each job as it would be
-    return _shown_overrides(words), sweeper.composer(words, number)
+    displayed = _displayed_overrides(overrides)
+    if is_dry(sweeper):  # compose each job as it would be run
+        return displayed, sweeper.composer([*overrides, "dry_run=false"], number)
+    return displayed, sweeper.composer(overrides, number)
 
 
 def is_dry(sweeper: Any) -> bool:
-    """Whether the command is to print its jobs only."""
+    """Return whether the command only prints its jobs."""
     return sweeper.config.get("dry_run", False) is True
 
 
-def _shown_overrides(words: list[str]) -> list[str]:
-    """The overrides of a job as they are shown."""
-    return [word for word in filter_overrides(words) if key_of(word) != "dry_run"]
+def _displayed_overrides(overrides: list[str]) -> list[str]:
+    """Return the overrides of a job that are displayed."""
+    return [override for override in filter_overrides(overrides) if key_of(override) != "dry_run"]
 
 
 def each_seed(
-    sweeper: Any, words: list[str], first: int
+    sweeper: Any, overrides: list[str], first: int
 ) -> list[tuple[list[str], tuple[list[str], dict[str, Any]]]]:
-    """(Overrides, what `composed` gives for them) of a setting's jobs, one for each of its `seeds`.
+    """Compose the jobs of a setting, one for each of its `seeds`.
 
-    `first` is the number of the first job. **Raises:** UserError when a seed is given as well.
+    Args:
+        sweeper: The sweeper.
+        overrides: The overrides of the setting.
+        first: Number of the first job.
+
+    Returns:
+        For each job its overrides and the result of `composed` for them.
+
+    Raises:
+        UserError: `seeds` is invalid, or a seed is given as well.
     """
-    shown, config = composed(sweeper, words, first)
-    seeds = seeds_of(words, config)
+    displayed, config = composed(sweeper, overrides, first)
+    seeds = seeds_of(overrides, config)
     if seeds is None:
-        return [(words, (shown, config))]
+        return [(overrides, (displayed, config))]
     jobs: list[tuple[list[str], tuple[list[str], dict[str, Any]]]] = []
     for seed in seeds:
-        own = [*(word for word in words if key_of(word) != "seeds"), f"seed={seed}"]
-        typed = [*own, "seeds=null", "hydra.mode=MULTIRUN"]  # which `seeds` implied
-        jobs.append(
-            (typed, (_shown_overrides(own), composed(sweeper, typed, first + len(jobs))[1]))
-        )
+        others = [override for override in overrides if key_of(override) != "seeds"]
+        typed = [*others, f"seed={seed}"]
+        complete = [*typed, "seeds=null", "hydra.mode=MULTIRUN"]  # the mode that `seeds` implied
+        displayed = _displayed_overrides(typed)
+        jobs.append((complete, (displayed, composed(sweeper, complete, first + len(jobs))[1])))
     return jobs
 
 
-def seeds_of(words: list[str], config: Mapping[str, Any]) -> list[int] | None:
-    """The key `seeds` of a setting. **Raises:** UserError when it is wrong, or a seed is given as well."""
+def seeds_of(overrides: list[str], config: Mapping[str, Any]) -> list[int] | None:
+    """Return the key `seeds` of a setting.
+
+    Raises:
+        UserError: It is invalid, or a seed is given as well.
+    """
     from kd.config.schema import check_seeds
     from kd.core.errors import UserError
 
@@ -191,8 +233,8 @@ def seeds_of(words: list[str], config: Mapping[str, Any]) -> list[int] | None:
         seeds = check_seeds(config.get("seeds"))
     except ValueError as error:
         raise UserError(f"seeds: {error}") from None
-    given = [word for word in words if key_of(word) == "seed"]
+    given = [override for override in overrides if key_of(override) == "seed"]
     if seeds is not None and given:
-        remedy = "give one of them (seeds=null turns off those of an experiment)"
-        raise UserError(f"seeds: {given[0]} is given beside seeds={seeds}; {remedy}")
+        remedy = "give only one of them (seeds=null turns off an experiment's seeds)"
+        raise UserError(f"seeds: {given[0]} and seeds={seeds} are both given; {remedy}")
     return seeds

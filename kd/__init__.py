@@ -1,4 +1,4 @@
-"""kd: knowledge distillation whose numbers can be trusted. `python -m kd --help` shows what it does."""
+"""Knowledge distillation sweeps whose numbers can be trusted. See `python -m kd --help`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # imported when it is used: torch takes seconds, --help should not
+    if name == "load":  # imported on first use: torch takes seconds, and --help should not
         from kd.models.weights import load
 
         return load

@@ -1,3 +1,5 @@
+"""The entry point of `python -m kd`."""
+
 from kd.cli import main
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The entry point, and the only place that knows Hydra: composes the configuration and hands it on as plain data."""
+"""The command line: Hydra composes the configuration, and a job runs it as plain data.
+
+Within `kd`, only this module and `kd.config.overrides` import Hydra.
+"""
 
 import contextlib
 import errno
@@ -40,8 +43,12 @@ from kd.core.signals import SignalHandler, TerminatedError
 
 
 def _register_plugins() -> None:
-    """Register kd's launcher and sweepers with Hydra, in this process only: other applications do not have them."""
-    plugins = Plugins.instance()  # scans other packages first, whose names do not replace kd's
+    """Register kd's launcher and sweepers with Hydra, in this process only.
+
+    Other applications that use Hydra do not get them.
+    """
+    # This scans other packages first, so that their plugins do not replace kd's of the same name
+    plugins = Plugins.instance()
     for group, name, node, plugin in (
         ("hydra/launcher", "local", LocalConf, LocalLauncher),
         ("hydra/sweeper", "grid", GridConf, GridSweeper),
@@ -57,37 +64,53 @@ _register_plugins()
 
 
 def to_container(config: DictConfig, throw_on_missing: bool = True) -> dict[str, Any]:
-    """What was composed, resolved, without Hydra's own node and `dry_run`. Values may refer to Hydra's, as
-    ${hydra:job.num}. **Raises:** UserError for a dry run."""
+    """Convert a composed configuration to plain data, without Hydra's own node and `dry_run`.
+
+    Values may refer to Hydra's node, as in ${hydra:job.num}.
+
+    Args:
+        config: What Hydra composed for a job.
+        throw_on_missing: Whether a missing mandatory value is an error.
+
+    Raises:
+        UserError: If `dry_run` is set, which is only for the whole command.
+    """
     with hydra_values(config):
         config = config.copy()
         with open_dict(config):
             config.pop("hydra", None)
-            if (dry := config.pop("dry_run", False)) is not False:
-                given = (
-                    "is for the whole command, and for kd's sweepers"
-                    if dry is True
+            dry_run = config.pop("dry_run", False)
+            if dry_run is not False:
+                problem = (
+                    "applies to the whole command and needs one of kd's sweepers"
+                    if dry_run is True
                     else "should be true or false"
                 )
-                raise UserError(f"dry_run: {given}, got {dry!r} for a job")
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=throw_on_missing)  # type: ignore[return-value]
+                raise UserError(f"dry_run: {problem}, got {dry_run!r} for a job")
+        return OmegaConf.to_container(  # type: ignore[return-value]
+            config, resolve=True, throw_on_missing=throw_on_missing
+        )
 
 
 @contextlib.contextmanager
 def hydra_values(config: DictConfig) -> Iterator[None]:
-    """Inside, ${hydra:...} refers to this configuration's own node, where it has one."""
+    """Within the block, resolve ${hydra:...} from the `hydra` node of `config`, if it has one."""
     current = HydraConfig.instance()
-    before = current.cfg
+    previous = current.cfg
     if "hydra" in config:
-        current.cfg = config  # type: ignore[assignment]  # not set_config: it copies, which takes longer than planning
+        # Not set_config, which copies: that takes longer than planning a job
+        current.cfg = config  # type: ignore[assignment]
     try:
         yield
     finally:
-        current.cfg = before
+        current.cfg = previous
 
 
 def multirun_mode(*reasons: Any) -> RunMode | None:
-    """The resolver behind hydra.mode: any of these makes the command a multirun; without one -m does."""
+    """Resolve hydra.mode: MULTIRUN if any reason is neither null nor false.
+
+    Otherwise None, which leaves the choice to -m.
+    """
     return RunMode.MULTIRUN if any(reason not in (None, False) for reason in reasons) else None
 
 
@@ -95,58 +118,71 @@ OmegaConf.register_new_resolver("kd.mode", multirun_mode, replace=True)
 
 
 def run_dir(*, _root_: DictConfig) -> str:
-    """The resolver behind hydra.run.dir: only a valid configuration has an identity, and so a directory."""
+    """Resolve hydra.run.dir. Only a valid configuration has an identity, and so a directory."""
     from kd.config.schema import run_dir, validate_config
     from kd.training.run import check_resume_compatible
 
-    check_resume_compatible(config := validate_config(to_container(_root_)))
+    config = validate_config(to_container(_root_))
+    check_resume_compatible(config)
     return str(run_dir(config))
 
 
 OmegaConf.register_new_resolver("kd.run_dir", run_dir, replace=True)
 
 
-def sweep_dir(mode: Any, dry_run: Any, wanted: str) -> str:
-    """The resolver behind hydra.sweep.dir: `wanted`, or, where another sweep has that, the next free name after it.
+def sweep_dir(mode: Any, dry_run: Any, requested: str) -> str:
+    """Resolve hydra.sweep.dir: `requested`, or the next free name if another sweep has it.
 
-    The directory is made here, at once: two sweeps that start in the same second do not share one.
+    The directory is made here, at once, so that two sweeps that start in the same second do not
+    share one.
     """
     if mode != RunMode.MULTIRUN or dry_run is True:
-        return wanted
-    Path(wanted).parent.mkdir(parents=True, exist_ok=True)
+        return requested
+    Path(requested).parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
-        place = wanted if number == 1 else f"{wanted}-{number}"
+        candidate = requested if number == 1 else f"{requested}-{number}"
         with contextlib.suppress(FileExistsError):
-            Path(place).mkdir()
-            return place
+            Path(candidate).mkdir()
+            return candidate
     raise AssertionError
 
 
-OmegaConf.register_new_resolver(
-    "kd.sweep_dir", sweep_dir, replace=True, use_cache=True
-)  # jobs inherit the cache
+# use_cache: the jobs of a sweep inherit the resolver's cache, and so its directory
+OmegaConf.register_new_resolver("kd.sweep_dir", sweep_dir, replace=True, use_cache=True)
 
 
 def prepare(composed: DictConfig, sweep: str | None) -> Any:
-    """The checked configuration of a job, this process made ready for it. `sweep`: the directory of its sweep."""
+    """Return the checked configuration of a job, and set up this process for it.
+
+    Args:
+        composed: What Hydra composed for the job.
+        sweep: The directory of the job's sweep, or None for a single run.
+
+    Raises:
+        UserError: If the configuration is invalid.
+    """
     from kd.config.schema import validate_config
     from kd.training import device
 
-    config = replace(
-        validate_config(to_container(composed)), sweep=Path(sweep).absolute() if sweep else None
-    )
+    config = validate_config(to_container(composed))
+    config = replace(config, sweep=Path(sweep).absolute() if sweep else None)
     device.configure_process(config.root.threads)
-    logging.raiseExceptions = (
-        False  # a log that cannot be written is no reason to say so for each line
-    )
+    # If a log cannot be written, do not print a traceback for each of its lines
+    logging.raiseExceptions = False
     return config
 
 
-def task(composed: DictConfig, tell: Any = None, shared: Any = None) -> None:
-    """One job of Hydra's, by whatever launcher; its files go to the run's own directory."""
+def task(composed: DictConfig, report: Any = None, cache: Any = None) -> None:
+    """Run one Hydra job, under any launcher. Its files go to the run's own directory.
+
+    Args:
+        composed: What Hydra composed for the job.
+        report: Called after each epoch of the student; returns True to end the run.
+        cache: A `RunCache` shared by the jobs of this process.
+    """
     from kd.config.schema import run_dir
     from kd.training.finalize import summary_lines
-    from kd.training.run import log, run
+    from kd.training.run import TrainingRun, log
 
     streams.protect()  # a launcher's own process may not have come through `main`
     job = HydraConfig.get()
@@ -154,9 +190,8 @@ def task(composed: DictConfig, tell: Any = None, shared: Any = None) -> None:
         _change_directory(Path(job.runtime.cwd))
         config = prepare(composed, job.sweep.dir if job.mode == RunMode.MULTIRUN else None)
         single = job.mode != RunMode.MULTIRUN
-        for line in summary_lines(
-            config, run(config, tell=tell, shared=shared, single=single), run_dir(config)
-        ):
+        result = TrainingRun(config, report=report, cache=cache, single=single).execute()
+        for line in summary_lines(config, result, run_dir(config)):
             log.info(line)
     except Exception as error:
         if job.mode == RunMode.MULTIRUN:
@@ -165,20 +200,27 @@ def task(composed: DictConfig, tell: Any = None, shared: Any = None) -> None:
 
 
 def _change_directory(directory: Path) -> None:
-    """With hydra.job.chdir Hydra has changed to the job's directory; paths are relative to where kd was started."""
+    """Change back to where kd was started, to which paths are relative.
+
+    With hydra.job.chdir Hydra has changed to the job's directory. It changes back after the job.
+    """
     if directory.is_dir():
-        os.chdir(directory)  # Hydra itself changes back after the job
+        os.chdir(directory)
 
 
 @streams.protected
 def main() -> None:
-    """`python -m kd` and `kd`. Exit code 0: done; 1: a job failed; 2: a mistake that the user can mend, in one line."""
+    """Run `kd`, also as `python -m kd`.
+
+    The exit code is 0 if everything is done, 1 if a job failed, 2 for a mistake by the user
+    (reported in one line), and 128 plus the number of the signal if a signal ended the command.
+    """
     full = os.environ.get("HYDRA_FULL_ERROR")
     try:
-        # Hydra hands its errors on, instead of printing and exiting
         flags, overrides, directories = split_arguments(sys.argv[1:])
         _check_overrides(overrides)
         sys.argv[1:] = [*flags, *overrides]
+        # HYDRA_FULL_ERROR: Hydra raises its errors instead of printing them and exiting
         variables = {"HYDRA_FULL_ERROR": "1", DIRECTORIES: json.dumps(directories)}
         refuse_seed()
         with SignalHandler().installed(), env_override(variables):
@@ -196,31 +238,39 @@ def main() -> None:
         sys.exit(code)
 
 
-def _check_overrides(words: list[str]) -> None:
-    """Raise UserError for what Hydra would do that kd does not want, or would refuse with a traceback."""
-    for word in words:
-        override = parse(word)
-        key, value = override.key_or_group, override._value
+def _check_overrides(overrides: list[str]) -> None:
+    """Refuse overrides that would run code, or that Hydra would refuse with a traceback.
+
+    Raises:
+        UserError: For the first such override.
+    """
+    for text in overrides:
+        override = parse(text)
+        key = override.key_or_group
+        value = override._value
         if key.split(".")[0] == "hydra":
             _refuse_code(key, value)
         elif override.is_delete() or (override.type is OverrideType.CHANGE and _is_mapping(value)):
             continue
         elif ("/" in key or (CONF / key).is_dir()) and not _is_choice(value):
-            known = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
-            raise UserError(f"{key}: {value!r} is not a choice; allowed: {known or 'a name'}")
+            choices = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
+            raise UserError(f"{key}: {value!r} is not a choice; allowed: {choices or 'a name'}")
 
 
 def _is_mapping(value: Any) -> bool:
-    """Keys and values, or several such to sweep over: method={T:1,alpha:0.5},{T:4,alpha:0.1}."""
+    """Return whether a value is a mapping, or several to sweep over.
+
+    For example method={T:1,alpha:0.5},{T:4,alpha:0.1}.
+    """
     values = getattr(value, "list", [value])
-    return bool(values) and all(isinstance(one, dict) for one in values)
+    return bool(values) and all(isinstance(element, dict) for element in values)
 
 
 def _is_choice(value: Any) -> bool:
-    """Can Hydra look for it, or for all of it, among the choices of a group?"""
+    """Return whether Hydra can look up a value, or each of several, among a group's choices."""
     value = getattr(value, "list", getattr(value, "text", value))
     several = isinstance(value, list) and all(
-        _is_choice(v) and not isinstance(v, list) for v in value
+        _is_choice(element) and not isinstance(element, list) for element in value
     )
     return several or isinstance(value, Glob) or (isinstance(value, str) and len(value) < 100)
 
@@ -229,13 +279,19 @@ _ALLOWED_PACKAGES = {
     "_target_": ("hydra", "hydra_plugins", "kd"),
     "class": ("hydra", "kd", "logging"),
 }
-_INSTANTIATED = r"hydra($|\.(callbacks|launcher|sweeper|job_logging|hydra_logging))"  # what Hydra makes objects of
+# The nodes from which Hydra makes objects
+_INSTANTIATED = r"hydra($|\.(callbacks|launcher|sweeper|job_logging|hydra_logging))"
 
 
 def _refuse_code(path: str, value: Any) -> None:
-    """Raise UserError where this would make Hydra import or call what is not its own, a plugin's or kd's."""
+    """Refuse a value that would make Hydra import or call anything but Hydra, its plugins and kd.
+
+    Raises:
+        UserError: If the value could run other code.
+    """
     value = getattr(value, "list", getattr(value, "text", value))
-    key, said = path.rpartition(".")[2], str(value)
+    key = path.rpartition(".")[2]
+    text = str(value)
     if isinstance(value, dict):
         for name, inner in value.items():
             _refuse_code(f"{path}.{name}", inner)
@@ -243,26 +299,29 @@ def _refuse_code(path: str, value: Any) -> None:
         for inner in value:
             _refuse_code(path, inner)
     elif path.startswith("hydra.sweeper.params."):
-        _check_overrides([f"{path.removeprefix('hydra.sweeper.params.')}={said}"])
-    elif key in _ALLOWED_PACKAGES and not _is_class(said, _ALLOWED_PACKAGES[key]):
+        _check_overrides([f"{path.removeprefix('hydra.sweeper.params.')}={text}"])
+    elif key in _ALLOWED_PACKAGES and not _is_class(text, _ALLOWED_PACKAGES[key]):
         allowed = ", ".join(f"{package}.*" for package in _ALLOWED_PACKAGES[key])
         raise UserError(
-            f"{path}: {said!r} would run foreign code; allowed: the classes in {allowed}"
+            f"{path}: {text!r} would run untrusted code; allowed: the classes in {allowed}"
         )
-    elif key == "()" or "ext://" in said or "pkg://" in said:
+    elif key == "()" or "ext://" in text or "pkg://" in text:
         raise UserError(
-            f"{path}: {said!r} would run foreign code; it cannot be given as an override"
+            f"{path}: {text!r} would run untrusted code; it is not allowed as an override"
         )
     elif re.match(_INSTANTIATED, path) and re.match(
-        r"\$\{(?!now:|oc\.env:|hydra\.sweep\.|hydra\.runtime\.output_dir)", said
+        r"\$\{(?!now:|oc\.env:|hydra\.sweep\.|hydra\.runtime\.output_dir)", text
     ):
         raise UserError(
-            f"{path}: {said!r} could lead to foreign code; write out what it stands for"
+            f"{path}: {text!r} could resolve to untrusted code; write out the value itself"
         )
 
 
 def _is_class(name: str, packages: tuple[str, ...]) -> bool:
-    """Is it a class in a module of these packages, and not what such a module has imported from elsewhere?"""
+    """Return whether `name` is a class in a module of `packages`.
+
+    A name that such a module has imported from elsewhere, as in `logging.os.system`, is not.
+    """
     module, _, last = name.rpartition(".")
     with contextlib.suppress(ImportError, ValueError):
         return (
@@ -274,46 +333,32 @@ def _is_class(name: str, packages: tuple[str, ...]) -> bool:
 
 
 def _printable(text: str) -> str:
-    """On one line, and as it is, whatever the names in it hold."""
+    """Return `text` on one line, with unprintable characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _explain(error: BaseException) -> tuple[int, str | None]:
-    """(exit code, one line), or (1, None) for an error that is not the user's."""
+    """Return (exit code, one line), or (1, None) for an error that is not the user's."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    for one in chain:
-        if isinstance(one, SweepFailedError | DivergedError):
-            return 1, str(one)
-        if isinstance(one, UserError):
-            return 2, str(one)
-    for one in chain:
-        if isinstance(one, OSError) and one.errno in _WRITE_ERRORS:
-            exists = bool(one.filename) and os.path.exists(one.filename)  # noqa: PTH110 - of any name
-            if exists and not os.access(one.filename, os.R_OK):
-                return 2, f"cannot read {one.filename} ({one.strerror})"
-            other = "paths.runs=PATH, or a sweep's with hydra.sweep.dir=PATH"
-            return (
-                2,
-                f"cannot write to {one.filename or 'the disk'} ({one.strerror}); choose another folder with {other}",
-            )
-    for one in chain:
-        if isinstance(one, RecursionError) and (circle := describe_defaults_cycle(one)):
-            return 2, circle
-        if str(one).startswith("Only one of --run"):  # Hydra's flags
-            if {"-m", "--multirun"} & set(sys.argv) and any(
-                word.startswith(("-c", "--c")) for word in sys.argv
-            ):
-                return (
-                    2,
-                    "--cfg prints one configuration, without -m; dry_run=true lists the jobs of a sweep",
-                )
-            return 2, str(one)
-        if isinstance(one, HydraException | OmegaConfBaseException) and str(one):
-            return 2, _reword(one, str(one.__cause__ or ""))
+    for link in chain:
+        if isinstance(link, SweepFailedError | DivergedError):
+            return 1, str(link)
+        if isinstance(link, UserError):
+            return 2, str(link)
+    for link in chain:
+        if isinstance(link, OSError) and link.errno in _WRITE_ERRORS:
+            return 2, _explain_write_error(link)
+    for link in chain:
+        if isinstance(link, RecursionError) and (cycle := describe_defaults_cycle(link)):
+            return 2, cycle
+        if str(link).startswith("Only one of --run"):  # Hydra's flags
+            return 2, _explain_flags(str(link))
+        if isinstance(link, HydraException | OmegaConfBaseException) and str(link):
+            return 2, _reword(link, str(link.__cause__ or ""))
     raised_in = (
         Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if error.__traceback__
@@ -323,9 +368,32 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
         raised_in.is_relative_to(Path(str(module.__file__)).parent)
         for module in (hydra, omegaconf, logging)
     ):
-        what = str(error.__cause__ or error) or type(error).__name__
-        return 2, f"Hydra refuses these words ({what}); HYDRA_FULL_ERROR=1 shows where"
+        reason = str(error.__cause__ or error) or type(error).__name__
+        return 2, (
+            f"Hydra rejected the configuration ({reason}); "
+            "set HYDRA_FULL_ERROR=1 to see the traceback"
+        )
     return 1, None
+
+
+def _explain_write_error(error: OSError) -> str:
+    exists = bool(error.filename) and os.path.exists(error.filename)  # noqa: PTH110 - any type
+    if exists and not os.access(error.filename, os.R_OK):
+        return f"cannot read {error.filename} ({error.strerror})"
+    return (
+        f"cannot write to {error.filename or 'the disk'} ({error.strerror}); "
+        "choose another folder with paths.runs=PATH, or with hydra.sweep.dir=PATH for a sweep"
+    )
+
+
+def _explain_flags(message: str) -> str:
+    multirun = bool({"-m", "--multirun"} & set(sys.argv))
+    if multirun and any(arg.startswith(("-c", "--c")) for arg in sys.argv):
+        return (
+            "--cfg prints a single configuration, without -m; "
+            "use dry_run=true to list the jobs of a sweep"
+        )
+    return message
 
 
 _WRITE_ERRORS = {
@@ -344,30 +412,31 @@ _WRITE_ERRORS = {
 
 
 def _reword(error: BaseException, cause: str) -> str:
-    """Hydra's own errors, as one line, without its advice to force an unknown key in with `+`."""
+    """Return a Hydra error as one line, without the advice to force an unknown key with `+`."""
     text = str(error)
-    if found := re.search(r"Error merging override (\S+?)=", text):
-        return f"{found[1]}: {cause.splitlines()[0] if cause else 'is not allowed'}"
-    if found := re.search(r"LexerNoViableAltException: (\S+?)=", text):  # such as ~
-        return f"{found[1]}: the value must be quoted, for Hydra and for the shell: \"{found[1]}='...'\""
+    if match := re.search(r"Error merging override (\S+?)=", text):
+        return f"{match[1]}: {cause.splitlines()[0] if cause else 'is not allowed'}"
+    if match := re.search(r"LexerNoViableAltException: (\S+?)=", text):  # such as ~
+        return f"{match[1]}: quote the value for Hydra and for the shell: \"{match[1]}='...'\""
     if "does not support sweep type" in text:
-        return "interval(a,b) is for hydra/sweeper=optuna; a grid takes values, as method.T=1,2,4"
-    if found := re.search(r"Could not override '([^']+)'", text):
-        near = re.search(r"Did you mean to override (?:one of )?(.*)\?", text)
-        node = getattr(error.__cause__, "parent_node", None)
-        if near:  # a group that is to be overridden
-            return f"{found[1]}: unknown key; did you mean {near[1]}?"
-        if not isinstance(node, DictConfig):
-            return f"{found[1]}: unknown key; `--cfg job` shows the valid ones"
-        return unknown_key(found[1], [str(key) for key in node if key != "hydra"])
-    if found := re.search(r"Multiple values for (\S+)\. To override", text):
         return (
-            f"{found[1]}: there is one already; choose another with {found[1]}=..., without the +"
+            "interval(a,b) is for hydra/sweeper=optuna; "
+            "a grid takes a list of values, such as method.T=1,2,4"
         )
-    if "Missing mandatory value" in text and (found := re.search(r"full_key: (\S+)", text)):
-        return f"{found[1]}: this key is missing; set it with {found[1]}=..."
-    if found := re.search(r"(.*?)\s+full_key: (\S+)", text, re.DOTALL):
-        return f"{found[2]}: {' '.join(found[1].split())}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        nearest = re.search(r"Did you mean to override (?:one of )?(.*)\?", text)
+        node = getattr(error.__cause__, "parent_node", None)
+        if nearest:  # the override is of a group
+            return f"{match[1]}: unknown key; did you mean {nearest[1]}?"
+        if not isinstance(node, DictConfig):
+            return f"{match[1]}: unknown key; `--cfg job` lists the valid ones"
+        return unknown_key(match[1], [str(key) for key in node if key != "hydra"])
+    if match := re.search(r"Multiple values for (\S+)\. To override", text):
+        return f"{match[1]}: already chosen; change it with {match[1]}=..., without the +"
+    if "Missing mandatory value" in text and (match := re.search(r"full_key: (\S+)", text)):
+        return f"{match[1]}: this key is missing; set it with {match[1]}=..."
+    if match := re.search(r"(.*?)\s+full_key: (\S+)", text, re.DOTALL):
+        return f"{match[2]}: {' '.join(match[1].split())}"
     return " ".join(text.split("Config search path")[0].split())
 
 

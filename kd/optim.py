@@ -10,12 +10,14 @@ from torch import nn
 
 from kd.core.settings import Settings
 
-Rate = Annotated[float, Field(gt=0, le=1e30)]  # float32 holds it
+Rate = Annotated[float, Field(gt=0, le=1e30)]  # the upper limit fits into float32
 Decay = Annotated[float, Field(ge=0, le=1e3)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class SGD(Settings):
+    """Settings of torch.optim.SGD."""
+
     name: Literal["sgd"]
     lr: Rate
     momentum: Momentum
@@ -29,11 +31,14 @@ class SGD(Settings):
         return self
 
     def build(self, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+        """Return the optimizer of `parameters`, in a list."""
         settings = self.model_dump(exclude={"name"})
         return [torch.optim.SGD(parameters, fused=_fused(parameters), **settings)]
 
 
 class Adam(Settings):
+    """Settings of torch.optim.Adam and torch.optim.AdamW."""
+
     name: Literal["adam", "adamw"]
     lr: Rate
     beta1: Momentum
@@ -42,15 +47,24 @@ class Adam(Settings):
     weight_decay: Decay
 
     def build(self, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
-        kind = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
-        betas, fused = (self.beta1, self.beta2), _fused(parameters)
-        return [
-            kind(parameters, self.lr, betas, self.eps, weight_decay=self.weight_decay, fused=fused)
-        ]
+        """Return the optimizer of `parameters`, in a list."""
+        optimizer_class = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
+        optimizer = optimizer_class(
+            parameters,
+            self.lr,
+            (self.beta1, self.beta2),
+            self.eps,
+            weight_decay=self.weight_decay,
+            fused=_fused(parameters),
+        )
+        return [optimizer]
 
 
 class Muon(Settings):
-    """torch.optim.Muon on matrices (it takes no other shape), AdamW on all else, at `adamw_lr`."""
+    """Settings of torch.optim.Muon for matrices, and AdamW at `adamw_lr` for all other shapes.
+
+    Muon takes only matrices.
+    """
 
     name: Literal["muon"]
     lr: Rate
@@ -59,19 +73,20 @@ class Muon(Settings):
     adamw_lr: Rate
 
     def build(self, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+        """Return Muon for the matrices among `parameters` and AdamW for the others, where any."""
         matrices = [p for p in parameters if p.ndim == 2]
         others = [p for p in parameters if p.ndim != 2]
         decay = self.weight_decay
-        built: list[torch.optim.Optimizer] = []
+        optimizers: list[torch.optim.Optimizer] = []
         if matrices:
-            built.append(
+            optimizers.append(
                 torch.optim.Muon(matrices, self.lr, weight_decay=decay, momentum=self.momentum)
             )
         if others:
-            built.append(
+            optimizers.append(
                 torch.optim.AdamW(others, self.adamw_lr, weight_decay=decay, fused=_fused(others))
             )
-        return built
+        return optimizers
 
 
 Optimizer = Annotated[SGD | Adam | Muon, Field(discriminator="name")]
@@ -79,17 +94,19 @@ VARIANTS: dict[str, type[Settings]] = {"adam": Adam, "adamw": Adam, "muon": Muon
 
 
 def _fused(parameters: Iterable[nn.Parameter]) -> bool:
+    """Return whether torch has a fused optimizer step for all `parameters`."""
     return all(
         p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in parameters
     )
 
 
 class Schedule(Settings):
-    """The learning rate over training, as a factor of the optimizer's `lr`: a pure function of progress.
+    """The learning rate over training, as a factor of the optimizer's `lr`.
 
-    `warmup` is the part of training, from 0 to 1, in which the rate rises linearly from 0 to `lr`. After it:
-    `cosine` and `onecycle` fall to `final` (along a half cosine, or a line), `step` multiplies by `gamma` at each of
-    `milestones` (parts of training), `constant` stays.
+    The factor is a pure function of progress. `warmup` is the fraction of training, from 0 to 1, in
+    which the rate rises linearly from 0 to `lr`. After it, `cosine` and `onecycle` fall to `final`
+    (along a half cosine, or a line), `step` multiplies by `gamma` at each of `milestones`
+    (fractions of training), and `constant` stays.
     """
 
     name: Literal["cosine", "onecycle", "step", "constant"]
@@ -99,7 +116,7 @@ class Schedule(Settings):
     gamma: float = Field(gt=0, le=1)
 
     def factor(self, step: int, steps: int) -> float:
-        """The factor in force at `step` of `steps`, both in optimizer steps."""
+        """Return the factor at optimizer step `step`, counted from 0, of `steps`."""
         progress = (step + 0.5) / steps
         if progress < self.warmup:
             return progress / self.warmup

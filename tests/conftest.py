@@ -25,6 +25,7 @@ from kd.runs import directory
 from kd.sweep.scheduler import LocalScheduler
 from kd.sweep.worker_pool import Outcome
 from kd.training.device import Device
+from kd.training.run import TrainingRun
 
 for variable in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[variable]
@@ -155,6 +156,11 @@ def shared_cifar() -> Path:
     return root
 
 
+def run(config: Config, **options: Any) -> dict[str, Any]:
+    """Execute one run in this process and return its result."""
+    return TrainingRun(config, **options).execute()
+
+
 class Place:
     """A directory in which sweeps are typed."""
 
@@ -273,7 +279,7 @@ def planned(
 ) -> Callable[..., list[dict[str, Any]]]:
     """planned("-m", ...): the jobs of a sweep of toys, all run in this process, none of which trains."""
     ran: list[str] = []
-    monkeypatch.setattr("kd.training.run.run", lambda config, **_: ran.append(config.identity()))
+    monkeypatch.setattr(TrainingRun, "execute", lambda self: ran.append(self.config.identity()))
     monkeypatch.setattr("kd.training.finalize.summary_lines", lambda *_: [])
     monkeypatch.setattr("kd.sweep.scheduler._write_report", lambda *_, **__: "")
 

@@ -270,14 +270,14 @@ MENDED = {  # words that once ended in a traceback, or were believed: what the l
     "optimizer.weight_decay=1e308": "optimizer.weight_decay: should be less than or equal to 1000, got 1e+308",
     "data.std=[0.5,-1,1]": "data.std.1: should be greater than or equal to 0.001, got -1",
     "data.mean=[0.5,1e308,1]": "data.mean.1: should be less than or equal to 1, got 1e+308",
-    "data.root=~/images": "data.root: the value must be quoted, for Hydra and for the shell",
-    "paths.runs='~nosuchuser/x'": "paths.runs: there is no such user: '~nosuchuser/x'",
-    "teacher.checkpoint='~nosuchuser/x'": "teacher.checkpoint: there is no such user: '~nosuchuser/x'",
+    "data.root=~/images": "data.root: quote the value for Hydra and for the shell",
+    "paths.runs='~nosuchuser/x'": "paths.runs: unknown user in '~nosuchuser/x'",
+    "teacher.checkpoint='~nosuchuser/x'": "teacher.checkpoint: unknown user in '~nosuchuser/x'",
     "tracker.notes='\udcff'": "tracker.notes: should be a valid string, unable to parse raw data as a unicode",
     "tracker.tags=['\udcff']": "tracker.tags.0: should be a valid string, unable to parse raw data as a unicode",
-    "hydra.verbose=3": "Hydra refuses these words (",
-    "hydra.job_logging.root.level=NOPE": "Hydra refuses these words (Unknown level: 'NOPE')",
-    "hydra=3": "Hydra refuses these words (Config group override must be a string or a list. Got int)",
+    "hydra.verbose=3": "Hydra rejected the configuration (",
+    "hydra.job_logging.root.level=NOPE": "Hydra rejected the configuration (Unknown level: 'NOPE')",
+    "hydra=3": "Hydra rejected the configuration (Config group override must be a string or a list. Got int)",
 }
 
 

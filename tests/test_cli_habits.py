@@ -15,6 +15,7 @@ from hydra_plugins._kd_optuna import search_integers
 from kd.config.overrides import parse, split_arguments
 from kd.config.schema import takes_integers
 from kd.core.errors import UserError
+from kd.training.run import TrainingRun
 
 TOY = [
     "data=digits",
@@ -98,7 +99,7 @@ def test_a_multirun_does_not_use_the_directory_of_single_runs(kd: Callable) -> N
 )  # fmt: skip
 def test_a_launcher_or_a_sweeper_without_a_multirun(word: str, kd: Callable) -> None:
     key = word.lstrip("+").partition("=")[0]
-    assert is_one_line(kd(*TOY, "method=standard", word), f"{key}: only a multirun uses it; add -m")
+    assert is_one_line(kd(*TOY, "method=standard", word), f"{key}: only used in a multirun; add -m")
     assert nothing_made()
 
 
@@ -112,7 +113,7 @@ def test_an_experiment_that_needs_a_multirun(text: str, key: str, kd: Callable) 
     write("own/experiment/mine.yaml", f"# @package _global_\n{text}\n")
     words = ["--config-dir=own", *TOY, "method=standard", "+experiment=mine"]
     assert is_one_line(
-        kd(*words), f"{key}: an experiment chooses it, but only a multirun uses it; add -m"
+        kd(*words), f"{key}: set by an experiment, but only used in a multirun; add -m"
     )
     assert nothing_made()
 
@@ -121,7 +122,7 @@ def test_a_single_run_of_an_experiment_that_is_a_sweep(
     kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = []
-    monkeypatch.setattr("kd.training.run.run", lambda config, **_: ran.append(config.root.seed))
+    monkeypatch.setattr(TrainingRun, "execute", lambda self: ran.append(self.config.root.seed))
     monkeypatch.setattr("kd.training.finalize.summary_lines", lambda *_: [])
     assert kd(*TOY, "+experiment=compare", "hydra.mode=RUN", "seed=4").code == 0
     assert ran == [4]
@@ -168,8 +169,8 @@ BROKEN = {
         "line 2, column 1: found character '\\t' that cannot start any token",
     ),
     "a key twice": ("name: logits\nT: 3\nT: 4\n", "line 3, column 1: found duplicate key T"),
-    "a list": ("# mine\n- logits\n", "line 2, column 1: should hold keys with values, not a list"),
-    "text": ("logits\n", "line 1, column 1: should hold keys with values, not text"),
+    "a list": ("# mine\n- logits\n", "line 2, column 1: expected keys with values, got a list"),
+    "text": ("logits\n", "line 1, column 1: expected keys with values, got text"),
     "another encoding": (
         b"name: logits\n# caf\xe9\n",
         "line 2, column 6: byte 0xe9 is not UTF-8; save the file",
@@ -184,7 +185,7 @@ BROKEN = {
     ),
     "an alias in its anchor": (
         "name: logits\nT: &a\n  b: *a\n",
-        "line 2, column 4: an alias stands inside its own",
+        "line 2, column 4: an alias refers to an anchor that contains",
     ),
     "two documents": ("name: logits\n---\nT: 4\n", "line 2, column 1: but found another document"),
     "an object": (
@@ -239,9 +240,7 @@ def test_the_remedy_for_a_value_is_right(value: str) -> None:
     """What the line says to type is read, by the shell and by Hydra, as what was meant."""
     with pytest.raises(UserError) as raised:
         split_arguments([f"teacher.checkpoint={value}"])
-    line, remedy = str(raised.value).split(
-        "the value must be quoted, for Hydra and for the shell: "
-    )
+    line, remedy = str(raised.value).split("quote the value for Hydra and for the shell: ")
     key = line.partition(": ")[0]
     (word,) = shlex.split(remedy)
     override = parse(word)
@@ -251,10 +250,10 @@ def test_the_remedy_for_a_value_is_right(value: str) -> None:
 @pytest.mark.parametrize(
     ("word", "line"),
     {
-        "teacher.checkpoint=a=b": "teacher.checkpoint: the value must be quoted, for Hydra and for the shell: ",
-        "seed": "seed: the value is missing; give seed=...",
-        "=3": "'=3': the key is missing; give key=value",
-        "seed = 3": "seed: no space is allowed in a key; give seed=3",
+        "teacher.checkpoint=a=b": "teacher.checkpoint: quote the value for Hydra and for the shell: ",
+        "seed": "seed: the value is missing; write seed=...",
+        "=3": "'=3': the key is missing; write key=value",
+        "seed = 3": "seed: a key cannot contain spaces; write seed=3",
         "seed=choice()": "seed: 'choice()': empty choice is not legal",
         "--cfg=nope": "argument --cfg/-c: invalid choice: 'nope'",
         "-x": "unrecognized arguments: -x",
@@ -267,8 +266,10 @@ def test_words_that_cannot_be_read(word: str, line: str, kd: Callable) -> None:
 
 def test_two_choices_of_which_one_would_be_lost(kd: Callable) -> None:
     said = kd("-m", *TOY, "+experiment=original", "+experiment=fair")
-    assert is_one_line(said, "experiment: given 2 times; +experiment=a,b sweeps over both")
-    assert is_one_line(kd("--config-dir=.", "--config-dir", "."), "--config-dir: given twice")
+    assert is_one_line(said, "experiment: given 2 times; use +experiment=a,b to sweep over both")
+    assert is_one_line(
+        kd("--config-dir=.", "--config-dir", "."), "--config-dir: given more than once"
+    )
 
 
 def test_flags_and_overrides_come_in_any_order(kd: Callable) -> None:
@@ -287,14 +288,14 @@ def test_flags_and_overrides_come_in_any_order(kd: Callable) -> None:
 def test_a_sweep_over_nothing(word: str, kd: Callable) -> None:
     said = kd("-m", *TOY, word)
     assert is_one_line(
-        said, f"{word.partition('=')[0]}: {word.partition('=')[2]} stands for no value"
+        said, f"{word.partition('=')[0]}: {word.partition('=')[2]} expands to no values"
     ), said.err
     assert nothing_made()
 
 
 @pytest.mark.parametrize(
     ("word", "line"),
-    [("seed=range(0,3,0)", "seed: range() arg 3 must not be zero"), ("seed=glob(*)", "seed: glob(*) stands for no"),
+    [("seed=range(0,3,0)", "seed: range() arg 3 must not be zero"), ("seed=glob(*)", "seed: glob(*) expands to no values"),
      ("hydra.sweeper.max_batch_size=0", "hydra.sweeper.max_batch_size: should be 1 or more, got 0")],
 )  # fmt: skip
 def test_a_sweep_that_cannot_be(word: str, line: str, kd: Callable) -> None:
@@ -392,6 +393,8 @@ def test_an_interval_of_integers_with_a_broken_end() -> None:
     override = parse("student.epochs=interval(1.5,4)")
     with pytest.raises(
         UserError,
-        match=re.escape("student.epochs: takes integers, so the ends of its interval must be"),
+        match=re.escape(
+            "student.epochs: takes integers, so both ends of its interval must be integers"
+        ),
     ):
         search_integers({"student.epochs": override}, COMPOSED)

@@ -146,7 +146,7 @@ def test_a_cache_that_cannot_be_written_stays_in_memory(
     assert torch.equal(
         cache.cached(tmp_path / "file", "k", lambda: arrays(5)).train_images, arrays(5).train_images
     )
-    assert "stay in memory" in caplog.text
+    assert "keeping them in memory" in caplog.text
 
 
 def test_moments_are_those_of_the_pixels() -> None:

@@ -88,7 +88,7 @@ def test_what_is_there_is_told_from_what_is_to_do(
     assert [row[:3] for row in rows(first.out)] == [
         ["1", "to train", "6:40"], ["2", "to train", "6:40"], ["3", "to train", "unknown"], ["4", "to train", "unknown"]
     ]  # fmt: skip
-    assert "time     about 15:00, and 2 runs of which nothing similar" in first.out, (
+    assert "time     about 15:00, plus 2 runs of unknown duration (nothing similar" in first.out, (
         "the teacher is of a known kind"
     )
 
@@ -124,11 +124,11 @@ def test_a_refused_job_ends_in_one_line(kd: Callable, folder: Path) -> None:
     [
         (["dry_run=maybe"], "dry_run: should be true or false, got 'maybe'"),
         (["-m", "dry_run=1"], "dry_run: should be true or false, got 1"),
-        (["-m", "dry_run=true,false"], "dry_run: is for the whole command"),
-        (["hydra.mode=RUN", DRY], "dry_run: is for the whole command"),
+        (["-m", "dry_run=true,false"], "dry_run: applies to the whole command"),
+        (["hydra.mode=RUN", DRY], "dry_run: applies to the whole command"),
         (
             ["-m", "--cfg", "job"],
-            "--cfg prints one configuration, without -m; dry_run=true lists the jobs of a sweep",
+            "--cfg prints a single configuration, without -m; use dry_run=true to list the jobs of a sweep",
         ),
     ],
 )

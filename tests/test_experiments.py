@@ -194,7 +194,7 @@ def test_launchers_of_swept_experiments_differ(own: Callable) -> None:
     experiment("cluster", "defaults: [override /hydra/launcher: submitit_slurm]\n")
     said = own(*OWN, "data=digits", "+experiment=plain,cluster")
     assert is_one_line(
-        said, "hydra.launcher: +experiment=plain and +experiment=cluster differ in it"
+        said, "hydra.launcher: +experiment=plain and +experiment=cluster set it differently"
     )
     assert not list(Path().glob("multirun/*/*/*"))
 

@@ -111,7 +111,9 @@ def test_without_validation_the_first_are_drawn(tmp_path: Path) -> None:
     found = nine(tmp_path, [0.7 + 0.01 * i for i in range(9)], val=())
     figure, caption = figures.curves(found)
     assert [label for label in legend(figure) if label in NINE] == NINE[:6]
-    assert "6 of 9 methods: the first of the sweep, as there are no validation images" in caption
+    assert (
+        "6 of 9 methods: the first in the sweep, because there are no validation images" in caption
+    )
 
 
 def test_accuracy_keeps_the_best_of_thirty(tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_several_data_sets_all_have_curves(tmp_path: Path) -> None:
     figure, caption = figures.curves(sweep(tmp_path, configs, val, val))
     drawn = [label for label in legend(figure) if "data=" in label]
     assert drawn == [f"{m} data={d}" for m in NINE[:3] for d in ("easy", "hard")]
-    assert "6 of 10 settings: those best on validation of each student and data set." in caption
+    assert "6 of 10 settings: those best on validation for each student and data set." in caption
 
 
 def test_responses_and_maps_keep_the_best_methods(tmp_path: Path) -> None:
@@ -193,7 +195,8 @@ def test_a_response_names_the_methods_with_one_value(tmp_path: Path) -> None:
         sweep(tmp_path, configs, [0.9, 0.99, 0.7, 0.71, 0.72]), "method.T"
     )
     assert set(legend(figure)) == {"feature"}
-    assert "Without logits: one value of T at what is held." in caption
+    reason = "only one value of T at the fixed values of the other keys"
+    assert f"Not drawn: logits ({reason})." in caption
 
 
 @pytest.mark.parametrize("case", ["large", "sparse"])
@@ -213,9 +216,11 @@ def test_a_heat_map_names_the_grids_without_one(case: str, tmp_path: Path) -> No
         ]
     found = sweep(tmp_path, [*small, *others], [*[0.7] * 4, *[0.9] * len(others)])
     _, caption = figures.heat(found, "method.T", "method.alpha")
-    assert {"large": "Without logits (82 cells).", "sparse": "Without logits (7 of 49 cells)."}[
-        case
-    ] in caption
+    note = {
+        "large": "No heat map for: logits (82 cells are too many).",
+        "sparse": "No heat map for: logits (only 7 of 49 cells were run).",
+    }[case]
+    assert note in caption
 
 
 def test_teachers_of_one_name_are_all_drawn(tmp_path: Path) -> None:
@@ -325,7 +330,7 @@ def test_a_heat_map_shows_validation_first(tmp_path: Path) -> None:
     assert titles == ["validation accuracy, %", "test accuracy, %"]
     frames = [(p.get_x(), p.get_y()) for axis in figure.axes[:2] for p in axis.patches]
     assert frames == [(0, 0), (0, 0)], "T=1, alpha=0.1 is best on validation, the worst on test"
-    assert "Left: validation accuracy, by which to choose. Right: test accuracy" in caption
+    assert "Left: validation accuracy, used to choose settings. Right: test accuracy" in caption
 
 
 def test_a_response_shows_validation_first(tmp_path: Path) -> None:
@@ -336,8 +341,8 @@ def test_a_response_shows_validation_first(tmp_path: Path) -> None:
     assert list(line(left, look).get_ydata()) == pytest.approx([78, 70])
     assert list(line(right, look).get_ydata()) == pytest.approx([71, 77])
     assert left.get_ylim() == right.get_ylim()
-    assert "Held at logits: alpha = 0.1 (best on validation)." in caption
-    assert "Left: validation accuracy, by which to choose." in caption
+    assert "Fixed for logits: alpha = 0.1 (best on validation)." in caption
+    assert "Left: validation accuracy, used to choose settings." in caption
 
 
 def test_without_validation_only_test_is_shown_and_nothing_chosen(tmp_path: Path) -> None:
@@ -349,7 +354,7 @@ def test_without_validation_only_test_is_shown_and_nothing_chosen(tmp_path: Path
         [71, 77]
     )
     assert "There are no validation images: this is test accuracy" in caption
-    assert "Held at logits: alpha = 0.1 (first of the sweep)." in caption
+    assert "Fixed for logits: alpha = 0.1 (first in the sweep)." in caption
     figure, caption = figures.heat(found, "method.T", "method.alpha")
     assert [axis.get_ylabel() for axis in figure.axes if "accuracy" in axis.get_ylabel()] == [
         "test accuracy, %"
@@ -400,7 +405,7 @@ def test_the_pareto_front_is_of_validation(tmp_path: Path) -> None:
     assert [axis.get_ylabel() for axis in figure.axes] == ["validation accuracy, %"] * 2 + [
         "test accuracy, %"
     ] * 2
-    assert "no other beats on validation at their size" in caption
+    assert "students that no other of the same or smaller size beats on validation" in caption
 
 
 def test_rows_that_validation_did_not_choose_are_hollow(tmp_path: Path) -> None:
@@ -411,7 +416,7 @@ def test_rows_that_validation_did_not_choose_are_hollow(tmp_path: Path) -> None:
         if one.get_markersize() == 8
     }
     assert [name for name, face in faces.items() if face != "white"] == ["logits T=1 alpha=0.1"]
-    assert "Hollow: not chosen on validation." in caption
+    assert "Hollow markers: settings that were not chosen on validation." in caption
 
 
 # ---- axes and intervals
@@ -502,7 +507,7 @@ def test_responses_maps_and_sizes_leave_collapsed_runs_aside(tmp_path: Path) -> 
     figure, caption = figures.heat(found, "student.scale", "student.epochs")
     mesh = next(c for c in figure.axes[0].collections if isinstance(c, QuadMesh))
     assert mesh.get_clim()[0] > 70
-    assert "Below the scale of colours: 4 cells of standard." in caption
+    assert "Below the colour scale: 4 cells of standard." in caption
 
 
 def test_a_collapsed_end_of_a_response_is_at_its_edge(tmp_path: Path) -> None:
@@ -570,7 +575,7 @@ def test_a_setting_without_a_history_is_named(tmp_path: Path) -> None:
     Path(found.runs["folder"][1], "history.csv").unlink()
     figure, caption = figures.curves(tables(tmp_path))
     assert "logits" not in legend(figure)
-    assert "Without a history: logits." in caption
+    assert "No history for: logits." in caption
 
 
 def histories(folder: Path, found: Tables, columns: dict[str, Any], epochs: int) -> Tables:
@@ -634,7 +639,7 @@ def test_unfinished_runs_are_not_in_the_means(tmp_path: Path) -> None:
     assert list(line(figure.axes[0], legend(figure)["standard"]).get_ydata()) == pytest.approx(
         [50] * 4
     )
-    assert "Without 1 run of these settings that did not finish." in caption
+    assert "1 unfinished run of these settings is left out." in caption
 
 
 # ---- labels
@@ -658,7 +663,7 @@ def test_long_and_odd_names_fit(tmp_path: Path) -> None:
     assert max(map(len, names)) < 50
     assert found.runs["full_setting"].str.count("layer4").sum() == 3, "in full in the table"
     drawn, left = figures.draw(found, tmp_path / "figures")
-    assert not [one for one in left if "cannot be drawn" in one.reason]
+    assert not [one for one in left if "drawing failed" in one.reason]
     for one in drawn:
         text = "".join(ET.parse(tmp_path / "figures" / f"{one.name}.svg").getroot().itertext())
         assert "\\frac" in text or one.name != "accuracy"
@@ -734,10 +739,10 @@ def test_every_search_of_a_report_is_drawn(tmp_path: Path) -> None:
     )
     named = {one.name: one.title for one in drawn if one.name.startswith("search-history")}
     assert named == {
-        "search-history-1": "History of the search one",
-        "search-history-2": "History of the search two",
+        "search-history-1": "Search history: one",
+        "search-history-2": "Search history: two",
     }
-    assert ("History of the search 3", "study.json is damaged") in left
+    assert ("Search history: study 3", "study.json is damaged") in left
 
 
 @pytest.mark.parametrize(("direction", "bad"), [("maximize", 0.1), ("minimize", 1e6)])

@@ -74,13 +74,16 @@ def flipped(path: Path, place: int = -1, bit: int = 0) -> None:
     path.write_bytes(content)
 
 
-BROKEN, PICKLE = "is not a whole safetensors file (", "is a pickle, which could run code when read"
+BROKEN, PICKLE = (
+    "is not an intact safetensors file (",
+    "is a pickle, which could run code when read",
+)
 BAD_WEIGHTS: dict[
     str, tuple[Callable[[Path], Any], str]
 ] = {  # how they are made: what the line says
     "a bit flipped": (
         lambda p: flipped(saved(p)),
-        "is damaged: its weights are not those that were written",
+        "is damaged: its weights do not match their checksum",
     ),
     "truncated": (lambda p: p.write_bytes(saved(p).read_bytes()[:-1]), BROKEN),
     "longer": (lambda p: p.write_bytes(saved(p).read_bytes() + b"1"), BROKEN),
@@ -89,15 +92,15 @@ BAD_WEIGHTS: dict[
     "no header": (lambda p: headed(p, 0), BROKEN),
     "no content": (lambda p: p.write_bytes(b""), BROKEN),
     "text": (lambda p: p.write_text("weights: 1"), BROKEN),
-    "folder": (lambda p: p.mkdir(), "no file {path}, but a folder"),
-    "absent": (lambda p: None, "no file {path}"),
-    "pipe": (os.mkfifo, "no file {path}"),
-    "loop": (lambda p: p.symlink_to(p.name), "no file {path}"),
+    "folder": (lambda p: p.mkdir(), "{path} is a folder"),
+    "absent": (lambda p: None, "{path} does not exist or is not a file"),
+    "pipe": (os.mkfifo, "{path} does not exist or is not a file"),
+    "loop": (lambda p: p.symlink_to(p.name), "{path} does not exist or is not a file"),
     "pickle 0": (lambda p: p.write_bytes(pickle.dumps(Trap(), 0)), BROKEN),
     "pickle 2": (lambda p: p.write_bytes(pickle.dumps(Trap(), 2)), PICKLE),
     "pickle 5": (lambda p: p.write_bytes(pickle.dumps(Trap(), 5)), PICKLE),
     "torch.save": (lambda p: torch.save(Trap(), p), PICKLE),
-    "integers": (lambda p: changed(p, lambda _, t: t.int()), "of integers there and ["),
+    "integers": (lambda p: changed(p, lambda _, t: t.int()), "of integers in the file and ["),
     "not a number": (
         lambda p: changed(p, lambda n, t: poisoned(n, t, float("nan"))),
         "head.1.bias is not finite",
@@ -108,16 +111,16 @@ BAD_WEIGHTS: dict[
     ),
     "too large": (
         lambda p: save_file(net(2).state_dict(), p),
-        "is [2, 3, 3, 3] there and [1, 3, 3, 3] in the model",
+        "is [2, 3, 3, 3] in the file and [1, 3, 3, 3] in the model",
     ),
     "one tensor more": (
         lambda p: save_file({**net().state_dict(), "x": torch.ones(1)}, p),
-        "x is [1] there and abs",
+        "x is [1] in the file and abs",
     ),
-    "no tensor": (lambda p: save_file({}, p), "is absent there and"),
+    "no tensor": (lambda p: save_file({}, p), "is absent in the file and"),
     "other classes": (
         lambda p: weights.save(net(1, 3), p, {**CARD, "classes": ["a", "b", "c"]}),
-        "knows 3 classes",
+        "has 3 classes",
     ),
     "other size": (
         lambda p: weights.save(net(1, 2, 16), p, {**CARD, "size": 16}),
@@ -171,7 +174,7 @@ BAD_MODELS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "large": (
         {**CARD["model"], "scale": 1024},
-        "does not fit its card: stages.conv1.0.weight is [1, 3, 3, 3] there",
+        "does not fit its metadata: stages.conv1.0.weight is [1, 3, 3, 3] in the file",
     ),
 }
 
@@ -226,7 +229,7 @@ def test_bad_weights_are_not_loaded(
     with pytest.raises(UserError) as error:
         package.load("w")
     assert expected in str(error.value)
-    assert str(error.value).startswith(("w ", "the card in w "))
+    assert str(error.value).startswith(("w ", "the metadata in w "))
     assert not Path("sprung").exists()
 
 
@@ -279,7 +282,7 @@ def test_weights_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
         ):
             weights.validate_weights(path, net(), ("a", "b"), SIZE)
         with pytest.raises(
-            UserError, match=r"^teacher: cannot read its weights in .*/w \(Permission denied\)$"
+            UserError, match=r"^teacher: cannot read weights from .*/w \(Permission denied\)$"
         ):
             schema.file_digest(path)
     monkeypatch.setattr(os, "access", lambda *_: False)
@@ -301,7 +304,7 @@ def test_a_teachers_own_run_that_was_damaged(composed: Callable, tmp_path: Path)
     flipped(tmp_path / "w")
     with pytest.raises(
         UserError,
-        match=r"^teacher: .*/w is damaged: .*; when .* is removed, the teacher is trained ",
+        match=r"^teacher: .*/w is damaged: .*; remove .* to train the teacher again",
     ):
         teacher.load(made, images, device, tmp_path / "w", trained)
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import run
 from torch import Tensor, nn
 
 from kd.core.errors import UserError
 from kd.models import kernels
 from kd.training import device
-from kd.training.run import run
 
 CHANNELS_LAST = torch.channels_last
 
@@ -75,7 +75,7 @@ def test_values_gradients_and_statistics_are_those_of_float64(
     x, dy = x.to(memory_format=CHANNELS_LAST), dy.to(memory_format=CHANNELS_LAST)
     slow, fast = norms(library, shape[1], act)
     after, names = act.activation(), ("y", "dx", "dw", "db", "mean", "var")
-    assert fast._fits(x)
+    assert fast._is_supported(x)
     near = {torch.bfloat16: {"y": 8e-3, "dx": 8e-3}, torch.float32: dict.fromkeys(names, 2e-5)}[
         library.dtype
     ]
@@ -175,7 +175,7 @@ def test_other_pooling_is_left_alone(library: Any, pool: nn.Module) -> None:
 def test_what_does_not_fit_is_pytorchs(library: Any, channels: int, change: Any, act: Any) -> None:
     x = change(torch.randn(4, channels, 6, 6).to(library.dtype).to(memory_format=CHANNELS_LAST))
     slow, fast = norms(library, channels, act)
-    assert not fast._fits(x)
+    assert not fast._is_supported(x)
     torch.testing.assert_close(fast(x), act.activation()(slow.float()(x)))
 
 

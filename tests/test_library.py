@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import run
 from torch import Tensor
 
 import kd as package
 from kd import data, methods, models
-from kd.config.schema import Config
+from kd.config.schema import Config, run_dir
 from kd.core import registry
 from kd.core.errors import UserError
 from kd.core.interleave import RunCache, run_interleaved
@@ -22,9 +23,8 @@ from kd.models import weights
 from kd.models.ensemble import Ensemble
 from kd.report import tables
 from kd.training import metrics
-from kd.training import run as run_module
 from kd.training.device import resolve
-from kd.training.run import run, run_dir
+from kd.training.run import TrainingRun, build_components
 from kd.training.teacher import TeacherForward
 from kd.training.teacher_cache import TeacherCache, TeacherCacheSpec, key
 
@@ -58,7 +58,7 @@ def test_a_run_trains_saves_and_ships_what_it_should(name: str, small: Callable)
     config = small(f"method={name}", *QUICK.get(name, []))
     result, folder = run(config), run_dir(config)
     images, device = seen(config)
-    fresh = run_module._build_components(config, images, device, RunCache())
+    fresh = build_components(config, images, device, RunCache())
 
     own = fresh.method.state_dict()
     assert (folder / "method.safetensors").exists() == bool(own)
@@ -103,7 +103,7 @@ def test_simkd_ships_the_teachers_last_layers(small: Callable, tmp_path: Path) -
     card["graft"]["teacher_tap"] = "nose"
     weights.save(shipped, tmp_path / "bad.safetensors", card)
     with pytest.raises(
-        UserError, match=r"the card in .*bad.safetensors: graft: there is no tap 'nose'"
+        UserError, match=r"the metadata in .*bad.safetensors: graft: there is no tap 'nose'"
     ):
         package.load(tmp_path / "bad.safetensors")
 
@@ -120,14 +120,14 @@ BAD = {  # what is typed: how the one line begins
     "method=feature teacher.members=2": "method.pairs: the teacher has no feature map to tap (teacher.members=2:",
     "method=logits teacher.members=0": "teacher.members: should be greater than or equal to 1, got 0",
     "method=logits teacher.mean=votes": "teacher.mean: should be 'logits' or 'probabilities', got 'votes'",
-    "method=logits teacher.members=2 teacher.checkpoint=x": "teacher.members: one file of weights is one teacher, not",
-    "method=born_again teacher.members=2": "teacher.members: born_again is taught by its own earlier generation, and",
-    "method=born_again teacher.checkpoint=x": "teacher.checkpoint: born_again is taught by its own earlier generation",
+    "method=logits teacher.members=2 teacher.checkpoint=x": "teacher.members: teacher.checkpoint holds a single teacher, not",
+    "method=born_again teacher.members=2": "teacher.members: born_again is taught only by its own previous generation; ",
+    "method=born_again teacher.checkpoint=x": "teacher.checkpoint: born_again is taught only by its own previous generation",
     "method=born_again method.generation=0": "method.generation: should be greater than or equal to 1, got 0",
     "method=mlkd method.temperatures=[]": "method.temperatures: ",
     "method=mlkd method.temperatures=[1,0]": "method.temperatures.1: should be greater than or equal to 0.001, got 0",
     "method=crd method.negatives=0": "method.negatives: should be greater than or equal to 1, got 0",
-    "method=crd method.pairs=last": "method.pairs: pool2 of the student is [8, 8, 8]; this method takes vectors",
+    "method=crd method.pairs=last": "method.pairs: the student's pool2 has shape [8, 8, 8]; allowed: vectors",
     "method=sum method.parts=[]": "method.parts: ",
     "method=sum method.parts=[nose]": "method.parts.0: 'nose' is not known; allowed: attention, ",
     "method=sum method.parts=[3]": "method.parts.0: should be the name of a method or {name: ..., weight: ...,",
@@ -284,7 +284,7 @@ def test_an_ensemble_is_the_mean_of_its_members(composed: Callable) -> None:
         "they are log probabilities"
     )
     assert Ensemble(nets, "logits").shapes(32) == {"head": (10,)}
-    with pytest.raises(RuntimeError, match="an ensemble has no taps; asked for pool2"):
+    with pytest.raises(RuntimeError, match="an ensemble has no taps; requested: pool2"):
         Ensemble(nets, "logits").forward_taps(x, ["pool2"])
 
 
@@ -348,8 +348,7 @@ def test_generations_that_train_together_keep_their_own_teachers(small: Callable
     shared = RunCache()
     with shared.signals.installed():
         again = [
-            run_module.steps(small(*one, "rerun=true"), "student", None, shared, packed=2)
-            for one in words
+            TrainingRun(small(*one, "rerun=true"), cache=shared, packed=2).steps() for one in words
         ]
         assert [end["metrics"] for end in run_interleaved(again)] == alone
 

@@ -70,7 +70,7 @@ def test_one_has_it_and_nothing_is_left(
     assert other.attempt()
     other.release()
     assert list(path.parent.iterdir()) == []
-    told = [r.getMessage() for r in caplog.records if "has no locks" in r.getMessage()]
+    told = [r.getMessage() for r in caplog.records if "does not support locks" in r.getMessage()]
     assert len(told) == bool(answer), "once"
     if answer:
         assert os.strerror(getattr(errno, answer)) in told[0]
@@ -262,7 +262,7 @@ def test_two_processes_want_one_run(answer: str | None, place: Place, lockless: 
     assert [process.returncode for process in both] == [0, 0], said
     assert sum(out.count("epoch 1/3") for out, _ in said) == 1
     assert sum(out.count("student: found in") for out, _ in said) == 1
-    assert all(out.count("has no locks") == bool(answer) for out, _ in said)
+    assert all(out.count("does not support locks") == bool(answer) for out, _ in said)
     assert not any(err for _, err in said)
     (folder,) = place.runs()
     assert (folder.name, directory.read_status(folder).state) == (name, "done")
@@ -279,8 +279,8 @@ def test_who_waits_goes_on_where_a_killed_one_stopped(place: Place, lockless: Ca
     assert waiting == f"student: waiting for the process that trains it (process {first.pid})\n"
     first.kill()
     first.wait()
-    assert "student: goes on after epoch" in next(
-        line for line in second.stdout if "has no locks" not in line
+    assert "student: resuming after epoch" in next(
+        line for line in second.stdout if "does not support locks" not in line
     )
     second.terminate()
     assert second.wait(PATIENCE) == 143

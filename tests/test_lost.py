@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, Place
+from conftest import PATIENCE, Place, run
 from safetensors.torch import load_file
 
+from kd.config.schema import run_dir
 from kd.core import io
 from kd.core.errors import UserError
 from kd.runs import directory
-from kd.training.run import run, run_dir
 
 WORDS = [
     "data=digits",
@@ -42,7 +42,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
     monkeypatch.setenv("KD_CACHE", cache)
     said = kd(*WORDS)
     assert said.code == 0
-    assert f"the decoded images cannot be kept in {cache} (" in said.out
+    assert f"cannot write the decoded images to {cache} (" in said.out
 
 
 def test_runs_that_cannot_be_written_are_refused(kd: Callable) -> None:
@@ -61,15 +61,18 @@ def test_runs_that_cannot_be_written_are_refused(kd: Callable) -> None:
             40,
             0,
             [
-                "no checkpoint can be written to ",
-                "outputs cannot be kept in ",
-                "; the training goes on",
+                "cannot write checkpoints to ",
+                "outputs cannot be cached in ",
+                "; training continues",
             ],
         ),
         (
             12,
             2,
-            ["kd: paths.runs: cannot write to ", "(File too large); it is lost: no room elsewhere"],
+            [
+                "kd: paths.runs: cannot write to ",
+                "(File too large); the result is lost: no space elsewhere",
+            ],
         ),
         (1, 2, ["kd: cannot write to "]),
     ],
@@ -121,7 +124,8 @@ def test_a_result_for_which_there_is_no_room_is_kept_elsewhere(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "other"))
     full(run_dir(config), monkeypatch, "status.json", "config.yaml")
     with pytest.raises(
-        UserError, match=r"No space left on device\); the finished run is in .*: make room"
+        UserError,
+        match=r"No space left on device\); the finished run was saved to .*; free some space",
     ) as told:
         run(config)
     monkeypatch.undo()
@@ -156,12 +160,11 @@ def test_a_history_for_which_there_was_no_room_is_written_when_there_is(
             full(run_dir(config), monkeypatch)
         return False
 
-    run(config, tell=tell)
+    run(config, report=tell)
     assert (
-        "history.csv cannot be written (No space left on device); the training goes on"
-        in caplog.text
+        "history.csv cannot be written (No space left on device); training continues" in caplog.text
     )
-    assert "no checkpoint can be written to" in caplog.text
+    assert "cannot write checkpoints to" in caplog.text
     assert len((run_dir(config) / "history.csv").read_text().splitlines()) == 4
 
 
@@ -222,7 +225,7 @@ def test_a_teacher_whose_trainer_dies_is_trained_on_by_another_at_once(place: Pl
     first.send_signal(signal.SIGKILL)
     said = [process.communicate(timeout=PATIENCE) for process in others]
     assert [process.returncode for process in others] == [0, 0], said
-    assert sum("teacher: goes on after epoch" in out for out, _ in said) == 1
+    assert sum("teacher: resuming after epoch" in out for out, _ in said) == 1
     assert sum("teacher: found in" in out for out, _ in said) == 1
     result = directory.load_result(teacher)
     assert result is not None

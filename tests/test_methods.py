@@ -504,7 +504,7 @@ def test_extreme_logits_stay_finite(name: str, T: float) -> None:
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([["nose", "low"]], "student has no tap 'nose'; it has low, mid, vec"),
+        ([["nose", "low"]], "student has no tap 'nose'; allowed: low, mid, vec"),
         ([["low", "nose"]], "teacher has no tap 'nose'"),
         ([["low", "vec"]], "pairs a map with a vector"),
     ],
@@ -571,7 +571,7 @@ def test_pairs_by_word() -> None:
 def test_maps_only() -> None:
     kind = methods.find("attention")
     with pytest.raises(
-        ValueError, match=r"pairs: vec of the student is \[7\]; this method takes maps"
+        ValueError, match=r"pairs: the student's vec has shape \[7\]; allowed: maps"
     ):
         kind.check(kind.Config(name="attention", alpha=1, beta=1, pairs="vector"), SPEC)
 

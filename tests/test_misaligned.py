@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FP32, ON_CPU
+from conftest import FP32, ON_CPU, run
 from test_report import config as reported
 from test_report import made, tables
 from test_train import images, trained_teacher
 
+from kd.config.schema import run_dir
 from kd.core.interleave import RunCache, run_interleaved
 from kd.data.loader import batches, misalign_batch
 from kd.report import build
-from kd.training.run import run, run_dir, steps
+from kd.training.run import TrainingRun
 from kd.training.teacher import TeacherForward
 from kd.training.teacher_cache import TeacherCache, TeacherCacheSpec
 
@@ -106,7 +107,7 @@ def test_packed_with_others_it_is_what_it_is_alone(composed: Callable, tmp_path:
         run(config)
     shared = RunCache()
     ends = run_interleaved(
-        [steps(config, "student", None, shared, len(packed)) for config in packed]
+        [TrainingRun(config, cache=shared, packed=len(packed)).steps() for config in packed]
     )
     assert all(isinstance(end, dict) for end in ends), ends
     seen = set()
@@ -137,7 +138,7 @@ def test_it_is_marked_in_every_table(tmp_path: Path) -> None:
     assert "teacher.outputs" not in found.swept
     said = build.write([tmp_path], tmp_path).text
     assert "logits MISALIGNED" in said
-    assert "note: MISALIGNED rows were taught, on purpose," in said
+    assert "note: MISALIGNED rows: the students were trained, on purpose," in said
     page = (tmp_path / "index.html").read_text()
     assert "logits MISALIGNED" in page
     assert "on purpose" in page

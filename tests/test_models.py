@@ -277,7 +277,7 @@ def test_a_wide_resnet_is_the_papers(name: str) -> None:
 
 
 def test_patches_must_fit() -> None:
-    with pytest.raises(RuntimeError, match="multiple of patch, 4"):
+    with pytest.raises(RuntimeError, match="multiple of patch=4"):
         build(TABLE["vit_tiny"], 30)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BF16, DEVICE, FP32, ON_CPU
+from conftest import BF16, DEVICE, FP32, ON_CPU, run
 from test_train import images, network, trained_teacher
 
 from kd.config.schema import Config
@@ -20,10 +20,9 @@ from kd.core.rng import seeded
 from kd.data import Data, loader
 from kd.methods import MethodContext
 from kd.models import Net
-from kd.training import run as run_module
 from kd.training import teacher_cache as outputs_module
 from kd.training.device import Device
-from kd.training.loop import TeacherOutputs, TrainingState, train
+from kd.training.loop import Recipe, TeacherOutputs, TrainingState, train
 from kd.training.teacher import TeacherForward
 from kd.training.teacher_cache import Table, TeacherCache, TeacherCacheSpec
 
@@ -54,10 +53,9 @@ def losses(
     with seeded(0, "method"):
         spec = MethodContext(student.shapes(32), teacher.shapes(32), 10, found.samples)
         method = config.method_class(config.method, spec).to(DEVICE)
-    rows = train(
-        TrainingState(student, method, config.root.optimizer), teach(method), found.train, config.data.augment,
-        config.root.schedule, 2, 128, 0, device,
-    )  # fmt: skip
+    state = TrainingState(student, method, config.root.optimizer)
+    recipe = Recipe(2, 128, 0, config.data.augment, config.root.schedule)
+    rows = train(state, teach(method), found.train, recipe, device)
     return [row for row in rows if row]
 
 
@@ -206,9 +204,9 @@ def test_killed_writers_leave_no_wrong_row(tmp_path: Path) -> None:
 
 def test_a_second_run_reads_what_the_first_computed(composed: Callable, tmp_path: Path) -> None:
     """Another T, the same seed: everything; and the table lies beside its teacher."""
-    first = run_module.run(composed("method=logits", "student.epochs=2"))
-    second = run_module.run(composed("method=logits", "student.epochs=2", "method.T=7.0"))
-    again = run_module.run(
+    first = run(composed("method=logits", "student.epochs=2"))
+    second = run(composed("method=logits", "student.epochs=2", "method.T=7.0"))
+    again = run(
         composed("method=logits", "student.epochs=2", "teacher.store.gigabytes=0", "rerun=true")
     )
     assert first["time"]["teacher_read"] < 0.02  # a view that came again
@@ -223,7 +221,7 @@ def test_a_full_disk_costs_time_and_not_the_run(
 ) -> None:
     monkeypatch.setattr(outputs_module.shutil, "disk_usage", lambda _: type("", (), {"free": 1000}))
     with caplog.at_level(logging.WARNING):
-        result = run_module.run(composed("method=logits"))
+        result = run(composed("method=logits"))
     assert result["time"]["teacher_read"] == 0.0
     assert "the disk is too full" in caplog.text
 
@@ -250,7 +248,7 @@ def test_what_another_code_of_the_model_left_is_noticed(
             lambda _: opened(live, config, found, tmp_path / "outputs", eager=whole),
             FP32,
         )
-    assert "does not say what is kept" in caplog.text
+    assert "no longer match the teacher" in caplog.text
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in online], rel=1e-4)
 
 

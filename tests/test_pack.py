@@ -11,16 +11,17 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import PATIENCE, Place
+from conftest import PATIENCE, Place, run
 from conftest import SWEPT as SMALL
 from safetensors.torch import load_file
 
+from kd.config.schema import run_dir
 from kd.core.interleave import RunCache, run_interleaved
 from kd.data import loader
 from kd.runs import directory
 from kd.sweep.scheduler import group_compatible_jobs
 from kd.training import run as run_module
-from kd.training.run import run_dir, steps
+from kd.training.run import TrainingRun
 from kd.training.teacher import TeacherForward
 
 DROPPING = [*SMALL, "student.dropout=0.5", "student.epochs=3"]
@@ -72,13 +73,15 @@ def test_one_batch_and_one_teacher_pass_serve_all_of_a_seed(
     configs = [
         composed(*words, f"method.T={T}.0", f"seed={seed}") for T in (1, 2, 3) for seed in (0, 1)
     ]
-    run_module.run(configs[0].as_teacher())
+    run(configs[0].as_teacher())
     shown, taught = [], []
     show, of = loader.views.apply_view, TeacherForward.of
     monkeypatch.setattr(loader.views, "apply_view", lambda *given: shown.append(1) or show(*given))
     monkeypatch.setattr(TeacherForward, "of", lambda self, x: taught.append(1) or of(self, x))
     shared = RunCache()
-    ends = run_interleaved([steps(config, "student", None, shared, 6) for config in configs])
+    ends = run_interleaved(
+        [TrainingRun(config, cache=shared, packed=6).steps() for config in configs]
+    )
     batches = (1437 - 200) // 128
     assert all(end["metrics"]["test_accuracy"] > 0 for end in ends)
     assert len(shown) == 2 * batches
@@ -139,7 +142,7 @@ def test_what_cannot_be_packed_runs_alone_and_why_is_said(
     with caplog.at_level(logging.INFO):
         found = group_compatible_jobs(jobs, 8)
     assert [[job["number"] for job in pack] for pack in found] == [[0, 3, 1, 4], [2], [5]]
-    assert "job 3 is not packed: no other job has its student.scale" in caplog.text
+    assert "job 3 is not packed: no other job has the same student.scale" in caplog.text
     assert [len(pack) for pack in group_compatible_jobs(jobs, 3)] == [3, 1, 1, 1]
 
 
@@ -183,7 +186,7 @@ def test_a_second_run_of_a_process_reads_neither_images_nor_teacher_again(
     monkeypatch.setattr(run_module.data, "load", lambda *given: loaded.append(1) or load(*given))
     for T in (1, 2, 3):
         config = composed("method=logits", f"method.T={T}.0")
-        run_module.run(config, shared=shared)
+        run(config, cache=shared)
         assert (
             json.loads((run_dir(config) / "result.json").read_text())["teacher"]["metrics"][
                 "val_accuracy"

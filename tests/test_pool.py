@@ -89,7 +89,7 @@ def test_a_worker_does_many_jobs_and_a_dead_one_is_replaced() -> None:
     assert {n: o.state for n, o in seen.outcomes.items()} == {
         1: "done", 2: "done", 3: "done", 4: "done", 10: "killed", 11: "failed", 12: "diverged",
     }  # fmt: skip
-    assert seen.outcomes[10].reason == "its process died of SIGKILL"
+    assert seen.outcomes[10].reason == "its process was killed by SIGKILL"
     assert len(set(seen.pids)) == 2, "start-up is paid once, and once more for the dead worker"
     assert gone(seen.pids)
 

@@ -186,13 +186,13 @@ def test_what_cannot_be_compared_plainly_has_a_note() -> None:
 
 HEAD = "data,teacher,student,method,accuracy,spread,runs,epoch,source,note"
 BAD = {
-    "no file": (None, "no file mine.csv; `published` takes kd's own figures"),
-    "empty": ("", f"mine.csv has no column {HEAD.replace(',', ', ')}; needed: data"),
+    "no file": (None, "no such file: mine.csv; use `published` for the figures shipped with kd"),
+    "empty": ("", f"mine.csv has no column {HEAD.replace(',', ', ')}; required: data"),
     "columns": (
         "data,student,method,accuracy\nx,y,z,1\n",
         "mine.csv has no column teacher, spread, runs, epoch, source",
     ),
-    "no figure": (f"{HEAD}\n", "mine.csv holds no figure"),
+    "no figure": (f"{HEAD}\n", "mine.csv contains no figures"),
     "word": (
         f"{HEAD}\nd,t,s,m,high,,,last,p,\n",
         "mine.csv line 2: accuracy: should be a valid number, unable to parse",
@@ -218,9 +218,9 @@ BAD = {
     "short": (f"{HEAD}\nd,t,s\n", "line 2: method is empty"),
     "long": (
         f"{HEAD}\nd,t,s,m,50,,,last,p,well, then\n",
-        "line 2: more cells than columns; a cell with a comma needs",
+        "line 2: more cells than columns; quote cells that contain commas",
     ),
-    "bytes": (b"\xff\xfe\x00", "cannot read mine.csv (it is not a CSV file in UTF-8)"),
+    "bytes": (b"\xff\xfe\x00", "cannot read mine.csv (it is not a UTF-8 CSV file)"),
 }
 
 
@@ -345,22 +345,21 @@ def test_an_image_folder_is_nobodys_data_until_that_is_said(
     assert silent.rows == []
     assert silent.missing == [
         "no published figure for cnn-4 on imagefolder, cnn-8 on imagefolder",
-        "whose images a folder holds can be said: --as cifar10 or --as cifar100",
+        "to compare an image folder that contains one of the published data sets, "
+        "add --as cifar10 or --as cifar100",
     ]
     said = published.compare_with_published(found, own(tmp_path), "cifar10")
     assert said.table["published"].tolist() == [71.5, 70, 69.25, 88.5]
-    assert "the image folder holds cifar10 was said with --as" in said.title
+    assert "the image folder contains cifar10, as given by --as" in said.title
     with pytest.raises(
-        UserError, match="--as: there is no figure on 'svhn'; allowed: cifar10, cifar100"
+        UserError, match="--as: no published figures for 'svhn'; allowed: cifar10, cifar100"
     ):
         published.compare_with_published(found, own(tmp_path), "svhn")
-    with pytest.raises(
-        UserError, match="--as: it names the data of an image folder, and no finished run here"
-    ):
+    with pytest.raises(UserError, match="--as: applies only to image folders, and no finished run"):
         published.compare_with_published(
             tables(swept(tmp_path / "cifar")), own(tmp_path), "cifar10"
         )
-    assert "--as: it needs --compare published" in failed(
+    assert "--as: requires --compare published" in failed(
         capsys, str(tmp_path / "sweep"), "--as", "cifar10"
     )
 
@@ -373,8 +372,8 @@ def test_the_command_writes_tables_and_a_section(
     build.main([str(place), "--compare", str(tmp_path / "figures.csv"), "--as", "cifar10"])
     said = capsys.readouterr().out
     assert (
-        "Beside published figures (that the image folder holds cifar10 was said with --as, and is not checked):"
-        in said
+        "Comparison with published figures (assuming that the image folder contains cifar10, "
+        "as given by --as; not checked):" in said
     )
     assert "73.00 ± 2.48  71.50 ± 0.30       +1.50     best     5  Paper A\n" in said
     assert "note: logits in Paper A: <i>other</i> recipe, longer" in said
@@ -386,11 +385,18 @@ def test_the_command_writes_tables_and_a_section(
     assert "| logits" in text
     assert "other code and other teachers" in text
     page = (place / "index.html").read_text()
-    assert "<h2>Beside published figures (that the image folder holds cifar10" in page
+    assert (
+        "<h2>Comparison with published figures (assuming that the image folder contains cifar10"
+        in page
+    )
     assert "<i>other</i>" not in page
     assert "&lt;i&gt;other&lt;/i&gt; recipe, longer" in page
     assert 'href="published.csv"' in page
-    assert page.index("<h2>Comparison") < page.index("<h2>Beside") < page.index("<h2>Figures")
+    assert (
+        page.index("<h2>Comparison</h2>")
+        < page.index("<h2>Comparison with published")
+        < page.index("<h2>Figures")
+    )
 
 
 def test_without_a_figure_the_report_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -408,5 +414,5 @@ def test_without_a_figure_the_report_says_so(tmp_path: Path, capsys: pytest.Capt
     assert "published" not in capsys.readouterr().out, "it was not asked for"
     shutil.copy(published.PACKAGED, place / "published.csv")
     said = failed(capsys, str(place), "--compare", str(place / "published.csv"))
-    assert "is what this report writes; give your own figures another name" in said
+    assert "would be overwritten by this report; give your own figures another name" in said
     assert (place / "published.csv").read_bytes() == published.PACKAGED.read_bytes()

@@ -327,7 +327,7 @@ NAMED = [  # a file, what happens to it, its run's status, and the reason
         "r0/result.json",
         changed("metrics.test_accuracy", 7.3),
         "failed",
-        "test_accuracy should be 0 to 1",
+        "test_accuracy should be between 0 and 1",
     ),
     (
         "r0/result.json",
@@ -491,15 +491,16 @@ def test_a_figure_that_cannot_be_drawn_is_left_out(
     monkeypatch.setattr("kd.report.figures.drawing.accuracy", lambda tables: 1 / 0)
     drawn, left = figures.draw(table.load_tables([place]), tmp_path / "figures")
     assert "Response to T" in [one.title for one in drawn]
-    assert "it cannot be drawn: " in {one.title: one.reason for one in left}["Test accuracy"]
+    assert "drawing failed: " in {one.title: one.reason for one in left}["Test accuracy"]
     assert not list(tmp_path.glob("figures/.*"))
 
 
 def test_a_study_that_is_gone_is_not_made(place: Path, tmp_path: Path) -> None:
     gone = {"study": "x", "storage": str(tmp_path / "gone.journal")}
     _, left = figures.draw(table.load_tables([place]), tmp_path / "figures", [(gone, "")])
-    assert left[-2:] == [(title, f"the study cannot be read: there is no {gone['storage']}") for title in
-                         ("History of the search", "Importance of what was searched")]  # fmt: skip
+    reason = f"the study cannot be read: {gone['storage']} does not exist"
+    titles = ("Search history", "Hyperparameter importance")
+    assert left[-2:] == [(title, reason) for title in titles]
     assert not (tmp_path / "gone.journal").exists()
 
 
@@ -513,13 +514,13 @@ def test_a_report_of_nothing_but_damage(
     for path in (place / table.PLAN, place / "study.json"):
         build.main([str(tmp_path / "runs"), str(place), "--out", str(tmp_path / "out")])
         said = capsys.readouterr().out
-        assert said.startswith("no job finished")
+        assert said.startswith("no run has finished")
         page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
         assert page.count("config.yaml is damaged: unacceptable character") == 11
         path.write_bytes(b"\xff")
     assert "jobs.json is damaged: expected value at line 1" in page
     assert "odd\\udcff" in page
     build.main([str(place)])
-    assert "History of the search (study.json is damaged" in (place / "index.html").read_text(
+    assert "Search history (study.json is damaged" in (place / "index.html").read_text(
         encoding="utf-8"
     )

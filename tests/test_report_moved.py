@@ -254,7 +254,7 @@ def test_what_is_found_is_told_and_what_was_given_in_vain(
         f"note: 4 of 4 runs of {place} are not where they were planned; they were found in {project / 'runs'}"
         in out
     )
-    assert f"note: --runs {project.parent / 'empty'}: no run that was looked for is there" in out
+    assert f"note: --runs {project.parent / 'empty'}: no run was taken from this folder" in out
     assert str(project / "runs") in (place / "index.html").read_text()
 
 
@@ -286,9 +286,9 @@ def test_one_of_several_sweeps_without_its_runs_is_named(
     assert code == 0
     assert numbers(tmp_path / "out") == GOOD
     assert f"note: 2 of 2 runs of {sweep_of(second)} were not found (feature-" in out
-    assert "--runs DIR names a folder that holds them" in out
+    assert "pass the folder that contains them with --runs DIR" in out
     lost = pd.read_csv(tmp_path / "out" / "runs.csv").iloc[4:]
-    assert lost[["status", "reason"]].values.tolist() == [["planned", "it was not found"]] * 2
+    assert lost[["status", "reason"]].values.tolist() == [["planned", "the run was not found"]] * 2
 
 
 def test_a_moved_baseline_is_compared_with(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -335,7 +335,7 @@ def test_without_any_run_nothing_is_written_and_the_line_says_what_to_type(
         assert (code, out, err.count("\n")) == (2, "", 1)
         name = f"logits-{name_of(SETTINGS[2])}"
         assert name in err or "and 1 more" in err
-        assert err.startswith("kd: none of the planned runs is there (")
+        assert err.startswith("kd: none of the planned runs was found (")
         assert str(project / "runs") in err
         assert "--runs DIR" in err
         assert (str(project / "given") in err) == ("--runs" in words)
@@ -361,7 +361,7 @@ def test_a_folder_of_runs_must_be_one(
 ) -> None:
     (project / "file").write_text("")
     code, _, err = reported(capsys, sweep_of(project), "--runs", project / words[1])
-    assert (code, err) == (2, f"kd: no directory {project / words[1]} (--runs)\n")
+    assert (code, err) == (2, f"kd: --runs: no such directory: {project / words[1]}\n")
 
 
 # ---- a good report stays
@@ -425,7 +425,7 @@ def test_a_report_is_not_replaced_by_a_poorer_one(
     code, printed, err = reported(capsys, *words)
     assert (code, printed, err.count("\n")) == (2, "", 1)
     assert content(out) == before
-    assert f"kd: {out}: the report there counts 4 finished runs, of which " in err
+    assert f"kd: {out}: the report there counts 4 finished runs, but " in err
     assert "--runs DIR" in err
     assert "--out DIR" in err
     assert ("result.json is damaged" in err) == (lose is damaged)
@@ -544,7 +544,7 @@ def test_another_run_where_one_was_planned_is_not_counted(
     assert row["status"] == "planned"
     assert (
         row["reason"]
-        == f"it was not found: the run in its folder is another one, with the id {'f' * 12}"
+        == f"the run was not found: its folder holds a different run, with id {'f' * 12}"
     )
     assert pd.read_csv(project / "out" / "summary.csv").set_index("setting")["n"].to_dict() == {
         "standard": 2, "logits": 1

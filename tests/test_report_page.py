@@ -52,11 +52,14 @@ def test_methods_that_tie_on_validation_are_not_preferred(tmp_path: Path) -> Non
         [0.6, 0.6, 0.5],
     )
     text, page, _ = written(tmp_path)
-    verdict = "Of 3 settings logits and standard tie on validation (60.00 %). logits, which was planned first, reaches "
-    assert build.headline(tables(tmp_path)).startswith(f"{verdict}70.00 % on test (1 seed)")
+    verdict = (
+        "Of 3 settings, logits and standard tie on validation (60.00 %). "
+        "The one planned first, logits, reaches "
+    )
+    assert build.headline(tables(tmp_path)).startswith(f"{verdict}70.00 % test accuracy (1 seed)")
     assert verdict in text
     assert verdict in unescape(page)
-    assert "prefers" not in text + page
+    assert "Best of" not in text + page
 
 
 def test_settings_of_one_method_that_tie_are_told(tmp_path: Path) -> None:
@@ -75,22 +78,25 @@ def test_settings_of_one_method_that_tie_are_told(tmp_path: Path) -> None:
         "not chosen: ties on validation with logits T=8, which was planned first"
     )
     assert summary.loc["logits T=2", "verdict"] == "not chosen on validation"
-    assert "Of 4 settings logits T=8 and logits T=1 tie on validation (20.00 %)." in text
-    note = "settings of one method tie on validation (logits T=1 with logits T=8): of those, the one that was planned"
+    assert "Of 4 settings, logits T=8 and logits T=1 tie on validation (20.00 %)." in text
+    note = (
+        "settings of the same method tie on validation (logits T=1 with logits T=8); "
+        "of those, the one planned first is chosen"
+    )
     assert note in text
     assert note in page
-    assert "the one that was planned first" in " ".join(table.COLUMNS["chosen"].split())
+    assert "the one planned first" in " ".join(table.COLUMNS["chosen"].split())
 
 
 def test_many_that_tie_are_counted_and_one_that_leads_is_preferred(tmp_path: Path) -> None:
     configs = [config("logits", 0, method__T=float(t)) for t in range(1, 9)]
     made(tmp_path / "tie", configs, [0.5] * 8, [0.5] * 8)
     assert build.headline(tables(tmp_path / "tie")).startswith(
-        "Of 8 settings logits T=1, logits T=2, logits T=3 and 5 more tie on validation"
+        "Of 8 settings, logits T=1, logits T=2, logits T=3 and 5 more tie on validation"
     )
     made(tmp_path / "lead", configs, [0.5] * 8, [0.5] * 6 + [0.500001, 0.5])
     assert build.headline(tables(tmp_path / "lead")).startswith(
-        "Of 8 settings validation prefers logits T=7: "
+        "Best of 8 settings on validation: logits T=7, "
     )
 
 
@@ -194,7 +200,7 @@ def test_the_page_says_what_was_run(tmp_path: Path) -> None:
         "seeds": "0, 1",
         "versions": "kd 0.1.0 (0123456789, changed), python 3.11.9, torch 2.13.0; hydra 1.3.8, wandb 0.28.2",
         "machine": "A processor, cpu, bfloat16, 2 threads, Linux-6",
-        "time": "4 students were trained for 7 min 00 s in all, 1 min 30 s to 2 min 00 s each; "
+        "time": "4 students were trained for 7 min 00 s in total, 1 min 30 s to 2 min 00 s each; "
         "10 min 03 s from the start to the last result",
     }
     header = page.read_text().split("<header>")[1].split("</header>")[0]
@@ -232,12 +238,15 @@ def test_validation_is_compared_within_a_data_set(tmp_path: Path) -> None:
     configs = [config(m, 0, data__name=d) for d in ("easy", "hard") for m in ("standard", "logits")]
     made(tmp_path, configs, [0.985, 0.98, 0.60, 0.63], [0.98, 0.97, 0.6, 0.62])
     text, _, _ = written(tmp_path)
-    assert "Of 2 settings validation prefers standard data=easy: 98.50 % on test (1 seed)." in text
     assert (
-        "Of 2 settings validation prefers logits data=hard: 63.00 % on test (1 seed), 3.00 points above"
+        "Best of 2 settings on validation: standard data=easy, 98.50 % test accuracy (1 seed)."
         in text
     )
-    assert "Of 4 settings" not in text
+    assert (
+        "Best of 2 settings on validation: logits data=hard, 63.00 % test accuracy (1 seed), "
+        "3.00 points above" in text
+    )
+    assert "of 4 settings" not in text.lower()
 
 
 def test_a_sweep_without_validation_images_takes_no_choice_from_another(tmp_path: Path) -> None:

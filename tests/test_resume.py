@@ -14,15 +14,15 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import LONG, PATIENCE, Place
+from conftest import LONG, PATIENCE, Place, run
 
-from kd.config.schema import Config
+from kd.config.schema import Config, run_dir
 from kd.core.errors import UserError
-from kd.core.interleave import RunCache, run_to_completion
+from kd.core.interleave import run_to_completion
 from kd.runs import directory
 from kd.training import run as run_module
 from kd.training.checkpoint import Checkpoints
-from kd.training.run import run, run_dir, steps
+from kd.training.run import TrainingRun
 
 EPOCHS, STEPS = 3, 19  # of the small run: 1,237 images, batches of 64
 SMALL = ["batch_size=64", f"student.epochs={EPOCHS}", "student.dropout=0.5"]
@@ -48,7 +48,7 @@ def outcome(config: Config) -> tuple[Any, ...]:
 
 def advance(config: Config, count: int, end: str) -> None:
     """Train for so many steps; then the process is `interrupted` (and writes a checkpoint) or `killed` (and cannot)."""
-    going = steps(config, "student", None, RunCache())
+    going = TrainingRun(config).steps()
     for _ in range(count):
         next(going)
     if end == "killed":
@@ -87,7 +87,7 @@ def test_at_most_the_last_epoch_is_trained_again(
     monkeypatch.setattr(
         run_module, "train", lambda state, *rest: done.append((state.epoch, state.step)) or iter(())
     )
-    run_to_completion(steps(config, "student", None, RunCache()))
+    run_to_completion(TrainingRun(config).steps())
     assert done == [(2, 0)]
 
 
@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_is_passed_over(
             path.write_bytes(content)
         run(config)
         assert outcome(config) == outcome(whole)
-    assert caplog.text.count("cannot be read (it is damaged); an earlier one is taken") == 3
+    assert caplog.text.count("cannot be read (checksum mismatch); trying an earlier one") == 3
 
 
 def test_a_checkpoint_is_read_without_executing_code(tmp_path: Path) -> None:
@@ -171,18 +171,18 @@ def test_a_run_does_not_go_on_with_another_configuration(
         with pytest.raises(RuntimeError):
             kd(*words)
     said = kd(*[word for word in words if word != "threads=1"], "threads=2")
-    line = "was interrupted with threads=1 then and threads=2 now; give the same, or rerun=true"
+    line = "threads was 1 and is now 2; set it back, or set rerun=true to start over"
     assert said.code == 2
     assert line in said.err
     assert said.err.count("\n") == 1
     said = kd("-m", *words, "kernels=torch", "seed=1,0")
     assert (said.code, said.out) == (2, "")
-    assert "kernels=auto then and kernels=torch now" in said.err
+    assert "kernels was auto and is now torch" in said.err
     assert "no job was started" in said.err
     (folder,) = Path("runs").glob("standard-*")
     assert list((folder / "checkpoints").glob("*.pt"))
     again = kd(*words)
-    assert "goes on after epoch 3 and 0 steps" in again.out
+    assert "resuming after epoch 3 and 0 steps" in again.out
     assert again.code == 0
     assert json.loads((folder / "result.json").read_text())["time"]["resumed"] == 1
 
@@ -197,11 +197,11 @@ def test_a_checkpoint_of_another_precision_or_shape_is_refused(composed: Callabl
     for change, line in (
         (
             {"numerics": {**found["numerics"], "precision": "float8"}},
-            r"precision: .* precision float8, here it is ",
+            r"precision: cannot resume .*: precision was float8 and is now ",
         ),
         (
             {"student": {}},
-            r"rerun: the checkpoint in .* does not fit \(Error.*rerun=true begins anew",
+            r"rerun: the checkpoint in .* does not fit this version of kd \(Error.*rerun=true to start over",
         ),
         ({"optimizers": []}, "rerun: the checkpoint in .* does not fit"),
     ):
@@ -229,7 +229,7 @@ with stop.installed(), stop.deferring():
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (130, "goes on to the end of its step\n")
-    assert done.stderr == "kd: stopping after this step (Ctrl-C again: at once)\n"
+    assert done.stderr == "kd: stopping after this step; press Ctrl-C again to stop now\n"
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_a_signal_leaves_a_checkpoint_of_that_moment(
         rows = pd.read_csv(folder / "history.csv")
         assert found["epoch"] == len(rows)
     again = place.start(*words)
-    place.wait(lambda: (place.runs()[0] / "kd.log").read_text().count("goes on after epoch") == 1)
+    place.wait(lambda: (place.runs()[0] / "kd.log").read_text().count("resuming after epoch") == 1)
     again.terminate()
     again.communicate(timeout=PATIENCE)
 

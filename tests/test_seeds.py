@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 import pandas as pd
 import pytest
-from conftest import SMALL, is_one_line, result_of
+from conftest import SMALL, is_one_line, result_of, run
 
 from kd.core.errors import UserError
 from kd.core.io import write_json
@@ -18,7 +18,6 @@ from kd.runs import directory
 from kd.sweep.optuna_study import Study, description
 from kd.sweep.scheduler import LocalScheduler
 from kd.sweep.worker_pool import Outcome
-from kd.training.run import run
 
 GRID = ["method=logits", "hydra.sweep.dir=out"]
 SEARCH = [
@@ -125,7 +124,7 @@ def test_an_experiment_may_set_them(kd: Callable, composed: Callable, launched: 
     assert planned("d", "+experiment=grid", "seeds=[7,8]") == [(1, 7), (1, 8), (2, 7), (2, 8)]
     assert sorted(planned("e", "+experiment=grid")) == [(1, 0), (1, 1), (2, 0), (2, 1)]
     said = kd(*words, "+experiment=mine", "seed=3")
-    assert is_one_line(said, "seeds: seed=3 is given beside seeds=[0, 1]; give one of them")
+    assert is_one_line(said, "seeds: seed=3 and seeds=[0, 1] are both given; give only one of them")
 
 
 @pytest.mark.parametrize(

@@ -71,26 +71,26 @@ def test_a_study_keeps_what_it_searches(kd: Callable, launched: list) -> None:
 
 OTHERS: dict[str, tuple[list[str], dict[str, str]]] = {
     "float": ([FLOAT], {
-        f"{FLOAT} method.alpha=0.2": "method.alpha is 0.1 there and 0.2 here",
-        "method.T=interval(1.0,4.0)": "method.T is interval(1.0,8.0) there and interval(1.0,4.0) here",
-        LOG: "method.T is interval(1.0,8.0) there and tag(log,interval(1.0,8.0)) here",
-        CHOICE: "method.T is interval(1.0,8.0) there and choice(1,2,4) here",
-        f"{FLOAT} method.alpha=0.2,0.4": "method.alpha is not searched there and choice(0.2,0.4) here",
-        "method.alpha=0.2,0.4": "method.T is interval(1.0,8.0) there and not searched here",
-        f"{FLOAT} hydra.sweeper.objective=val_nll": "objective is val_accuracy there and val_nll here",
-        f"{FLOAT} seed=1": "seeds is [0] there and [1] here",
-        f"{FLOAT} seeds=[0,1,2]": "seeds is [0] there and [0, 1, 2] here",
-        f"{FLOAT} teacher.epochs=2": "teacher.epochs is 1 there and 2 here",
-        f"{FLOAT} teacher.members=2": "teacher.mean is not set there and logits here",
-        f"{FLOAT} method=nkd": "method.alpha is 0.1 there and 1.0 here (and ",
-        f"{FLOAT} data.val_size=100": "data.val_size is 200 there and 100 here",
+        f"{FLOAT} method.alpha=0.2": "method.alpha is 0.1 in the study and 0.2 here",
+        "method.T=interval(1.0,4.0)": "method.T is interval(1.0,8.0) in the study and interval(1.0,4.0) here",
+        LOG: "method.T is interval(1.0,8.0) in the study and tag(log,interval(1.0,8.0)) here",
+        CHOICE: "method.T is interval(1.0,8.0) in the study and choice(1,2,4) here",
+        f"{FLOAT} method.alpha=0.2,0.4": "method.alpha is not searched in the study and choice(0.2,0.4) here",
+        "method.alpha=0.2,0.4": "method.T is interval(1.0,8.0) in the study and not searched here",
+        f"{FLOAT} hydra.sweeper.objective=val_nll": "objective is val_accuracy in the study and val_nll here",
+        f"{FLOAT} seed=1": "seeds is [0] in the study and [1] here",
+        f"{FLOAT} seeds=[0,1,2]": "seeds is [0] in the study and [0, 1, 2] here",
+        f"{FLOAT} teacher.epochs=2": "teacher.epochs is 1 in the study and 2 here",
+        f"{FLOAT} teacher.members=2": "teacher.mean is not set in the study and logits here",
+        f"{FLOAT} method=nkd": "method.alpha is 0.1 in the study and 1.0 here (and ",
+        f"{FLOAT} data.val_size=100": "data.val_size is 200 in the study and 100 here",
     }),
     "choice": ([CHOICE, "hydra.sweeper.objective=val_ece"], {
-        "method.T=1,2,8 hydra.sweeper.objective=val_ece": "method.T is choice(1,2,4) there and choice(1,2,8) here",
-        f"{CHOICE} hydra.sweeper.objective=val_nll": "objective is val_ece there and val_nll here",
+        "method.T=1,2,8 hydra.sweeper.objective=val_ece": "method.T is choice(1,2,4) in the study and choice(1,2,8) here",
+        f"{CHOICE} hydra.sweeper.objective=val_nll": "objective is val_ece in the study and val_nll here",
     }),
     "group": (["method=logits,dkd", "method.T=2"], {
-        "method=logits,dkd method.T=4": "method.T is 2.0 there and 4.0 here",
+        "method=logits,dkd method.T=4": "method.T is 2.0 in the study and 4.0 here",
         "method=logits,dkd method.T=2 optimizer=adam": "optimizer.",
     }),
 }  # fmt: skip
@@ -157,9 +157,12 @@ def test_a_journal_knows_it_too(kd: Callable, launched: list) -> None:
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
-        ({"direction": "minimize"}, "minimizes, but val_accuracy is one to maximize"),
-        ({"directions": ["maximize", "minimize"]}, "has 2 objectives, a search of kd has one"),
-        ({"direction": "maximize"}, "does not say what it searches: this kd did not make it"),
+        ({"direction": "minimize"}, "minimizes, but val_accuracy must be maximized"),
+        ({"directions": ["maximize", "minimize"]}, "has 2 objectives, but a search has only one"),
+        (
+            {"direction": "maximize"},
+            "does not record what it searches, so this version of kd did not create it",
+        ),
     ],
     ids=["direction", "objectives", "trials"],
 )
@@ -219,7 +222,7 @@ def test_processes_that_make_a_study_at_one_moment_agree(name: str, tmp_path: Pa
     winner = stored(where=where).user_attrs[SEARCH]["objective"]
     assert sorted(objective for objective, error in got if not error) == [winner, winner], got
     assert all(
-        "is another search: objective is" in error
+        "belongs to another search: objective is" in error
         for objective, error in got
         if objective != winner
     ), got

@@ -79,9 +79,9 @@ def test_one_diverges_one_crashes_and_two_finish(place: Place) -> None:
     runs = pd.read_csv(sweep / "runs.csv")
     assert runs["status"].tolist() == ["done", "diverged", "killed", "done"]
     assert "the loss term 'hard' is" in runs["reason"][1]
-    assert runs["reason"][2] == "its process died of SIGKILL"
+    assert runs["reason"][2] == "its process was killed by SIGKILL"
     page = (sweep / "index.html").read_text()
-    assert "its process died of SIGKILL" in page
+    assert "its process was killed by SIGKILL" in page
 
 
 def test_four_jobs_at_once_train_their_teacher_once(place: Place) -> None:
@@ -354,7 +354,7 @@ def test_a_search_is_checked_and_never_looks_at_the_test_images(kd: Callable) ->
         ("method.T=interval(0,4)",): "method.T: should be greater than or equal to 0.001, got 0",
         (
             "method.T=tag(log,interval(0.0,4.0))",
-        ): "method.T: interval(a,b) needs a <= b, and a > 0 for its logarithm",
+        ): "method.T: interval(a,b) needs a <= b, and a > 0 with tag(log,...)",
         ("data.val_size=0",): "data.val_size: a search needs validation images, got 0",
         (
             "hydra.sweeper.storage=nodriver://x",

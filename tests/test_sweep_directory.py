@@ -119,7 +119,7 @@ def without(key: str) -> Callable[[], None]:
         (without("folder"), "a sweep whose jobs.json is damaged: job 1: folder is missing"),
         (
             lambda: Path("out/jobs.json").unlink(),
-            "multirun.yaml, which is not of a sweep that can be resumed",
+            "multirun.yaml, which does not belong to a sweep that can be resumed",
         ),
     ],
     ids=["half", "other", "an entry", "gone"],
@@ -179,7 +179,7 @@ def test_searches_and_grids_do_not_mix(kd: Callable, launched: list) -> None:
     assert kd(*SEARCH, T).code == 0
     before = files()
     for words, reason in {
-        (*GRID, "seed=0,1"): "and this is a grid",
+        (*GRID, "seed=0,1"): "but this sweep is a grid",
         (*SEARCH, T, "hydra.sweeper.study=other"): "holds another search, ",
         (*SEARCH, "method.T=1,2"): "holds another search, ",
     }.items():
@@ -191,7 +191,7 @@ def test_searches_and_grids_do_not_mix(kd: Callable, launched: list) -> None:
     assert len(read_plan(Path("out"))) == 3
     assert len(launched) == 3
     assert kd(*GRID, "seed=0,1", "hydra.sweep.dir=grid").code == 0
-    assert "holds a grid, and this is a search" in kd(*SEARCH, T, "hydra.sweep.dir=grid").err
+    assert "holds a grid, but this sweep is a search" in kd(*SEARCH, T, "hydra.sweep.dir=grid").err
     assert seeds("grid") == [0, 1]
 
 

@@ -61,7 +61,7 @@ def live(
         Console(file=io.StringIO(), force_terminal=True, width=width, height=height),
         Clock(),
     )
-    shown = LiveProgress(total, FIXED, console, now=clock)
+    shown = LiveProgress(total, FIXED, console, clock=clock)
 
     def drawn() -> str:
         with console.capture() as captured:
@@ -198,7 +198,7 @@ def test_a_slow_job_gives_a_sign_of_life_once_a_minute(caplog: pytest.LogCapture
         shown.tick()
     assert [r.getMessage() for r in caplog.records] == [
         "job 1 of 2: method=logits seed=0",
-        "job 1 of 2 is in its first epoch, for 1:00",
+        "job 1 of 2 has been in its first epoch for 1:00",
         "job 1 of 2 at teacher  epoch 1/20  loss 1.5000  val 25.00 %  left 15:51",
         "job 1 of 2 at teacher  epoch 1/20  loss 1.5000  val 25.00 %  left 14:51",
     ]
@@ -306,14 +306,14 @@ def test_after_so_many_failures_no_other_is_started(
     ended: list[int] = []
     scheduler = LocalScheduler(
         lambda: next(units, None), act, [{}], SweepProgress(len(states)), stop_after=2,
-        over=lambda job, _: ended.append(job["number"]),
+        on_job_end=lambda job, _: ended.append(job["number"]),
     )  # fmt: skip
     scheduler.run()
     assert ended == [0, 1, 2, 3, 4]
     assert directory.read_status(tmp_path / "5").state == "planned"
     assert scheduler.failures == 2
     assert [r.getMessage() for r in caplog.records].count(
-        "2 jobs failed: no other is started (hydra.launcher.stop_after=2)"
+        "2 jobs failed: no more jobs will be started (hydra.launcher.stop_after=2)"
     ) == 1
 
 
@@ -325,7 +325,7 @@ def test_a_sweep_that_stopped_after_a_failure_is_taken_up_again(place: Place) ->
     os.kill(json.loads((folder / "status.json").read_text())["pid"], signal.SIGKILL)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
-    assert "1 job failed: no other is started (hydra.launcher.stop_after=1)" in out
+    assert "1 job failed: no more jobs will be started (hydra.launcher.stop_after=1)" in out
     assert err == "kd: 2 of 2 jobs are not done: 1, 2\n"
     (sweep,) = place.folder.glob("multirun/*/*")
     assert pd.read_csv(sweep / "runs.csv")["status"].tolist() == ["killed", "planned"]

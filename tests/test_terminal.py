@@ -143,7 +143,7 @@ main()
         (
             ">/dev/full",
             1,
-            "kd: cannot write to standard output (No space left on device); the rest of it is lost\n",
+            "kd: cannot write to standard output (No space left on device); the remaining output is lost\n",
         ),
         ("| true", 141, ""),
     ],

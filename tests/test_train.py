@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DEVICE, FP32
+from conftest import DEVICE, FP32, run
 from torch import Tensor
 
 from kd import data, methods, models
@@ -21,7 +21,7 @@ from kd.data import augment as views
 from kd.methods import Batch, Method, MethodContext, Terms
 from kd.models import ModelOutput, Net
 from kd.training import run as run_module
-from kd.training.loop import TrainingState, train
+from kd.training.loop import Recipe, TrainingState, train
 from kd.training.teacher import FrozenCheck, TeacherForward, freeze
 
 
@@ -59,10 +59,10 @@ def one_epoch(
     config: Config, found: Data, teacher: Net | None, student: Net, method: Method, epochs: int = 1
 ) -> list:
     teach = TeacherForward(teacher, method.teacher_taps, FP32) if teacher else None
-    rows = train(
-        TrainingState(student, method, config.root.optimizer), teach, found.train, config.data.augment, config.root.schedule,
-        epochs, 128, config.root.seed, FP32,
-    )  # fmt: skip
+    state = TrainingState(student, method, config.root.optimizer)
+    root = config.root
+    recipe = Recipe(epochs, 128, root.seed, config.data.augment, root.schedule)
+    rows = train(state, teach, found.train, recipe, FP32)
     return [row for row in rows if row]
 
 
@@ -190,10 +190,10 @@ def beginnings(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[st
         yield
 
     if config.needs_teacher:
-        run_module.run(config.as_teacher())
+        run(config.as_teacher())
     monkeypatch.setattr(run_module, "train", stop_at_first_batch)
     with pytest.raises(StopError):
-        run_module.run(config)
+        run(config)
     monkeypatch.undo()
     return kept[0], kept[1]
 
@@ -299,10 +299,9 @@ def test_the_student_trains_in_train_mode_in_every_epoch(
     student.stages["head"].register_forward_pre_hook(
         lambda module, _: modes.append(module.training)
     )
-    for row in train(
-        TrainingState(student, method, config.root.optimizer), None, found.train, config.data.augment, config.root.schedule,
-        2, 256, 0, FP32,
-    ):  # fmt: skip
+    state = TrainingState(student, method, config.root.optimizer)
+    recipe = Recipe(2, 256, 0, config.data.augment, config.root.schedule)
+    for row in train(state, None, found.train, recipe, FP32):
         if row:
             student.eval()  # as validation does
     assert modes

@@ -177,7 +177,8 @@ def test_several_settings_without_validation_images_are_no_trial(
     ]
     said = kd(*words, "optimizer.lr=0.05,0.01", "seeds=[0,1]")
     assert is_one_line(
-        said, "data.val_size: a trial of a W&B sweep has the value of the setting that validation"
+        said,
+        "data.val_size: a trial of a W&B sweep reports the value of the setting that is best on ",
     )
     assert not Path("runs").exists()
     assert kd(*words, "optimizer.lr=0.05", "seeds=[0,1]").code == 0
@@ -226,7 +227,7 @@ def test_seed_is_no_parameter_of_a_sweep(
 ) -> None:
     agent("trial-1", {"seed": 2, "method.T": 1.0})
     said = kd(*WORDS, "method=standard", "seed=2")
-    assert is_one_line(said, "seed: it is a parameter of the W&B sweep")
+    assert is_one_line(said, "seed: cannot be a parameter of a W&B sweep")
     assert "seeds=[0,1,2]" in said.err
     assert not Path("runs").exists()
     assert not server.requests

@@ -403,7 +403,7 @@ def test_a_server_that_goes_away_does_not_hold_the_run(
     said = kd(*words)
     assert said.code == 0
     assert (
-        "the server did not take all of it; to upload it: wandb sync --include-online runs/"
+        "some of the data did not reach the server; to upload it: wandb sync --include-online runs/"
         in said.out
     )
     assert server.models() == []
@@ -473,7 +473,7 @@ def test_a_failing_artifact_stops_nothing(kd: Callable, monkeypatch: pytest.Monk
         "tracker.artifacts=true",
     )
     assert said.code == 0
-    assert said.out.count("W&B: no space left; logging to it stops, the training goes on") == 1
+    assert said.out.count("W&B: no space left; logging to W&B stops, training continues") == 1
     (folder,) = Path("runs").glob("standard-*")
     assert (folder / "result.json").exists()
     assert summary_of(records(folder))["test/accuracy"] > 0, "what was logged before is there"

@@ -108,7 +108,7 @@ def test_what_is_no_tap_is_not_offered_and_refused() -> None:
     ):
         with pytest.raises(RuntimeError, match=f"tap '{name}' of Odd .*{what}"):
             net.forward_taps(torch.randn(2, 3, 8, 8), [name])
-    with pytest.raises(RuntimeError, match="no linear layer ends Odd"):
+    with pytest.raises(RuntimeError, match="Odd does not end in a linear layer"):
         _ = net.head
 
 
@@ -165,7 +165,7 @@ BAD = {  # what is typed: what the one line must say
     ),
     "offline": (
         "torchvision student.pretrained=true",
-        "student.pretrained: no weights of resnet18 can be had (no route)",
+        "student.pretrained: cannot load the weights of resnet18 (no route)",
     ),
     "too small": (
         "torchvision student.model=alexnet",
@@ -173,7 +173,7 @@ BAD = {  # what is typed: what the one line must say
     ),
     "tap": (
         "torchvision method=feature method.pairs=[[nose,pool2]]",
-        "method.pairs: the student has no tap 'nose'; it has conv1, bn1, relu, maxpool, layer1.0, layer1.1, layer1, ",
+        "method.pairs: the student has no tap 'nose'; allowed: conv1, bn1, relu, maxpool, layer1.0, layer1.1, layer1, ",
     ),
     "near, timm": (
         "timm student.model=resnet81",
@@ -189,11 +189,11 @@ BAD = {  # what is typed: what the one line must say
     ),
     "offline, timm": (
         "timm student.pretrained=true",
-        "student.pretrained: no weights of resnet18 can be had (no route)",
+        "student.pretrained: cannot load the weights of resnet18 (no route)",
     ),
     "patch": (
         "vit_tiny student.patch=3",
-        "student.name: vit-tiny cannot take images of 32 pixels (their size must be a",
+        "student.name: vit-tiny cannot take images of 32 pixels (the image size must be a",
     ),
     "heads": (
         "vit_tiny student.heads=5",

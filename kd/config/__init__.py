@@ -1,1 +1,1 @@
-"""The typed configuration: what is allowed, and what determines a result."""
+"""The typed configuration: its schema, its validation and the identity it gives a run."""

@@ -1,7 +1,8 @@
 """The whole configuration, typed and checked, and the identity that it gives a run.
 
-`check` turns the plain dictionary that Hydra composed into a `Config`, or raises one UserError. It knows nothing of
-Hydra. Everything that can be refused without decoding an image is refused here, before any work.
+`validate_config` turns the plain dictionary that Hydra composed into a `Config`, or raises one
+UserError. It does not depend on Hydra. Everything that can be refused without decoding an image is
+refused here, before any work.
 """
 
 import hashlib
@@ -22,25 +23,27 @@ from kd.config.wandb_names import Entity, Group, Project, Tag
 from kd.core.errors import UserError, unknown_key
 from kd.core.settings import PathText, Seed, Settings, Text, flatten
 from kd.data import Description
-from kd.models import weights as store
+from kd.models import weights
 from kd.models.ensemble import Ensemble, Mean
 from kd.optim import VARIANTS, Optimizer, Schedule
 
-IDENTITY_VERSION = 2  # raise it when the same configuration would train to other numbers: it renames every run and teacher
+# Increase it when the same configuration would train to other numbers. It renames every run and
+# teacher.
+IDENTITY_VERSION = 2
 
 Count = Annotated[int, Field(gt=0, le=1_000_000)]
 BatchSize = Annotated[int, Field(ge=2, le=1_000_000)]
 
 
 class StudentSettings(Settings):
-    """What is said of the student beside its model's own keys."""
+    """The student's keys, besides those of its model."""
 
     epochs: Count
     labels: Annotated[float, Field(gt=0, le=1)]
 
 
 class TeacherCacheSettings(Settings):
-    """Where teacher outputs are kept for later: how much of the disk they may take, and what is kept."""
+    """The cache of teacher outputs: its maximum size, what it holds and when it is filled."""
 
     gigabytes: float = Field(ge=0)
     maps: bool
@@ -48,7 +51,7 @@ class TeacherCacheSettings(Settings):
 
 
 class TeacherSettings(Settings):
-    """What is said of the teacher beside its model's own keys: its recipe, or where its weights are."""
+    """The teacher's keys, besides those of its model: how to train it, or where its weights are."""
 
     epochs: Count
     batch_size: BatchSize
@@ -63,7 +66,7 @@ class TeacherSettings(Settings):
 
 
 class TrackerSettings(Settings):
-    """Weights & Biases: a mirror of what the run's own files say."""
+    """The settings of Weights & Biases, which mirrors the run's own files."""
 
     mode: Literal["auto", "online", "offline", "disabled"]
     project: Project | None
@@ -77,19 +80,24 @@ class TrackerSettings(Settings):
 
 
 class CheckpointSettings(Settings):
-    """How often a run writes down where it is, to go on from there."""
+    """How often a run writes a checkpoint from which it can be resumed."""
 
     epochs: Count | None
     minutes: Annotated[float, Field(gt=0)] | None
 
 
 class PathSettings(Settings):
+    """The directories of runs, and of cached data and downloads."""
+
     runs: PathText
     cache: PathText
 
 
 class RootSettings(Settings):
-    """The top of the configuration. Nodes whose keys depend on a choice (`Any`) are typed by that choice's module."""
+    """The top level of the configuration.
+
+    Nodes whose keys depend on a choice (`dict[str, Any]`) are typed by the module of that choice.
+    """
 
     method: dict[str, Any]
     student: dict[str, Any]
@@ -126,7 +134,11 @@ class RootSettings(Settings):
 
 
 def check_seeds(seeds: Any) -> list[int] | None:
-    """Return `seeds` if it is null or a list of distinct seeds. **Raises:** ValueError."""
+    """Return `seeds` if it is None or a list of distinct seeds.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
     if seeds is None:
         return None
     valid = isinstance(seeds, list) and all(
@@ -142,7 +154,7 @@ def check_seeds(seeds: Any) -> list[int] | None:
 
 @dataclass(frozen=True)
 class Config:
-    """A checked configuration. See conf/config.yaml for what each key means."""
+    """A checked configuration. See conf/config.yaml for the meaning of each key."""
 
     root: RootSettings
     method: Any  # the settings class of the chosen method; likewise below
@@ -153,59 +165,69 @@ class Config:
     teacher_settings: TeacherSettings
     data: Any
     description: Description
-    sweep: Path | None = None  # the directory of the sweep that the run is a job of
+    sweep: Path | None = None  # the directory of the sweep, if the run is a job of one
 
     @property
     def method_class(self) -> Any:
+        """The class of the chosen method, a subclass of `kd.methods.Method`."""
         return methods.find(self.method.name)
 
     @property
     def needs_teacher(self) -> bool:
+        """Whether the chosen method needs a teacher."""
         return self.method_class.needs_teacher
 
     @property
     def chooses_teacher(self) -> bool:
-        """Is the teacher that `teacher` says the one that teaches?"""
+        """Whether the node `teacher` determines the teacher, rather than a self-taught method."""
         return self.needs_teacher and not self.method_class.self_taught
 
     @property
     def misaligned(self) -> bool:
-        """Is the student taught by what the teacher says of other images, on purpose?"""
+        """Whether the student deliberately learns from teacher outputs for other images."""
         return self.needs_teacher and self.teacher_settings.outputs == "misaligned"
 
     def identity(self) -> str:
-        """12 hex digits that name all that determines the result, and nothing that does not (paths, the tracker, the
-        device, threads, and the teacher where the method needs none)."""
+        """Return 12 hex digits that identify everything that determines the result.
+
+        Paths, the tracker, the device, threads, and the teacher if the method needs none, do not
+        determine it and are left out.
+
+        Raises:
+            UserError: If the weights at `teacher.checkpoint` cannot be read.
+        """
         return self._identity
 
     @cached_property
     def _identity(self) -> str:
-        taught_by: Any = None
+        teacher: Any = None
         if self.needs_teacher:
             checkpoint = self.teacher_settings.checkpoint
-            each = (
-                [one.identity() for one in self.as_teachers()]
+            members = (
+                [config.identity() for config in self.as_teachers()]
                 if checkpoint is None
                 else [file_digest(Path(checkpoint))]
             )
-            taught_by = (
-                each[0] if len(each) == 1 else {"members": each, "mean": self.teacher_settings.mean}
+            teacher = (
+                members[0]
+                if len(members) == 1
+                else {"members": members, "mean": self.teacher_settings.mean}
             )
             if self.misaligned:
-                taught_by = {"misaligned": taught_by}
-        said = {**self._own(), "teacher": taught_by}
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+                teacher = {"misaligned": teacher}
+        content = {**self._own_determinants(), "teacher": teacher}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
-    def _own(self) -> dict[str, Any]:
-        """What determines the result beside the teacher."""
-        few = {} if self.labels == 1 else {"labels": self.labels}
+    def _own_determinants(self) -> dict[str, Any]:
+        """Return everything that determines the result, except the teacher."""
+        label_fraction = {} if self.labels == 1 else {"labels": self.labels}
         return {
             "recipe": IDENTITY_VERSION,
             "root": self.root.model_dump(
                 include={"optimizer", "schedule", "batch_size", "seed", "precision"}
             ),
             "method": self.method.model_dump(),
-            "student": {**self.student.model_dump(), "epochs": self.epochs, **few},
+            "student": {**self.student.model_dump(), "epochs": self.epochs, **label_fraction},
             "data": {
                 **self.data.model_dump(exclude={"root"}),
                 "content": self.description.fingerprint,
@@ -213,45 +235,49 @@ class Config:
         }
 
     def determinants(self) -> dict[str, Any]:
-        """All that `identity` hashes, by the dotted key of the configuration that determines it."""
-        own = self._own()
+        """Return everything that `identity` hashes, by the dotted key of the configuration.
+
+        Raises:
+            UserError: If the weights at `teacher.checkpoint` cannot be read.
+        """
+        own = self._own_determinants()
         keys = flatten(
             {**own.pop("root"), **own, "student": {**own["student"], "labels": self.labels}}
         )
         if not self.needs_teacher:
             return keys
         if self.teacher_settings.checkpoint is not None:
-            taught_by: dict[str, Any] = {
+            teacher: dict[str, Any] = {
                 "checkpoint": file_digest(Path(self.teacher_settings.checkpoint))
             }
         else:
             shared = ("recipe", "precision", "data.")  # equal to the student's
             first = self.as_teachers()[0].determinants()
-            taught_by = {
+            teacher = {
                 k.removeprefix("student."): v for k, v in first.items() if not k.startswith(shared)
             }
         if self.teacher_settings.members > 1:
-            taught_by |= {
+            teacher |= {
                 "members": self.teacher_settings.members,
                 "mean": self.teacher_settings.mean,
             }
         if self.misaligned:
-            taught_by["outputs"] = "misaligned"
-        return keys | {f"teacher.{key}": value for key, value in taught_by.items()}
+            teacher["outputs"] = "misaligned"
+        return keys | {f"teacher.{key}": value for key, value in teacher.items()}
 
     def run_name(self) -> str:
-        """The name of the run's directory: for people first, then the identity."""
+        """Return the name of the run's directory: method, student and seed, then the identity."""
         method = f"{self.method.name}-misaligned" if self.misaligned else self.method.name
         return f"{method}-{model_name(self.student)}-s{self.root.seed}-{self.identity()}"
 
     def as_standard(self) -> "Config":
-        """The same student, trained the same way, without a teacher."""
+        """Return the configuration of the same student, trained the same way without a teacher."""
         method = methods.find("standard").Config.model_validate({"name": "standard"})
         return replace(self, method=method, root=self.root.model_copy(update={"rerun": False}))
 
     @property
     def teacher_name(self) -> str:
-        """For people: the model, and how many of it."""
+        """The teacher's name for people: its model, and the number of members of an ensemble."""
         name = model_name(self.teacher)
         return (
             name
@@ -260,13 +286,13 @@ class Config:
         )
 
     def as_teachers(self) -> "list[Config]":
-        """The runs that train the teacher: one, or for an ensemble as many as it has members, each with its seed."""
+        """Return the runs that train the teacher: one per member, each with its own seed."""
         first = self.as_teacher()
         seeds = (first.root.seed + n for n in range(self.teacher_settings.members))
         return [replace(first, root=first.root.model_copy(update={"seed": seed})) for seed in seeds]
 
     def trained_teachers(self) -> "list[Config]":
-        """Those of them that this run needs, and trains if they are not there."""
+        """Return the teachers that this run needs, and trains if they do not exist."""
         return (
             self.as_teachers()
             if self.needs_teacher and self.teacher_settings.checkpoint is None
@@ -274,13 +300,18 @@ class Config:
         )
 
     def as_teacher(self) -> "Config":
-        """The run that trains the teacher: a `standard` run of the teacher's model by the teacher's recipe, or the
-        generation before a self-taught student."""
-        before = self.method_class.previous_generation_config
-        if (method := before(self.method)) is not None:
-            generations, earlier = 0, method
+        """Return the run that trains the teacher, or the first member of an ensemble.
+
+        It is a `standard` run of the teacher's model with the teacher's recipe, or the previous
+        generation of a self-taught student.
+        """
+        previous_generation = self.method_class.previous_generation_config
+        if (method := previous_generation(self.method)) is not None:
+            generations = 0
+            earlier = method
             while earlier is not None:
-                generations, earlier = generations + 1, before(earlier)
+                generations += 1
+                earlier = previous_generation(earlier)
             root = self.root.model_copy(
                 update={"seed": self.teacher_settings.seed + generations, "rerun": False}
             )
@@ -290,14 +321,13 @@ class Config:
             "optimizer": self.teacher_settings.optimizer,
             "schedule": self.teacher_settings.schedule,
         }
-        plain = self.as_standard()
-        root = plain.root.model_copy(update=recipe)
-        return replace(
-            plain, root=root, student=self.teacher, epochs=self.teacher_settings.epochs, labels=1.0
-        )
+        standard = self.as_standard()
+        root = standard.root.model_copy(update=recipe)
+        epochs = self.teacher_settings.epochs
+        return replace(standard, root=root, student=self.teacher, epochs=epochs, labels=1.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as plain values, in the form in which it was composed."""
+        """Return the configuration as plain values, in the form in which it was composed."""
         return {
             **self.root.model_dump(),
             "method": self.method.model_dump(),
@@ -308,17 +338,17 @@ class Config:
 
 
 def run_dir(config: Config) -> Path:
-    """Where a run with this configuration is kept."""
+    """Return the absolute directory of the run with this configuration."""
     return absolute(config.root.paths.runs) / config.run_name()
 
 
 def absolute(path: str) -> Path:
-    """`path` from the root, with ~ replaced."""
+    """Return `path` as an absolute path, with ~ expanded."""
     return Path(path).expanduser().absolute()
 
 
 def model_name(model: Settings) -> str:
-    """For people: the architecture and its numbers, e.g. cnn-16, or the `title` that its settings give it."""
+    """Return a model's name for people, such as cnn-16, or the `title` of its settings if any."""
     keys = model.model_dump()
     return getattr(model, "title", None) or "-".join(
         str(keys[k]) for k in ("name", "depth", "scale", "width") if k in keys
@@ -326,117 +356,144 @@ def model_name(model: Settings) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """16 hex digits of the content of a file of weights. **Raises:** UserError."""
+    """Return the first 16 hex digits of the SHA-256 of a file of weights.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
     try:
         status = path.expanduser().stat()
         return _digest(path.expanduser(), status.st_ino, status.st_size, status.st_mtime_ns)
     except OSError as error:
-        raise UserError(f"teacher: cannot read its weights in {path} ({error.strerror})") from error
+        raise UserError(f"teacher: cannot read weights from {path} ({error.strerror})") from error
 
 
 @lru_cache(maxsize=64)
 def _digest(path: Path, *version: int) -> str:
-    """Read a file once for each version of it: the jobs of a sweep share their teacher's weights."""
+    """Read each version of a file only once: the jobs of a sweep share their teacher's weights."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def validate_config(composed: Mapping[str, Any], known: dict[Any, Any] | None = None) -> Config:
-    """The typed configuration. `known`, given with each of many, remembers what was found out about files.
+def validate_config(composed: Mapping[str, Any], memo: dict[Any, Any] | None = None) -> Config:
+    """Return the typed and checked configuration.
 
-    **Raises:** UserError, one line naming the key and what is allowed.
+    Args:
+        composed: The composed configuration, as plain data.
+        memo: Remembers what has been checked about files and networks. Pass the same dictionary
+            when validating many configurations, to check each only once.
+
+    Raises:
+        UserError: If anything is invalid; one line that names the key and what is allowed.
     """
-    known = {} if known is None else known
+    memo = {} if memo is None else memo
     root = parse_settings(RootSettings, composed, "")
     root = root.model_copy(
         update={"tracker": wandb_env.apply_environment(root.tracker, root.tracker.mode)}
     )
     method = parse_settings(methods.find(root.method.get("name")).Config, root.method, "method")
-    student, own = _parse_model(root.student, StudentSettings, "student")
-    teacher, teaching = _parse_model(root.teacher, TeacherSettings, "teacher")
+    student, student_settings = _parse_model(root.student, StudentSettings, "student")
+    teacher, teacher_settings = _parse_model(root.teacher, TeacherSettings, "teacher")
     dataset = parse_settings(data.find(root.data.get("name")).Config, root.data, "data")
-    described = _memoize(known, dataset.model_dump_json(), lambda: data.describe(dataset))
+    description = _memoize(memo, dataset.model_dump_json(), lambda: data.describe(dataset))
     if methods.find(method.name).self_taught:
-        if teaching.checkpoint is not None or teaching.members != 1:
-            key = "members" if teaching.checkpoint is None else "checkpoint"
+        if teacher_settings.checkpoint is not None or teacher_settings.members != 1:
+            key, allowed = (
+                ("members", "1") if teacher_settings.checkpoint is None else ("checkpoint", "null")
+            )
             raise UserError(
-                f"teacher.{key}: {method.name} is taught by its own earlier generation, and by nothing else"
+                f"teacher.{key}: {method.name} is taught only by its own previous generation; "
+                f"allowed: {allowed}"
             )
         recipe = {
-            "epochs": own.epochs,
+            "epochs": student_settings.epochs,
             **{k: getattr(root, k) for k in ("batch_size", "optimizer", "schedule")},
         }
-        teacher, teaching = student, teaching.model_copy(update=recipe)
+        teacher = student
+        teacher_settings = teacher_settings.model_copy(update=recipe)
     config = Config(
-        root, method, student, own.epochs, own.labels, teacher, teaching, dataset, described
+        root,
+        method,
+        student,
+        student_settings.epochs,
+        student_settings.labels,
+        teacher,
+        teacher_settings,
+        dataset,
+        description,
     )
 
-    if described.val >= described.train and not described.own_val:
-        limit = described.train - 1
+    if description.val >= description.train and not description.own_val:
+        limit = description.train - 1
         raise UserError(
-            f"data.val_size: {described.val} leaves nothing to train on; allowed: 0 to {limit}"
+            f"data.val_size: {description.val} leaves nothing to train on; allowed: 0 to {limit}"
         )
     _check_labels(config)
-    nets, shapes, versions = {}, {}, {}
+    nets: dict[str, Any] = {}
+    shapes: dict[str, Any] = {}
+    versions: dict[str, Any] = {}
     for side, model in (("student", student), ("teacher", teacher)):
-        versions[side] = model.model_dump_json(), len(described.classes), described.size
-        build = partial(_build_meta, model, described, side)
-        nets[side], shapes[side] = _memoize(known, ("net", *versions[side]), build)
+        versions[side] = model.model_dump_json(), len(description.classes), description.size
+        build = partial(_build_meta, model, description, side)
+        nets[side], shapes[side] = _memoize(memo, ("net", *versions[side]), build)
     if config.misaligned and (config.method_class.mixed or config.method_class.self_taught):
-        how = (
+        reason = (
             "blends images"
             if config.method_class.mixed
-            else "is taught by its own earlier generation"
+            else "is taught by its own previous generation"
         )
         raise UserError(
-            f"teacher.outputs: {method.name} {how} and cannot be misaligned; allowed: aligned"
+            f"teacher.outputs: {method.name} {reason} and cannot be misaligned; allowed: aligned"
         )
-    if teaching.members > 1 and teaching.checkpoint is not None:
+    if teacher_settings.members > 1 and teacher_settings.checkpoint is not None:
         raise UserError(
-            f"teacher.members: one file of weights is one teacher, not {teaching.members}"
+            "teacher.members: teacher.checkpoint holds a single teacher, "
+            f"not {teacher_settings.members}; allowed: 1"
         )
-    if config.needs_teacher and teaching.checkpoint is not None:
-        given, fits = Path(teaching.checkpoint).expanduser(), (described.classes, described.size)
+    if config.needs_teacher and teacher_settings.checkpoint is not None:
+        path = Path(teacher_settings.checkpoint).expanduser()
+        expected = description.classes, description.size
         _memoize(
-            known,
-            (given, teacher.model_dump_json(), fits),
-            lambda: store.validate_weights(given, nets["teacher"], *fits),
+            memo,
+            (path, teacher.model_dump_json(), expected),
+            lambda: weights.validate_weights(path, nets["teacher"], *expected),
         )
-    if teaching.members > 1:
-        nets["teacher"] = Ensemble([nets["teacher"]], teaching.mean)
+    if teacher_settings.members > 1:
+        nets["teacher"] = Ensemble([nets["teacher"]], teacher_settings.mean)
         shapes["teacher"] = nets["teacher"].shapes_of(shapes["teacher"])
     content = (
         method.model_dump_json(),
         *versions.values(),
-        teaching.members,
-        described.train,
-        own.epochs,
+        teacher_settings.members,
+        description.train,
+        student_settings.epochs,
     )
-    _memoize(known, ("method", *content), lambda: _check_method(config, nets, shapes))
+    _memoize(memo, ("method", *content), lambda: _check_method(config, nets, shapes))
     return config
 
 
 def _check_method(config: Config, nets: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
     """Refuse a method that does not fit these networks."""
-    described, members = config.description, config.teacher_settings.members
-    spec = methods.MethodContext(
+    description = config.description
+    members = config.teacher_settings.members
+    context = methods.MethodContext(
         shapes["student"],
         shapes["teacher"],
-        len(described.classes),
-        described.train,
+        len(description.classes),
+        description.train,
         nets["student"],
         nets["teacher"],
         config.epochs,
     )
     try:
-        config.method_class.check(config.method, spec)
+        config.method_class.check(config.method, context)
     except ValueError as error:
         hint = f" (teacher.members={members}: an ensemble has only logits)" if members > 1 else ""
         raise UserError(f"method.{error}{hint}") from error
 
 
 def takes_integers(composed: Mapping[str, Any], key: str) -> bool:
-    """Does this dotted key take integers only, by the settings that are chosen here?"""
+    """Return whether a dotted key takes integers only, under the choices in `composed`."""
     group, *path = key.split(".")
     schemas: list[type[Settings]] = [RootSettings]
     if path:
@@ -455,86 +512,98 @@ def takes_integers(composed: Mapping[str, Any], key: str) -> bool:
 
 
 def _inner_models(schemas: list[type[Settings]], field: str) -> list[type[Settings]]:
+    """Return the settings classes among the types of a field."""
     return [
-        one
-        for one in _types_of(schemas, field)
-        if isinstance(one, type) and issubclass(one, Settings)
+        annotation
+        for annotation in _types_of(schemas, field)
+        if isinstance(annotation, type) and issubclass(annotation, Settings)
     ]
 
 
 def _types_of(schemas: list[type[Settings]], field: str) -> list[Any]:
-    """The types that a field may have, out of unions and annotations."""
+    """Return the types of a field, with unions and annotations taken apart."""
     pending = [
         schema.model_fields[field].annotation for schema in schemas if field in schema.model_fields
     ]
-    found = []
+    types = []
     while pending:
-        one = pending.pop()
-        found.append(one)
-        pending += get_args(one)
-    return found
+        annotation = pending.pop()
+        types.append(annotation)
+        pending += get_args(annotation)
+    return types
 
 
 def _check_labels(config: Config) -> None:
-    """Refuse a part of the labels that holds too few, or with which the method can do nothing."""
-    described, part = config.description, config.labels
-    images, classes = (
-        described.train - (0 if described.own_val else described.val),
-        len(described.classes),
-    )
-    if part < 1 and round(part * images) < classes:
+    """Refuse a fraction of the labels that leaves too few, or that the method cannot train with."""
+    fraction = config.labels
+    description = config.description
+    images = description.train - (0 if description.own_val else description.val)
+    classes = len(description.classes)
+    labelled = round(fraction * images)
+    if fraction < 1 and labelled < classes:
         raise UserError(
-            f"student.labels: {part:g} of {images:,} images is less than one of each of {classes} classes"
+            f"student.labels: {fraction:g} of {images:,} images leaves {labelled:,} labelled; "
+            f"at least {classes:,} are needed (one per class)"
         )
-    if (
-        part < 1 and config.method_class.self_taught
-    ):  # whose generations, having seeds, would be given others
+    if fraction < 1 and config.method_class.self_taught:
+        # The seed chooses which labels are given, and each generation has another seed
         raise UserError(
-            f"student.labels: {config.method.name} learns from itself, with all labels; allowed: 1"
+            f"student.labels: each generation of {config.method.name} would be given other labels; "
+            "allowed: 1"
         )
-    if part < 1 and config.method_class.needs_labels(config.method):
+    if fraction < 1 and config.method_class.needs_labels(config.method):
         raise UserError(
             f"student.labels: {config.method.name} needs the label of every image; allowed: 1"
         )
 
 
-def _memoize(known: dict[Any, Any], key: Any, find: Callable[[], Any]) -> Any:
-    if key not in known:
-        known[key] = find()
-    return known[key]
+def _memoize(memo: dict[Any, Any], key: Any, compute: Callable[[], Any]) -> Any:
+    if key not in memo:
+        memo[key] = compute()
+    return memo[key]
 
 
 def _parse_model(node: dict[str, Any], training: type[Settings], side: str) -> tuple[Any, Any]:
-    """Split a network's node into its architecture's settings and those of its training."""
-    settings = models.find(node.get("name"), side).Config
-    own = {k: v for k, v in node.items() if k in training.model_fields}
-    rest = {k: v for k, v in node.items() if k not in own}
-    return parse_settings(settings, rest, side, list(training.model_fields)), parse_settings(
-        training, own, side
-    )
+    """Split a network's node into the settings of its model and those of its training."""
+    schema = models.find(node.get("name"), side).Config
+    training_keys = {k: v for k, v in node.items() if k in training.model_fields}
+    model_keys = {k: v for k, v in node.items() if k not in training_keys}
+    model = parse_settings(schema, model_keys, side, list(training.model_fields))
+    return model, parse_settings(training, training_keys, side)
 
 
 def _build_meta(
-    model: Settings, described: Description, side: str
+    model: Settings, description: Description, side: str
 ) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    """The network without weights, and the shapes of its taps."""
+    """Return the network without weights, and the shapes of its taps."""
     try:
         with torch.device("meta"):
-            net = models.build(model, len(described.classes), described.size)
-        return net, net.shapes(described.size)
-    except UserError as error:  # a key of the model's own, as the model says it
+            net = models.build(model, len(description.classes), description.size)
+        return net, net.shapes(description.size)
+    except UserError as error:  # its message begins with a key of the model
         raise UserError(f"{side}.{error}") from error
     except RuntimeError as error:
-        name, what = model_name(model), str(error).splitlines()[0]
+        name = model_name(model)
+        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{side}.name: {name} cannot take images of {described.size} pixels ({what})"
+            f"{side}.name: {name} cannot take images of {description.size} pixels ({reason})"
         ) from error
 
 
 def parse_settings(
     settings: type[Settings], node: Mapping[str, Any], where: str, also: list[str] | None = None
 ) -> Any:
-    """`settings` filled from `node`. **Raises:** UserError that names the first wrong key by its dotted path."""
+    """Return `settings` filled from a node of the configuration.
+
+    Args:
+        settings: The class to fill.
+        node: The keys and values.
+        where: The dotted path of the node, for error messages.
+        also: Other keys that are valid at this path, for error messages.
+
+    Raises:
+        UserError: If a key or value is invalid; the message names the first by its dotted path.
+    """
     try:
         return settings.model_validate(dict(node))
     except ValidationError as error:
@@ -544,16 +613,19 @@ def parse_settings(
 def _error_line(
     settings: type[Settings], error: ValidationError, where: str, also: list[str]
 ) -> str:
+    """Describe the first validation error in one line; an unknown key counts as the first."""
     first = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")[0]
-    kind, said, tags = first["type"], first["input"], first["loc"]
-    inner, location = settings, []
-    for name in map(str, tags):
+    kind = first["type"]
+    value = first["input"]
+    inner = settings
+    location: list[str] = []
+    for name in map(str, first["loc"]):
         if name in VARIANTS:  # pydantic puts the tag of the chosen variant into the path
             inner = VARIANTS[name]
             continue
         location.append(name)
-        found = inner.model_fields[name].annotation if name in inner.model_fields else None
-        inner = found if isinstance(found, type) and issubclass(found, Settings) else inner
+        field = inner.model_fields[name].annotation if name in inner.model_fields else None
+        inner = field if isinstance(field, type) and issubclass(field, Settings) else inner
     path = ".".join([where, *location]).strip(".")
     if kind == "missing":
         return f"{path}: this key is missing"
@@ -562,11 +634,11 @@ def _error_line(
     if kind == "value_error":
         return f"{path}: {first['msg'].removeprefix('Value error, ')}"
     if kind == "union_tag_invalid":
-        return f"{path}.name: {said.get('name')!r} is not known; allowed: {', '.join(VARIANTS)}"
+        return f"{path}.name: {value.get('name')!r} is not known; allowed: {', '.join(VARIANTS)}"
     message = (
         "should be a finite number"
         if kind == "finite_number"
         else first["msg"].removeprefix("Input ")
     )
-    got = repr(said)
+    got = repr(value)
     return f"{path}: {message}, got {got if len(got) < 200 else f'{got[:150]} ...'}"

@@ -1,4 +1,7 @@
-"""W&B's environment variables, read for a command that may start many W&B runs. An explicit `tracker.*` key wins."""
+"""Reads W&B's environment variables, for a command that may start many W&B runs.
+
+An explicit `tracker.*` key takes precedence over its variable.
+"""
 
 import os
 from collections.abc import Mapping
@@ -16,7 +19,7 @@ from kd.core.settings import Settings
 Mode = Literal["online", "offline", "disabled"]
 T = TypeVar("T", bound=Settings)
 
-# `shared` is for several processes that write to one run; each run of kd has one writer
+# `shared` is for several processes that write to one run; each run of kd has a single writer
 MODES: dict[str, Mode] = {
     "online": "online",
     "run": "online",
@@ -26,7 +29,8 @@ MODES: dict[str, Mode] = {
     "disabled": "disabled",
 }
 CONSOLE = ("auto", "off", "wrap", "redirect", "wrap_raw", "wrap_emu")
-TRUE, FALSE = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+TRUE = ("1", "true", "yes", "on")
+FALSE = ("", "0", "false", "no", "off")
 KEYS = {
     "project": "WANDB_PROJECT",
     "entity": "WANDB_ENTITY",
@@ -37,35 +41,51 @@ KEYS = {
 
 
 class Trial(NamedTuple):
-    """The W&B run that a `wandb agent` has created for this command, or that WANDB_RUN_ID names without an agent."""
+    """The W&B run that a `wandb agent` created for this command, or that WANDB_RUN_ID names."""
 
     run_id: str
     sweep_id: str | None
-    parameters: dict[str, Any]  # those that the agent chose, by their dotted keys
+    parameters: dict[str, Any]  # those chosen by the agent, by their dotted keys
 
 
 def mode() -> Mode | None:
-    """The mode that WANDB_DISABLED or WANDB_MODE asks for, if any. **Raises:** UserError for an unknown word."""
+    """Return the mode set by WANDB_DISABLED or WANDB_MODE, or None if neither is set.
+
+    Raises:
+        UserError: If WANDB_MODE is not a known mode, or WANDB_DISABLED is neither true nor false.
+    """
     if flag("WANDB_DISABLED"):
         return "disabled"
-    word = os.environ.get("WANDB_MODE")
-    if not word:
+    name = os.environ.get("WANDB_MODE")
+    if not name:
         return None
-    if word not in MODES:
-        raise UserError(f"WANDB_MODE: {word!r} is not known; allowed: {', '.join(MODES)}")
-    return MODES[word]
+    if name not in MODES:
+        raise UserError(f"WANDB_MODE: {name!r} is not known; allowed: {', '.join(MODES)}")
+    return MODES[name]
 
 
 def flag(name: str) -> bool:
-    """A variable that is true or false. **Raises:** UserError."""
-    word = os.environ.get(name, "").strip().lower()
-    if word not in (*TRUE, *FALSE):
-        raise UserError(f"{name}: {word!r} is neither true nor false")
-    return word in TRUE
+    """Return whether the environment variable `name` is true; unset means false.
+
+    Raises:
+        UserError: If its value is neither true nor false.
+    """
+    value = os.environ.get(name, "").strip().lower()
+    if value not in (*TRUE, *FALSE):
+        raise UserError(f"{name}: should be true or false, got {value!r}")
+    return value in TRUE
 
 
 def apply_environment(settings: T, explicit_mode: str) -> T:
-    """`settings` (of the tracker) whose open keys are taken from the environment. **Raises:** UserError."""
+    """Return the tracker's settings, with unset keys taken from the environment.
+
+    Args:
+        settings: The settings of the tracker.
+        explicit_mode: The configuration key `tracker.mode`.
+
+    Raises:
+        UserError: If a variable that W&B reads has an invalid value.
+    """
     if explicit_mode == "disabled" or (explicit_mode == "auto" and mode() == "disabled"):
         return settings
     flag("WANDB_SILENT")
@@ -81,36 +101,41 @@ def apply_environment(settings: T, explicit_mode: str) -> T:
         try:
             settings = type(settings).model_validate({**settings.model_dump(), key: value})
         except ValidationError as error:
-            what = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+            problem = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
             raise UserError(
-                f"{variable}: {what.removeprefix('Input ')}, got {text[:200]!r}"
+                f"{variable}: {problem.removeprefix('Input ')}, got {text[:200]!r}"
             ) from error
     return settings
 
 
 def _check_server() -> None:
-    """An address that W&B ignores would send the runs to its public server."""
+    """Refuse an invalid WANDB_BASE_URL: W&B would ignore it and use its public server."""
     address = os.environ.get("WANDB_BASE_URL", "")
     try:
-        known = urlsplit(address).scheme in ("http", "https") and bool(urlsplit(address).hostname)
+        valid = urlsplit(address).scheme in ("http", "https") and bool(urlsplit(address).hostname)
     except ValueError:
-        known = False
-    if address and not known:
+        valid = False
+    if address and not valid:
         raise UserError(
-            f"WANDB_BASE_URL: {address!r} is no address; allowed: such as https://api.wandb.ai"
+            f"WANDB_BASE_URL: {address!r} is not a web address; "
+            "allowed: a URL such as https://api.wandb.ai"
         )
 
 
 def console() -> str:
-    """How W&B captures the terminal: not at all unless WANDB_CONSOLE asks for it. **Raises:** UserError."""
-    word = os.environ.get("WANDB_CONSOLE") or "off"
-    if word not in CONSOLE:
-        raise UserError(f"WANDB_CONSOLE: {word!r} is not known; allowed: {', '.join(CONSOLE)}")
-    return word
+    """Return how W&B captures the terminal: "off" unless WANDB_CONSOLE is set.
+
+    Raises:
+        UserError: If WANDB_CONSOLE is not one of `CONSOLE`.
+    """
+    value = os.environ.get("WANDB_CONSOLE") or "off"
+    if value not in CONSOLE:
+        raise UserError(f"WANDB_CONSOLE: {value!r} is not known; allowed: {', '.join(CONSOLE)}")
+    return value
 
 
 def agent_trial() -> Trial | None:
-    """The run that this command is to report to, if it is given one."""
+    """Return the W&B run that this command reports to, or None if WANDB_RUN_ID is not set."""
     run_id = os.environ.get("WANDB_RUN_ID")
     if not run_id:
         return None
@@ -118,26 +143,41 @@ def agent_trial() -> Trial | None:
 
 
 def refuse_seed() -> None:
-    """**Raises:** UserError where a W&B sweep searches over `seed`, which would choose the luckiest one."""
+    """Refuse a W&B sweep that searches over `seed`, as it would select the luckiest one.
+
+    Raises:
+        UserError: If `seed` is a parameter of the W&B sweep.
+    """
     if os.environ.get("WANDB_SWEEP_ID") and "seed" in _parameters():
         raise UserError(
-            "seed: it is a parameter of the W&B sweep, which would choose the luckiest one; "
-            "put seeds=[0,1,2] into the sweep's command instead, and a trial's value is the mean over them"
+            "seed: cannot be a parameter of a W&B sweep, which would select the luckiest seed; "
+            "put seeds=[0,1,2] into the sweep's command instead, "
+            "and each trial reports the mean over them"
         )
 
 
 def refuse_choice() -> None:
-    """For several settings without validation images. **Raises:** UserError where the agent of a W&B sweep waits for
-    the value of the best of them."""
+    """Refuse several settings without validation images in a trial of a W&B sweep.
+
+    The agent of the sweep waits for the value of the best setting. Call this only where there are
+    several settings and no validation images.
+
+    Raises:
+        UserError: If this command is a trial of a W&B sweep.
+    """
     if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
         raise UserError(
-            "data.val_size: a trial of a W&B sweep has the value of the setting that validation chooses, and there are "
-            "no validation images; allowed: data.val_size above 0, or one setting in a trial"
+            "data.val_size: a trial of a W&B sweep reports the value of the setting that is best "
+            "on validation images, and there are none; "
+            "allowed: data.val_size above 0, or one setting per trial"
         )
 
 
 def _parameters() -> dict[str, Any]:
-    """What the agent's file says: `{name: {value: ...}}`, beside keys of W&B's own."""
+    """Return the parameters in the agent's file.
+
+    The file has the form `{name: {value: ...}}`, together with keys of W&B's own.
+    """
     path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
     if not path:
         return {}

@@ -1,1 +1,1 @@
-"""What every other part of kd may use: errors, files, locks, signals, random states, the console."""
+"""Building blocks for all of kd: errors, files, locks, signals, random states and the console."""

@@ -1,4 +1,4 @@
-"""What a person sees of one run: a line an epoch and, on a terminal, a bar with the time that is left."""
+"""The console output of a run: one line per epoch and, on a terminal, a bar with the time left."""
 
 import io
 import logging
@@ -17,24 +17,26 @@ Item = TypeVar("Item")
 
 
 class EpochReport(NamedTuple):
-    """The end of an epoch of a run, which is a student's or a teacher's by its title."""
+    """The state of a run at the end of an epoch; the title distinguishes student and teacher."""
 
     title: str
     number: int
     total: int
     loss: float
     val_accuracy: float | None
-    seconds_left: float  # seconds
+    seconds_left: float
 
 
 class Handler(logging.Handler):
-    """Log records as plain lines that do not break a progress bar; never wrapped, never coloured.
+    """Print log records as plain lines: no wrapping, no colour, no broken progress bar.
 
-    In a worker process they are sent to the parent: the record of an epoch as what it is, one with the attribute
-    `notice` as a warning is, which a sweep shows.
+    In a worker process the records are sent to the parent instead. The record of an epoch is sent
+    as an `EpochReport`. A record with the attribute `notice` is sent as a warning, so that a sweep
+    shows it.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print the record, or send it to the parent process."""
         output = get_console().file
         epoch = getattr(record, "epoch", None)
         if not isinstance(output, Channel):
@@ -47,31 +49,37 @@ class Handler(logging.Handler):
 
 
 def print_line(text: str) -> None:
+    """Print text as it is, without wrapping, markup or highlighting."""
     get_console().print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 class Channel(io.TextIOBase):
-    """Stands for the terminal in a worker process: whole lines go to `send(kind, content)`."""
+    """A replacement for the terminal in a worker process.
+
+    Each complete line is passed to `send(kind, content)`.
+    """
 
     def __init__(self, send: Callable[[str, Any], Any]):
-        self.send, self.rest = send, ""
+        self.send = send
+        self.incomplete_line = ""
 
     def write(self, text: str) -> int:
-        *lines, self.rest = (self.rest + text).split("\n")
+        """Send the complete lines, and keep the incomplete last one for the next call."""
+        *lines, self.incomplete_line = (self.incomplete_line + text).split("\n")
         for line in lines:
             self.send("line", (logging.INFO, line))
         return len(text)
 
 
 def redirect_output(send: Callable[[str, Any], Any]) -> None:
-    """From now on this process sends its lines and epochs to `send` instead of the terminal, and draws no bar."""
+    """Send all further lines and epochs of this process to `send`, and draw no progress bars."""
     rich.reconfigure(file=Channel(send), force_terminal=False)
 
 
 @contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
-    """Inside, what is logged goes to this file as well, dated."""
-    if not path.parent.is_dir():  # a run makes its directory itself
+    """Write log records to this file as well, with timestamps, for the duration of the context."""
+    if not path.parent.is_dir():  # creating the directory is left to the run
         yield
         return
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
@@ -84,11 +92,11 @@ def log_to_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-PROGRESS_INTERVAL = 500  # jobs between two lines about progress, where there is no terminal
+PROGRESS_INTERVAL = 500  # jobs between two progress lines, where the output is not a terminal
 
 
 def progress(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
-    """Pass items through, with a bar on a terminal and elsewhere a line from time to time."""
+    """Pass items through, showing a bar on a terminal or an occasional line elsewhere."""
     columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     terminal = get_console().is_terminal
     with Progress(*columns, console=get_console(), transient=True, disable=not terminal) as bar:
@@ -100,24 +108,25 @@ def progress(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
                 log.info("%s: %d of %d jobs", title, number, total)
 
 
-def format_percent(x: float | None) -> str:
-    return "-" if x is None else f"{100 * x:.2f} %"
+def format_percent(fraction: float | None) -> str:
+    """Format a fraction as a percentage with two decimals, or "-" for None."""
+    return "-" if fraction is None else f"{100 * fraction:.2f} %"
 
 
 def format_duration(seconds: float) -> str:
+    """Format a number of seconds as M:SS, or as H:MM:SS from one hour on."""
     minutes, seconds = divmod(round(seconds), 60)
-    return (
-        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-        if minutes >= 60
-        else f"{minutes}:{seconds:02d}"
-    )
+    if minutes >= 60:
+        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+    return f"{minutes}:{seconds:02d}"
 
 
 def display_path(path: Path) -> Path:
-    """A path as short as it can be typed from here."""
+    """Return the path relative to the working directory if it lies below it, else unchanged."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+# Columns of an epoch's row that are not loss terms
 _NOT_TERMS = ("epoch", "lr", "accuracy", "loss", "seconds", "images_per_second")
 
 
@@ -125,34 +134,44 @@ def log_progress(
     title: str,
     rows: Iterable[dict[str, Any] | None],
     epochs: int,
-    before: Sequence[dict[str, Any]] = (),
+    completed_rows: Sequence[dict[str, Any]] = (),
 ) -> Iterator[dict[str, Any] | None]:
-    """Pass rows through, saying one line for each; None is passed through silently. `before`: rows of earlier."""
+    """Pass rows through, logging one line for each; None is passed through silently.
+
+    Args:
+        title: Name of the run, at the start of each line.
+        rows: One row per epoch, or None for a step within an epoch.
+        epochs: Number of epochs of the whole run.
+        completed_rows: Rows of the epochs before the run was resumed.
+
+    Yields:
+        Each of `rows`, unchanged.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    spent = sum(row["seconds"] for row in before)
+    elapsed = sum(row["seconds"] for row in completed_rows)
     with Progress(
         *columns, console=get_console(), transient=True, disable=not get_console().is_terminal
     ) as bar:
-        task = bar.add_task(title, total=epochs, completed=len(before))
+        task = bar.add_task(title, total=epochs, completed=len(completed_rows))
         for row in rows:
             if row is None:
                 yield None
                 continue
-            spent += row["seconds"]
-            left = spent / row["epoch"] * (epochs - row["epoch"])
+            elapsed += row["seconds"]
+            seconds_left = elapsed / row["epoch"] * (epochs - row["epoch"])
             terms = "  ".join(
-                f"{k} {v:.4f}"
-                for k, v in row.items()
-                if k not in _NOT_TERMS and not k.startswith("val_")
+                f"{name} {value:.4f}"
+                for name, value in row.items()
+                if name not in _NOT_TERMS and not name.startswith("val_")
             )
             val = f"  val {format_percent(row['val_accuracy'])}" if "val_accuracy" in row else ""
             epoch = EpochReport(
-                title, row["epoch"], epochs, row["loss"], row.get("val_accuracy"), left
+                title, row["epoch"], epochs, row["loss"], row.get("val_accuracy"), seconds_left
             )
             log.info(
                 "%s  epoch %*d/%d  loss %.4f  %s%s  %.1f s  left %s",
@@ -164,7 +183,7 @@ def log_progress(
                 terms,
                 val,
                 row["seconds"],
-                format_duration(left),
+                format_duration(seconds_left),
                 extra={"epoch": epoch},
             )
             bar.advance(task)

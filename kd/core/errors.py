@@ -1,9 +1,9 @@
-"""The errors that kd tells apart, and what it says of them."""
+"""The exceptions that kd distinguishes, and how error messages are formatted."""
 
 import difflib
 from collections.abc import Iterable
 
-# Words for keys that are named by a symbol or an abbreviation
+# Long forms of keys that are named by a symbol or an abbreviation
 SYNONYMS = {
     "temperature": "T",
     "learning_rate": "lr",
@@ -13,19 +13,22 @@ SYNONYMS = {
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. Its text is one line naming the key and what is allowed; exit code 2."""
+    """A mistake that the user can correct; exit code 2.
+
+    The message is one line that names the key and its allowed values.
+    """
 
 
 class DivergedError(Exception):
-    """A loss term or a weight became NaN or infinite; the text says which, and when."""
+    """A loss term or a weight became NaN or infinite; the message names it and when."""
 
 
 class PrunedError(Exception):
-    """A search stopped the run: other trials do better."""
+    """The hyperparameter search stopped the run because other trials perform better."""
 
 
 class SweepFailedError(Exception):
-    """Some jobs of a sweep failed; the report says which."""
+    """Some jobs of a sweep failed; the report lists them."""
 
 
 class JobFailedError(Exception):
@@ -33,22 +36,31 @@ class JobFailedError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """Return the first line of an error's message, or the name of its class if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def unknown_key(path: str, allowed: Iterable[str]) -> str:
     """Describe an unknown key on one line.
 
-    **Arguments:** `path`: the key, dotted; `allowed`: the keys that its node has.
-    **Returns:** the key, the nearest valid one if any is near, and all valid ones.
+    Args:
+        path: The unknown key, dotted.
+        allowed: The keys that its parent node has.
+
+    Returns:
+        The key, the closest valid one if there is a similar one, and all valid ones.
     """
     node, _, name = path.rpartition(".")
     allowed = list(allowed)
-    words = {one.lower(): one for one in allowed}
-    words |= {
-        long: short for long, short in SYNONYMS.items() if short in allowed and long not in words
+    candidates = {key.lower(): key for key in allowed}
+    candidates |= {
+        long: short
+        for long, short in SYNONYMS.items()
+        if short in allowed and long not in candidates
     }
-    near = difflib.get_close_matches(name.lower(), words, 1)
-    hint = f"did you mean {f'{node}.' if node else ''}{words[near[0]]}? Valid" if near else "valid"
+    closest = difflib.get_close_matches(name.lower(), candidates, 1)
+    hint = "valid"
+    if closest:
+        prefix = f"{node}." if node else ""
+        hint = f"did you mean {prefix}{candidates[closest[0]]}? Valid"
     return f"{path}: unknown key; {hint}: {', '.join(allowed)}"

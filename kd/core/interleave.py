@@ -1,48 +1,61 @@
-"""Several runs in one process, a step of each in turn: what they need alike is made once.
+"""Run several jobs in one process, one step of each in turn, sharing what they have in common.
 
-A run that can be packed is a generator that yields None after each step and returns its result. Packed, it is the same
-generator: its student, loss, optimizer, random state and files are its own, so a packed run ends with the bits that it
-has alone. (Stacking the parameters under torch.func.vmap was measured: its grouped convolutions take 2.5 x the time of
-the members' own on a CPU.)
+A run that can be interleaved is a generator that yields None after each step and returns its
+result. It has its own student, loss, optimizer, random state and files, so its result is
+bit-identical to that of a separate run. (Stacking the parameters under torch.func.vmap was
+measured: on a CPU its grouped convolutions take 2.5 times as long as separate convolutions.)
 """
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
-import torch
-
+from kd.core.rng import random_state, restore_random_state
 from kd.core.signals import SignalHandler
 
 Steps = Generator[None, None, Any]
 
 
 class RunCache:
-    """What the runs of one process have in common: a memory of one thing of each kind, and the wish to stop."""
+    """What the runs of one process share: a cache with one entry per kind, and the signal handler.
+
+    Attributes:
+        entries: (key, value) of each kind.
+        signals: The handler of requests to stop.
+    """
 
     def __init__(self) -> None:
         self.entries: dict[str, tuple[Any, Any]] = {}
         self.signals = SignalHandler()
 
-    def get_or_create(self, kind: str, key: Any, make: Callable[[], Any], *hanging: str) -> Any:
-        """`make()`, or what it gave before if the last of this `kind` had this `key`. What is made replaces the last,
-        and the kinds that start as one of `hanging` go with it: two of a kind may not fit into memory."""
+    def get_or_create(self, kind: str, key: Any, make: Callable[[], Any], *dependents: str) -> Any:
+        """Return the cached value of this kind if it has this key, else create and cache it.
+
+        The old value is dropped before `make()` is called, because two of a kind may not fit into
+        memory.
+
+        Args:
+            kind: Name of the entry.
+            key: What the value depends on.
+            make: Creates the value.
+            dependents: Prefixes of the kinds that are dropped along with the old value.
+        """
         if kind not in self.entries or self.entries[kind][0] != key:
             self.entries.pop(kind, None)
-            for start in hanging:
-                self.forget(start)
+            for prefix in dependents:
+                self.forget(prefix)
             self.entries[kind] = key, make()
         return self.entries[kind][1]
 
-    def forget(self, start: str) -> None:
-        """Drop the kinds whose names start so."""
+    def forget(self, prefix: str) -> None:
+        """Drop all kinds whose names start with `prefix`."""
         self.entries = {
-            kind: held for kind, held in self.entries.items() if not kind.startswith(start)
+            kind: entry for kind, entry in self.entries.items() if not kind.startswith(prefix)
         }
 
 
 def run_to_completion(steps: Steps) -> Any:
-    """Run one to its end; its result."""
+    """Run all steps of one run and return its result."""
     while True:
         try:
             next(steps)
@@ -55,12 +68,19 @@ def run_interleaved(
     around: Callable[[int], AbstractContextManager[Any]] = lambda _: nullcontext(),
     ended: Callable[[int, Any], None] = lambda *_: None,
 ) -> list[Any]:
-    """Run all to their ends, a step of each in turn. **Returns:** for each its result, or the exception it raised.
+    """Run all members to completion, one step of each in turn.
 
-    `around(i)` is entered before each step of member i and left after it; `ended(i, end)` is called when it is over.
-    An interrupt reaches every member.
+    An interrupt is raised in every member that is still running.
+
+    Args:
+        members: The runs.
+        around: `around(i)` is entered before each step of member i and left after it.
+        ended: `ended(i, outcome)` is called when member i has ended.
+
+    Returns:
+        The outcome of each member: its result, or the exception it raised.
     """
-    ends: list[Any] = [None] * len(members)
+    outcomes: list[Any] = [None] * len(members)
     states = {number: random_state() for number in range(len(members))}
     try:
         while states:
@@ -70,35 +90,18 @@ def run_interleaved(
                     with around(number):
                         next(members[number])
                 except StopIteration as end:
-                    ends[number] = end.value
+                    outcomes[number] = end.value
                 except Exception as error:
-                    ends[number] = error.with_traceback(None)  # which would keep its tensors
+                    # the traceback would keep the member's tensors in memory
+                    outcomes[number] = error.with_traceback(None)
                 else:
                     states[number] = random_state()
                     continue
                 del states[number]
-                ended(number, ends[number])
+                ended(number, outcomes[number])
     except BaseException as interrupt:
         for number in states:
             with suppress(BaseException), around(number):
                 members[number].throw(type(interrupt)(*interrupt.args))
         raise
-    return ends
-
-
-def random_state() -> tuple[Any, Any, Any]:
-    """Of torch's generators: the CPU's, those of all GPUs, MPS's."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    return (
-        torch.get_rng_state(),
-        cuda,
-        torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
-    )
-
-
-def restore_random_state(state: tuple[Any, Any, Any]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state_all(state[1])
-    if state[2] is not None:
-        torch.mps.set_rng_state(state[2])
+    return outcomes

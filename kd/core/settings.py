@@ -1,4 +1,4 @@
-"""The base of every typed piece of the configuration."""
+"""The base class and the field types of all typed settings."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists become their text."""
+    """Return nested settings with dotted keys: {"a": {"b": 1}} becomes {"a.b": 1}.
+
+    Lists are converted to strings.
+    """
     flat: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, Mapping):
@@ -19,7 +22,7 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Settings(BaseModel):
-    """Typed settings: an unknown key, a wrong type, a NaN or an infinity is refused; a value never changes."""
+    """Immutable typed settings; unknown keys, wrong types, NaN and infinity are rejected."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -28,10 +31,11 @@ def _validate_home(path: str) -> str:
     try:
         Path(path).expanduser()
     except RuntimeError:
-        raise ValueError(f"there is no such user: {path!r}") from None
+        raise ValueError(f"unknown user in {path!r}") from None
     return path
 
 
-Text = Annotated[str, Field(max_length=10_000)]  # a bare str may hold what is not valid UTF-8
+# Unlike a plain str, one with a constraint is rejected if it is not valid UTF-8
+Text = Annotated[str, Field(max_length=10_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_validate_home)]

@@ -1,4 +1,4 @@
-"""Signals that end a process wait until its training is between two steps, where a checkpoint can be written."""
+"""Defer terminating signals to the end of a training step, where a checkpoint can be written."""
 
 import os
 import signal
@@ -11,49 +11,63 @@ _HANDLED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2")
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM: as Ctrl-C, with another exit code."""
+    """SIGTERM was received: handled like Ctrl-C, but with another exit code."""
 
     code = 143
 
 
 class HangupError(TerminatedError):
-    """SIGHUP: the terminal was closed, or its connection lost."""
+    """SIGHUP was received: the terminal was closed, or its connection was lost."""
 
     code = 129
 
 
 class SignalHandler:
-    """Stands before the handlers of SIGINT, SIGTERM, SIGHUP and, where somebody listens to it (submitit does), SIGUSR2.
+    """A handler of SIGINT, SIGTERM, SIGHUP and, if already handled (as by submitit), SIGUSR2.
 
-    While a loop is `watching`, a signal is noted in `asked`; the loop calls `heed` after each step, which does what
-    the signal would have done. At any other time that is done at once. A second SIGINT leaves at once. A second SIGTERM
-    or SIGHUP changes nothing: when a connection is lost, the kernel and the shell send one each.
+    While a loop is `deferring`, a signal is only recorded in `pending`. The loop calls
+    `raise_if_requested` after each step, which then has the signal's usual effect. At any other
+    time the signal takes effect immediately. A second SIGINT ends the process immediately. A second
+    SIGTERM or SIGHUP has no effect: when a connection is lost, the kernel and the shell send one
+    each.
+
+    Attributes:
+        pending: The number of the deferred signal, if any.
+        loops: How many loops are deferring signals.
+        interrupted: Whether a SIGINT was received.
+        terminated: Whether a SIGTERM or SIGHUP has taken effect.
+        previous_handlers: The handlers to restore, by signal number.
     """
 
     def __init__(self) -> None:
         self.pending: int | None = None
-        self.loops = 0  # that watch
-        self.interrupted = self.terminated = False
+        self.loops = 0
+        self.interrupted = False
+        self.terminated = False
         self.previous_handlers: dict[int, Any] = {}
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Inside, this process's signals come here. What a process ignores it goes on to ignore."""
+        """Intercept this process's signals for the duration of the context.
+
+        Signals that the process ignores remain ignored. Nothing is installed outside the main
+        thread, or twice.
+        """
         if self.previous_handlers or threading.current_thread() is not threading.main_thread():
             yield
             return
-        found = {
+        handlers = {
             name: signal.getsignal(getattr(signal, name))
             for name in _HANDLED
             if hasattr(signal, name)
         }
-        if found.get("SIGUSR2") == signal.SIG_DFL:
-            del found["SIGUSR2"]
-        silent = signal.SIG_IGN, None
+        if handlers.get("SIGUSR2") == signal.SIG_DFL:
+            del handlers["SIGUSR2"]
+        ignored = signal.SIG_IGN, None
         self.previous_handlers = {
             getattr(signal, name): handler
-            for name, handler in found.items()
-            if handler not in silent
+            for name, handler in handlers.items()
+            if handler not in ignored
         }
         for number in self.previous_handlers:
             signal.signal(number, self._handle)
@@ -62,13 +76,15 @@ class SignalHandler:
         finally:
             for number, handler in self.previous_handlers.items():
                 signal.signal(number, handler)
-            asked, self.pending, self.previous_handlers = self.pending, None, {}
-            if asked is not None:  # it came after the last step
-                os.kill(os.getpid(), asked)
+            pending = self.pending
+            self.pending = None
+            self.previous_handlers = {}
+            if pending is not None:  # it was received after the last step
+                os.kill(os.getpid(), pending)
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
-        """Around a loop that calls `heed` after each step."""
+        """Defer signals during a loop that calls `raise_if_requested` after each step."""
         self.loops += 1
         try:
             yield
@@ -76,12 +92,14 @@ class SignalHandler:
             self.loops -= 1
 
     def raise_if_requested(self) -> None:
-        """Do what a signal asked, if one did: mostly raise KeyboardInterrupt."""
+        """Let a deferred signal take effect, which usually raises KeyboardInterrupt."""
         if self.pending is not None:
-            number, self.pending = self.pending, None
+            number = self.pending
+            self.pending = None
             self._interrupt(number)
 
     def _handle(self, number: int, _: Any) -> None:
+        """Defer a signal, or let it take effect immediately."""
         if number == signal.SIGINT:
             if self.interrupted:
                 _show_cursor()
@@ -93,9 +111,10 @@ class SignalHandler:
         self.pending = number
         if number == signal.SIGINT:
             with suppress(OSError):
-                os.write(2, b"kd: stopping after this step (Ctrl-C again: at once)\n")
+                os.write(2, b"kd: stopping after this step; press Ctrl-C again to stop now\n")
 
     def _interrupt(self, number: int) -> None:
+        """Call the previous handler of a signal, or raise the exception that stands for it."""
         handler = self.previous_handlers.get(number, signal.SIG_DFL)
         if callable(handler):
             handler(number, None)
@@ -108,7 +127,7 @@ class SignalHandler:
 
 
 def _show_cursor() -> None:
-    """What draws a table or a bar has hidden it, and is not given the time to show it again."""
+    """Show the cursor, which a progress table or bar hides and has no time to restore."""
     with suppress(OSError):
         if os.isatty(1):
             os.write(1, b"\x1b[?25h")

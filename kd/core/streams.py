@@ -1,4 +1,7 @@
-"""Standard output and error that never end a training: any character, a closed pipe, a full disk, no terminal."""
+"""Keep standard output and error from ending a training run.
+
+They accept any character and survive a closed pipe, a full disk and a missing terminal.
+"""
 
 import codecs
 import errno
@@ -14,7 +17,7 @@ from typing import ParamSpec, TextIO
 P = ParamSpec("P")
 
 ERRORS = "kd.plain"  # the name of the codec error handler below
-PLAIN = {
+ASCII_EQUIVALENTS = {
     "±": "+/-",
     "→": "->",
     "←": "<-",
@@ -41,27 +44,35 @@ PIPE_CLOSED = 141  # what a shell reports for a program that SIGPIPE ended: 128 
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    """Replace what an encoding lacks by ASCII characters that mean the same, or by an escape."""
+    """Replace characters that an encoding lacks with an ASCII equivalent or an escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
-    return "".join(
-        PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text
-    ), error.end
+    replacement = "".join(
+        ASCII_EQUIVALENTS.get(character) or character.encode("ascii", "backslashreplace").decode()
+        for character in text
+    )
+    return replacement, error.end
 
 
 codecs.register_error(ERRORS, _escape)
 
 
 class Descriptor(io.FileIO):
-    """A standard descriptor. Once a write to it fails it becomes /dev/null, for child processes too."""
+    """A standard output descriptor that becomes /dev/null once a write to it fails.
+
+    The same then applies to child processes.
+
+    Attributes:
+        failure: The first error of a write.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(number, "w", closefd=False)
         self.failure: OSError | None = None
 
     def write(self, data: "bytes | memoryview") -> int:  # type: ignore[override]
-        """Write all of `data`, unless that fails."""
+        """Write all of `data`, or discard the rest after an error."""
         rest = memoryview(data).cast("B")
         try:
             while rest:
@@ -75,20 +86,27 @@ class Descriptor(io.FileIO):
         return len(data)
 
     def _discard(self, error: OSError) -> None:
+        """Redirect the descriptor to /dev/null, and report the loss of standard output."""
         self.failure = self.failure or error
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self.fileno())
         os.close(null)
         if self.fileno() == 1 and error.errno != errno.EPIPE:
-            line = (
-                f"kd: cannot write to standard output ({error.strerror}); the rest of it is lost\n"
+            message = (
+                f"kd: cannot write to standard output ({error.strerror}); "
+                "the remaining output is lost\n"
             )
             with suppress(OSError):
-                os.write(2, line.encode())
+                os.write(2, message.encode())
 
 
 def protect() -> Descriptor | None:
-    """Make this process's standard streams safe to write to. **Returns:** standard output, where it is a file's."""
+    """Make this process's standard streams safe to write to.
+
+    Returns:
+        The descriptor of standard output, or None if it was closed or has been replaced, for
+        example by a notebook or a test.
+    """
     _open_closed_descriptors()
     sys.stdout, output = _protected(sys.stdout, sys.__stdout__, 1)
     sys.stderr, _ = _protected(sys.stderr, sys.__stderr__, 2)
@@ -96,7 +114,10 @@ def protect() -> Descriptor | None:
 
 
 def _open_closed_descriptors() -> None:
-    """Connect what the shell closed (`>&-`) with /dev/null, else the next file that is opened takes its number."""
+    """Open /dev/null in place of each standard descriptor that the shell closed (`>&-`).
+
+    Otherwise the next file to be opened would get its number.
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -111,15 +132,15 @@ def _open_closed_descriptors() -> None:
 def _protected(
     stream: TextIO | None, original: TextIO | None, number: int
 ) -> tuple[TextIO, Descriptor | None]:
+    """Return a safe replacement of a standard stream, and its descriptor if that is protected."""
     if stream is None:  # its descriptor was closed when Python started
         return open(os.devnull, "w", encoding="utf-8", errors=ERRORS), None
     buffer = getattr(stream, "buffer", None)
-    known = getattr(buffer, "raw", buffer)
-    if isinstance(known, Descriptor):
-        return stream, known
-    if stream is not original or not isinstance(
-        stream, io.TextIOWrapper
-    ):  # a notebook's, a test's, another program's
+    raw = getattr(buffer, "raw", buffer)
+    if isinstance(raw, Descriptor):
+        return stream, raw
+    if stream is not original or not isinstance(stream, io.TextIOWrapper):
+        # It belongs to a notebook, a test or another program
         with suppress(AttributeError, ValueError, OSError):
             stream.reconfigure(errors=ERRORS)  # type: ignore[attr-defined]
         return stream, None
@@ -127,20 +148,21 @@ def _protected(
         stream.flush()
     descriptor = Descriptor(number)
     unbuffered = isinstance(buffer, io.RawIOBase)  # python -u
-    made = io.TextIOWrapper(
+    wrapper = io.TextIOWrapper(
         descriptor if unbuffered else io.BufferedWriter(descriptor),  # type: ignore[type-var]
         encoding=stream.encoding,
         errors=ERRORS,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
-    return made, descriptor
+    return wrapper, descriptor
 
 
 def protected(main: Callable[P, None]) -> Callable[P, None]:
-    """Decorate an entry point: its streams are protected, and its exit code is not 0 where standard output was lost.
+    """Decorate an entry point to protect its streams.
 
-    The code is then 141 for a closed pipe (`| head`), 1 for anything else, such as a full disk. The work is done.
+    If standard output is lost, the work is still completed, but the exit code is 141 for a closed
+    pipe (`| head`) and 1 for any other error, such as a full disk.
     """
 
     @functools.wraps(main)
@@ -148,8 +170,8 @@ def protected(main: Callable[P, None]) -> Callable[P, None]:
         output = protect()
         try:
             main(*args, **kwargs)
-        except SystemExit as stop:
-            if stop.code:
+        except SystemExit as system_exit:
+            if system_exit.code:
                 raise
         with suppress(BrokenPipeError):
             sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Tensors in files, and their checksums."""
+"""Save tensors to files, and compute their checksums."""
 
 import errno
 import hashlib
@@ -10,22 +10,33 @@ from typing import Any
 
 
 def save(tensors: Mapping[str, Any], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file. **Raises:** OSError, also where safetensors has an error of its own, as for a full disk."""
+    """Write tensors to a safetensors file.
+
+    Raises:
+        OSError: The file cannot be written. This replaces safetensors' own error, which is raised
+            for a full disk, among others.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
         save_file(
-            {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            path,
+            metadata,
         )
     except SafetensorError as error:
-        found = re.search(r"os error (\d+)", str(error))
-        number = int(found[1]) if found else errno.EIO
+        match = re.search(r"os error (\d+)", str(error))
+        number = int(match[1]) if match else errno.EIO
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def checksum(tensors: Mapping[str, Any]) -> str:
-    """64 hex digits of the names, types, shapes and bits of tensors."""
+    """Return the SHA-256 of the names, dtypes, shapes and bytes of tensors.
+
+    Returns:
+        64 hexadecimal digits, independent of the order of the mapping.
+    """
     import torch
 
     digest = hashlib.sha256()

@@ -1,3 +1,3 @@
-"""The version of kd, which pyproject.toml reads here."""
+"""The version of kd; pyproject.toml reads it from this file."""
 
 __version__ = "0.1.0"

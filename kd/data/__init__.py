@@ -1,4 +1,4 @@
-"""Data sets: one file each. A name in the configuration is the name of a file here."""
+"""Data sets, one file each. The name of a file is the data set's name in the configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,32 @@ from kd.data.cache import cached
 
 
 def find(name: Any) -> Any:
-    """The module of that data set. **Raises:** UserError."""
+    """Return the module of a data set.
+
+    Raises:
+        UserError: There is no data set of this name.
+    """
     return registry.module("data", name, "data")
 
 
 def describe(config: Any) -> Description:
-    """What is known of a data set before a pixel is read. **Raises:** UserError for a folder that cannot be used."""
+    """Return what can be known of a data set before any pixel is read.
+
+    Raises:
+        UserError: The data set is an image folder that cannot be used.
+    """
     return find(config.name).describe(config)
 
 
-def load(config: Any, described: Description, cache: Path, device: torch.device) -> Data:
-    """The data set on `device`, decoded once and then read from `cache`. **Raises:** UserError."""
-    arrays = cached(
-        cache, f"{config.name}-{described.fingerprint}", lambda: find(config.name).read(config)
-    )
-    return build_data(config, described, arrays, device)
+def load(config: Any, description: Description, cache: Path, device: torch.device) -> Data:
+    """Load a data set onto `device`. Images are decoded once and later read from `cache`.
+
+    Raises:
+        UserError: The images cannot be downloaded or decoded.
+    """
+    key = f"{config.name}-{description.fingerprint}"
+    arrays = cached(cache, key, lambda: find(config.name).read(config))
+    return build_data(config, description, arrays, device)
 
 
 __all__ = ["Data", "Description", "describe", "find", "keep_label_fraction", "load"]

@@ -7,10 +7,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a training step sees, and all that a method may depend on."""
+    """The input of a training step, and all that a method may depend on."""
 
-    x: Tensor  # [B, 3, H, W] float32, normalised: the very pixels that teacher and student see
-    y: Tensor  # [B] int64 labels; -1: unknown, see `Method.needs_labels`
-    index: Tensor  # [B] int64, the sample's place in the whole training set (for memories, and to name views)
-    view: Tensor  # [B] int64, which crop and flip of it
-    epoch: float  # epochs done, with a fraction: for weights that change over training
+    x: Tensor  # float32 [B, 3, H, W], normalised; teacher and student get these very pixels
+    y: Tensor  # int64 [B], labels; -1 if unknown, see `Method.needs_labels`
+    index: Tensor  # int64 [B], position in the full training set; identifies the sample
+    view: Tensor  # int64 [B], its crop and flip, see kd.data.augment
+    epoch: float  # epochs completed, including a fraction; for weights that change during training

@@ -1,4 +1,4 @@
-"""Decoded images, kept in one checksummed, memory-mapped file for each content of a data set."""
+"""A cache of decoded images: one checksummed, memory-mapped file per data set content."""
 
 import contextlib
 import logging
@@ -16,27 +16,26 @@ log = logging.getLogger(__name__)
 
 
 def cached(folder: Path, key: str, decode: Callable[[], Arrays]) -> Arrays:
-    """The arrays of `key`, from `folder` when they are there whole, else decoded and put there for the next time.
+    """Read the arrays of `key` from `folder`, or decode them and write them there.
 
-    One process decodes while others wait. A damaged file is made anew. Where the folder cannot be written the
-    arrays are only kept in memory.
+    One process decodes while the others wait. A damaged file is replaced. If the folder cannot be
+    written, the arrays stay in memory only.
     """
     path = folder / f"{key}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locks.hold(
-            path.with_suffix(".lock"), "waiting for the process that decodes the images"
-        ):
+        lock = path.with_suffix(".lock")
+        with locks.hold(lock, "waiting for the process that decodes the images"):
             remove_partial_files(folder, path.name)
-            found = _read(path)
-            if found is None:
-                found = decode()
-                _write(path, found)
-                found = _read(path) or found
-            return found
+            arrays = _read(path)
+            if arrays is None:
+                arrays = decode()
+                _write(path, arrays)
+                arrays = _read(path) or arrays
+            return arrays
     except OSError as error:
         log.warning(
-            "the decoded images cannot be kept in %s (%s); they stay in memory",
+            "cannot write the decoded images to %s (%s); keeping them in memory",
             folder,
             error.strerror,
         )
@@ -58,5 +57,5 @@ def _read(path: Path) -> Arrays | None:
 
 def _write(path: Path, arrays: Arrays) -> None:
     tensors = {name: t.contiguous() for name, t in arrays._asdict().items() if t is not None}
-    with atomic_write(path) as part:
-        save(tensors, part, {"sha256": checksum(tensors)})
+    with atomic_write(path) as partial_path:
+        save(tensors, partial_path, {"sha256": checksum(tensors)})

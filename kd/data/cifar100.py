@@ -1,4 +1,4 @@
-"""CIFAR-100 (Krizhevsky 2009): as CIFAR-10, with 100 classes."""
+"""CIFAR-100 (Krizhevsky 2009): like CIFAR-10, with 100 classes."""
 
 from typing import ClassVar, Literal
 
@@ -7,6 +7,8 @@ from kd.data.cifar10 import describe, read
 
 
 class Config(cifar10.Config):
+    """The keys of CIFAR-100. `val_size` null holds out 5000 images."""
+
     name: Literal["cifar100"]  # type: ignore[assignment]
     kind: ClassVar[str] = "CIFAR100"
 

@@ -1,4 +1,4 @@
-"""A folder of images: train/<class>/* and test/<class>/*, and val/<class>/* if there is one."""
+"""A folder of images: train/<class>/*, test/<class>/* and, optionally, val/<class>/*."""
 
 import hashlib
 import os
@@ -20,26 +20,23 @@ from kd.core.errors import UserError
 from kd.core.settings import PathText
 from kd.data.base import Arrays, DataSettings, Description
 
-ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-FORMATS = (
-    "BMP",
-    "GIF",
-    "JPEG",
-    "PNG",
-    "PPM",
-    "TIFF",
-    "WEBP",
-)  # by content; Pillow would start Ghostscript for others
-DECODING = 2  # raise it when the same files would give other pixels
-LARGE = (
-    1 << 22
-)  # pixels; images with more are decoded one at a time, so that memory does not grow with the cores
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# detected from the content; for other formats Pillow would start Ghostscript
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+DECODER_VERSION = 2  # increase it when the same files would decode to other pixels
+# images with more pixels are decoded one at a time, so that memory does not grow with the cores
+LARGE_IMAGE_PIXELS = 1 << 22
+
+ClassFiles = dict[str, list[tuple[str, int]]]  # {class: [(file name, size in bytes)]}
 
 _large_image_lock = threading.Lock()
 
 
 class Config(DataSettings):
-    """`val_size` null: the val/ folder or, where there is none, a tenth of the training images."""
+    """The keys of an image folder.
+
+    `val_size` null uses the val/ folder or, without one, a tenth of the training images.
+    """
 
     name: Literal["imagefolder"]
     root: PathText
@@ -47,144 +44,170 @@ class Config(DataSettings):
 
 
 def describe(config: Config) -> Description:
-    root = _root(config)
-    found = {split: _scan(root / split) for split in ("train", "test")}
+    """List the files and check the folder; no image is opened.
+
+    Raises:
+        UserError: The folder cannot be used.
+    """
+    root = _find_root(config)
+    splits = {split: _scan(root / split) for split in ("train", "test")}
     own_val = _is_folder(root / "val")
     if own_val:
-        found["val"] = _scan(root / "val")
+        splits["val"] = _scan(root / "val")
         if config.val_size is not None:
             raise UserError(
-                f"data.val_size: {root} has a val/ folder; use data.val_size=null, or remove the folder"
+                f"data.val_size: {root} has a val/ folder; "
+                "use data.val_size=null, or remove the folder"
             )
-    for split, classes in found.items():
-        if list(classes) != list(found["train"]):
-            odd = sorted(set(classes) ^ set(found["train"]))
+    for split, classes in splits.items():
+        if list(classes) != list(splits["train"]):
+            unmatched = sorted(set(classes) ^ set(splits["train"]))
             raise UserError(
-                f"data.root: the classes of {split}/ and train/ differ in {root}: {', '.join(odd)}"
+                f"data.root: the classes of {split}/ and train/ differ in {root}: "
+                f"{', '.join(unmatched)}"
             )
-    train = sum(map(len, found["train"].values()))
-    val = sum(map(len, found.get("val", {}).values())) if own_val else config.val_size
-    digest = hashlib.sha256(f"{DECODING} {config.size}".encode())
-    for split, classes in found.items():
-        for name, files in classes.items():
-            said = "".join(f"{split}/{name}/{file}\0{bytes_}\0" for file, bytes_ in files)
-            digest.update(said.encode())
+    train = sum(map(len, splits["train"].values()))
+    val = sum(map(len, splits.get("val", {}).values())) if own_val else config.val_size
     return Description(
-        tuple(found["train"]),
+        tuple(splits["train"]),
         config.size,
         train,
         train // 10 if val is None else val,
-        digest.hexdigest()[:16],
+        _fingerprint(splits, config.size),
         own_val,
     )
 
 
+def _fingerprint(splits: dict[str, ClassFiles], size: int) -> str:
+    digest = hashlib.sha256(f"{DECODER_VERSION} {size}".encode())
+    for split, classes in splits.items():
+        for name, files in classes.items():
+            lines = "".join(f"{split}/{name}/{file}\0{file_size}\0" for file, file_size in files)
+            digest.update(lines.encode())
+    return digest.hexdigest()[:16]
+
+
 def read(config: Config) -> Arrays:
-    root = _root(config)
-    parts: list[Tensor] = []
+    """Decode all images.
+
+    Raises:
+        UserError: A file cannot be read, or the images do not fit into memory.
+    """
+    root = _find_root(config)
+    arrays: list[Tensor] = []
     for split in ("train", "test", "val"):
         if split == "val" and not _is_folder(root / split):
             continue
-        classes = _scan(root / split).items()
-        files = [
-            (root / split / name / p, label)
-            for label, (name, c) in enumerate(classes)
-            for p, _ in c
-        ]
-        pixels = _pixels([path for path, _ in files], config.size)
-        parts += [torch.from_numpy(pixels), torch.tensor([label for _, label in files])]
-    return Arrays(*parts)
+        paths: list[Path] = []
+        labels: list[int] = []
+        for label, (name, files) in enumerate(_scan(root / split).items()):
+            paths += [root / split / name / file for file, _ in files]
+            labels += [label] * len(files)
+        arrays += [torch.from_numpy(_decode_all(paths, config.size)), torch.tensor(labels)]
+    return Arrays(*arrays)
 
 
-def _root(config: Config) -> Path:
+def _find_root(config: Config) -> Path:
     root = Path(config.root).expanduser()
     if not _is_folder(root):
         raise UserError(
-            f"data.root: no folder {root}; it must hold train/<class>/* and test/<class>/*"
+            f"data.root: no such folder: {root}; it must contain train/<class>/* and test/<class>/*"
         )
     return root
 
 
 def _is_folder(path: Path) -> bool:
-    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises, as for a name that is too long
+    # unlike Path.is_dir this does not raise, for example for a name that is too long
+    return os.path.isdir(path)  # noqa: PTH112
 
 
-def _scan(folder: Path) -> dict[str, list[tuple[str, int]]]:
-    """{class: [(name of a file, bytes)]}, both in the order of their names. Plain text: it is done at each start."""
+def _scan(folder: Path) -> ClassFiles:
+    """List the image files of each class. Classes and files are in the order of their names.
+
+    File names stay plain strings, which is fast: the folder is scanned at every start.
+    """
     if not _is_folder(folder):
         raise UserError(
-            f"data.root: no folder {folder}; data.root must hold train/<class>/* and test/<class>/*"
+            f"data.root: no such folder: {folder}; "
+            "data.root must contain train/<class>/* and test/<class>/*"
         )
     classes = {}
-    for entry in _entries(folder):
+    for entry in _visible_entries(folder):
         if not stat.S_ISDIR(_stat(entry).st_mode):
             continue
-        files = [(e.name, _bytes(e)) for e in _entries(entry) if e.name.lower().endswith(ENDINGS)]
+        files = [
+            (file.name, _image_size(file))
+            for file in _visible_entries(entry)
+            if file.name.lower().endswith(EXTENSIONS)
+        ]
         if not files:
             raise UserError(
-                f"data.root: the class folder {entry.path} holds no image; fill or remove it"
+                f"data.root: the class folder {entry.path} has no images; add some or remove it"
             )
         classes[entry.name] = files
     if len(classes) < 2:
         raise UserError(
-            f"data.root: {folder} holds {len(classes)} class folders; a classifier needs at least 2"
+            f"data.root: {folder} has {len(classes)} class folders; a classifier needs at least 2"
         )
     return classes
 
 
-def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
-    """What lies in a folder and is not hidden, in the order of its names, which are text."""
+def _visible_entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """List what is in a folder and not hidden, sorted by name. Names must be valid UTF-8."""
     try:
-        found = sorted(
-            (e for e in os.scandir(folder) if not e.name.startswith(".")), key=lambda e: e.name
-        )
+        visible = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(
             f"data.root: cannot read the folder {error.filename} ({error.strerror})"
         ) from error
-    for entry in found:
+    entries = sorted(visible, key=lambda entry: entry.name)
+    for entry in entries:
         try:
             entry.name.encode()
         except UnicodeEncodeError as error:
             raise UserError(
                 f"data.root: the name of {entry.path} is not valid UTF-8; rename it"
             ) from error
-    return found
+    return entries
 
 
 def _stat(entry: os.DirEntry[str]) -> os.stat_result:
     try:
         return entry.stat()
-    except OSError as error:  # of a link that leads nowhere, or round in a circle
+    except OSError as error:  # such as a symbolic link that is dangling or circular
         raise UserError(
-            f"data.root: cannot read {entry.path} ({error.strerror}); mend or remove it"
+            f"data.root: cannot read {entry.path} ({error.strerror}); fix or remove it"
         ) from error
 
 
-def _bytes(entry: os.DirEntry[str]) -> int:
-    """The size of an image file. Nothing is opened: opening a pipe would wait for ever."""
-    known = _stat(entry)
-    if not stat.S_ISREG(known.st_mode) or not known.st_size:
-        what = "is empty" if stat.S_ISREG(known.st_mode) else "is not a file"
+def _image_size(entry: os.DirEntry[str]) -> int:
+    """Return the size of an image file in bytes. The file is not opened: a pipe would block."""
+    status = _stat(entry)
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        problem = "is empty" if stat.S_ISREG(status.st_mode) else "is not a file"
         raise UserError(
-            f"data.root: {entry.path} is named as an image but {what}; mend or remove it"
+            f"data.root: {entry.path} has the extension of an image but {problem}; fix or remove it"
         )
-    return known.st_size
+    return status.st_size
 
 
-def _pixels(paths: list[Path], size: int) -> np.ndarray:
-    """uint8 [N, size, size, 3]: the images at `paths`, decoded by all cores."""
+def _decode_all(paths: list[Path], size: int) -> np.ndarray:
+    """Decode the images at `paths` on all cores. uint8 [N, size, size, 3]."""
     try:
         pixels = np.empty((len(paths), size, size, 3), np.uint8)
     except MemoryError as error:
-        need = f"{len(paths)} images of {size} x {size} pixels need {len(paths) * size**2 * 3 / 1e9:.0f} GB of memory"
-        raise UserError(f"data.size: {need}, which is not there; choose a smaller size") from error
+        gigabytes = len(paths) * size**2 * 3 / 1e9
+        raise UserError(
+            f"data.size: {len(paths)} images of {size} x {size} pixels need {gigabytes:.0f} GB "
+            "of memory, more than is available; choose a smaller size"
+        ) from error
 
     def decode(row: int) -> None:
         pixels[row] = _decode(paths[row], size)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # e.g. of odd EXIF data, with neither file nor line
+        # Pillow warns, for example about odd EXIF data, without naming the file
+        warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(decode, range(len(paths))))
@@ -192,36 +215,34 @@ def _pixels(paths: list[Path], size: int) -> np.ndarray:
 
 
 def _decode(path: Path, size: int) -> np.ndarray:
-    """uint8 [size, size, 3]: the shorter side brought to `size`, the middle cut out."""
+    """Decode an image, scale its shorter side to `size` and crop the centre. [size, size, 3]."""
     try:
         with (
             Image.open(path, formats=FORMATS) as file,
-            _large_image_lock if file.width * file.height > LARGE else nullcontext(),
+            _large_image_lock if file.width * file.height > LARGE_IMAGE_PIXELS else nullcontext(),
         ):
-            image = _rgb(ImageOps.exif_transpose(file), file.format)
+            image = _to_rgb(ImageOps.exif_transpose(file), file.format)
             if image.size != (size, size):
                 image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
             return np.asarray(image)
-    except Exception as error:  # decoders raise all kinds; each is the file's fault
-        what = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    except Exception as error:  # decoders raise many types; the file is always the cause
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            what = f"its content is none of {', '.join(FORMATS)}"
+            reason = f"its content is none of {', '.join(FORMATS)}"
         raise UserError(
-            f"data.root: cannot read the image {path} ({what}); mend or remove it"
+            f"data.root: cannot read the image {path} ({reason}); fix or remove it"
         ) from error
 
 
-def _rgb(image: Image.Image, kind: str | None) -> Image.Image:
-    """8 bits a channel: of 16 the upper, what is transparent on white."""
-    if image.mode.startswith("I;16") or (
-        image.mode == "I" and kind in ("PNG", "PPM")
-    ):  # the latter: 16 bits as 32
-        image = Image.fromarray(
-            ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
-        )
+def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
+    """Convert to 8-bit RGB. 16-bit values are rounded to 8 bits, transparency becomes white."""
+    # Pillow reads some 16-bit files into 32-bit pixels
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
+        scaled = (np.asarray(image).astype(np.uint32) + 128) // 257
+        image = Image.fromarray(scaled.astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(
-            "its pixels are 32-bit numbers, whose scale is not known; save it with 8 bits a channel"
+            "its pixels are 32-bit numbers of unknown scale; save it with 8 bits per channel"
         )
     if "transparency" not in image.info and image.mode not in ("LA", "PA", "RGBA", "RGBa"):
         return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Batches of a data set that lives on the device, each sample carrying its index and its view."""
+"""Batches of a data set that is held on the device. Each sample carries its index and its view."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,42 +15,50 @@ from kd.data.batch import Batch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Some samples of an image set. `images` and `labels` are whole files; `index` names the rows that belong."""
+    """Some of the samples of an image set. `images` and `labels` hold the full set."""
 
     images: Tensor  # uint8 [N, H, W, 3]
     labels: Tensor  # int64 [N]
-    index: Tensor  # int64 [n]
-    mean: Tensor  # float32 [3], of pixels in 0..1
-    std: Tensor  # float32 [3]
-    length: int | None = (
-        None  # images an epoch, where these are too few: then each comes several times
-    )
+    index: Tensor  # int64 [n], the rows that belong to this split
+    mean: Tensor  # float32 [3], for pixels in 0..1
+    std: Tensor  # float32 [3], for pixels in 0..1
+    # images per epoch, if that is more than the split has: then each is repeated
+    length: int | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
     @property
     def targets(self) -> Tensor:
-        """The labels of this split's own samples, in the order of `plain`: int64 [n]."""
+        """Return the labels of this split, in the order of `eval_batches`: int64 [n]."""
         return self.labels[self.index]
 
     def batches(self, batch_size: int) -> int:
-        """Batches an epoch: only full ones. What is left over comes in other epochs, whose order differs."""
+        """Return the number of batches per epoch.
+
+        Only full batches count. Each epoch has another order, so it leaves out other samples.
+        """
         return max(1, self.epoch_size // batch_size)
 
     @property
     def epoch_size(self) -> int:
-        """Images in an epoch."""
+        """Return the number of images per epoch."""
         return self.length or len(self.index)
 
     def to(self, device: torch.device) -> "Split":
-        parts = self.images, self.labels, self.index, self.mean, self.std
-        images, labels, index, mean, std = (part.to(device) for part in parts)
-        return Split(images, labels, index, mean, std, self.length)
+        """Return this split with its tensors on `device`."""
+        return Split(
+            self.images.to(device),
+            self.labels.to(device),
+            self.index.to(device),
+            self.mean.to(device),
+            self.std.to(device),
+            self.length,
+        )
 
 
 def batches(
-    data: Split,
+    split: Split,
     batch_size: int,
     seed: int,
     epoch: int,
@@ -60,75 +68,104 @@ def batches(
     start: int = 0,
     mixed: bool = False,
 ) -> Iterator[Batch]:
-    """The training batches of one epoch from the `start`th on: order and views are pure functions of (seed, epoch,
-    sample index).
+    """Yield the training batches of one epoch.
 
-    With several views of each sample a batch has that many times as many rows: first all samples' first views.
-    `mixed` images are blended with others', whose shares are the smaller ones.
-    With `shared`, runs of the same data, seed and batch size that go in step see one and the same batch.
+    Order and views are pure functions of (seed, epoch, sample index).
+
+    Args:
+        split: The training images.
+        batch_size: Samples per batch.
+        seed: The seed of the run.
+        epoch: The epoch, from 0.
+        augment: The augmentation.
+        views_each: Views per sample. A batch has `batch_size * views_each` rows: first the first
+            view of all samples, then the second, and so on.
+        shared: Lets interleaved runs with equal data, seed and batch size share each batch.
+        start: The number of batches to skip.
+        mixed: Whether to blend each image with another one, whose weight is the smaller.
+
+    Yields:
+        The batches from the `start`th on.
     """
-    count = data.batches(batch_size)
-    order, chosen = _augmented(data, seed, epoch, augment, views_each)
+    count = split.batches(batch_size)
+    order, order_views = _order_and_views(split, seed, epoch, augment, views_each)
 
-    def batch(step: int) -> Batch:
-        now = slice(step * batch_size, (step + 1) * batch_size)
-        index, view = order[now].repeat(views_each), chosen[:, now].flatten()
-        x = views.normalise(
-            views.apply_view(data.images, index, view, augment), data.mean, data.std
-        )
+    def make_batch(step: int) -> Batch:
+        chunk = slice(step * batch_size, (step + 1) * batch_size)
+        index = order[chunk].repeat(views_each)
+        view = order_views[:, chunk].flatten()
+        pixels = views.apply_view(split.images, index, view, augment)
+        x = views.normalise(pixels, split.mean, split.std)
         if mixed:
-            each = [
-                views.mixup_params(seed, epoch, order[now], data.index, augment, nth)
+            draws = [
+                views.mixup_params(seed, epoch, order[chunk], split.index, augment, nth)
                 for nth in range(views_each)
             ]
-            other, seen, share = map(torch.cat, zip(*each, strict=True))
-            y = views.normalise(
-                views.apply_view(data.images, other, seen, augment), data.mean, data.std
-            )
-            x = x.lerp(y, share.view(-1, 1, 1, 1))
-        return Batch(x, data.labels[index], index, view, epoch + step / count)
+            partner, partner_view, weight = map(torch.cat, zip(*draws, strict=True))
+            partner_pixels = views.apply_view(split.images, partner, partner_view, augment)
+            partner_x = views.normalise(partner_pixels, split.mean, split.std)
+            x = x.lerp(partner_x, weight.view(-1, 1, 1, 1))
+        return Batch(x, split.labels[index], index, view, epoch + step / count)
 
-    same = data, batch_size, seed, epoch, augment, views_each, mixed
+    cache_key = split, batch_size, seed, epoch, augment, views_each, mixed
     for step in range(start, count):
-        make = partial(batch, step)
-        yield shared.get_or_create(f"step/batch/{seed}", (*same, step), make) if shared else make()
+        make = partial(make_batch, step)
+        if shared:
+            yield shared.get_or_create(f"step/batch/{seed}", (*cache_key, step), make)
+        else:
+            yield make()
 
 
-def _augmented(
-    data: Split, seed: int, epoch: int, augment: Augment, views_each: int
+def _order_and_views(
+    split: Split, seed: int, epoch: int, augment: Augment, views_each: int
 ) -> tuple[Tensor, Tensor]:
-    """(samples in the epoch's order [n], their views [views_each, n]): as many rounds as its length takes, each with an
-    order and views of its own, as an epoch of one round has."""
-    rounds = -(-data.epoch_size // max(1, len(data)))
-    orders, chosen = [], []
-    for turn in range(epoch * rounds, (epoch + 1) * rounds):
-        orders.append(order := data.index[views.epoch_permutation(seed, turn, data.index)])
-        chosen.append(
-            torch.stack(
-                [views.sample_views(seed, turn, order, augment, nth) for nth in range(views_each)]
-            )
-        )
-    return torch.cat(orders), torch.cat(chosen, dim=1)
+    """Return the samples in the epoch's order [n], and their views [views_each, n].
+
+    The epoch of a split that is too small for its length consists of several rounds, each with the
+    order and the views of an epoch of its own.
+    """
+    rounds = -(-split.epoch_size // max(1, len(split)))
+    orders = []
+    order_views = []
+    for number in range(epoch * rounds, (epoch + 1) * rounds):
+        order = split.index[views.epoch_permutation(seed, number, split.index)]
+        drawn = [views.sample_views(seed, number, order, augment, nth) for nth in range(views_each)]
+        orders.append(order)
+        order_views.append(torch.stack(drawn))
+    return torch.cat(orders), torch.cat(order_views, dim=1)
 
 
 def misalign_batch(
-    batch: Batch, data: Split, seed: int, augment: Augment, views_each: int = 1
+    batch: Batch, split: Split, seed: int, augment: Augment, views_each: int = 1
 ) -> Batch:
-    """The batch in which every image is another one, in the view that this epoch has of it: a pure function as well.
+    """Replace every image of a batch by another one, in the view that this epoch has of it.
 
-    It is what scripts feed their teacher that keep its outputs in one shuffled order and read them in another.
+    The replacement is a pure function of (seed, epoch, sample index). This is the teacher's input
+    in scripts that cache its outputs in one shuffled order and read them in another.
+
+    Args:
+        batch: The batch of the student.
+        split: The training images, from which the others are drawn.
+        seed: The seed of the run.
+        augment: The augmentation.
+        views_each: Views per sample in `batch`.
+
+    Returns:
+        A batch of the same size and epoch.
     """
-    epoch, each = int(batch.epoch), len(batch.index) // views_each
-    other = data.index[views.misaligned_indices(seed, epoch, batch.index[:each], len(data.index))]
-    view = torch.cat(
-        [views.sample_views(seed, epoch, other, augment, nth) for nth in range(views_each)]
-    )
+    epoch = int(batch.epoch)
+    sample_count = len(batch.index) // views_each
+    positions = views.misaligned_indices(seed, epoch, batch.index[:sample_count], len(split.index))
+    other = split.index[positions]
+    drawn = [views.sample_views(seed, epoch, other, augment, nth) for nth in range(views_each)]
+    view = torch.cat(drawn)
     index = other.repeat(views_each)
-    x = views.normalise(views.apply_view(data.images, index, view, augment), data.mean, data.std)
-    return Batch(x, data.labels[index], index, view, batch.epoch)
+    pixels = views.apply_view(split.images, index, view, augment)
+    x = views.normalise(pixels, split.mean, split.std)
+    return Batch(x, split.labels[index], index, view, batch.epoch)
 
 
-def eval_batches(data: Split, batch_size: int = 500) -> Iterator[Tensor]:
-    """The images of a split in its own order, normalised and not augmented, for evaluation: [B, 3, H, W]."""
-    for index in data.index.split(batch_size):
-        yield views.normalise(data.images[index], data.mean, data.std)
+def eval_batches(split: Split, batch_size: int = 500) -> Iterator[Tensor]:
+    """Yield the images of a split in its own order, normalised and not augmented: [B, 3, H, W]."""
+    for index in split.index.split(batch_size):
+        yield views.normalise(split.images[index], split.mean, split.std)

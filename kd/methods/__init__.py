@@ -1,4 +1,4 @@
-"""Distillation methods: one file each. A name in the configuration is the name of a file here."""
+"""Distillation methods, one module each; the module name is the name in the configuration."""
 
 from typing import Any
 
@@ -8,7 +8,11 @@ from kd.methods.base import Method, MethodContext, Terms
 
 
 def find(name: Any) -> type[Method]:
-    """The Method class of that name. **Raises:** UserError."""
+    """Return the Method class of that name.
+
+    Raises:
+        UserError: If there is no method of that name.
+    """
     return registry.defined(registry.module("methods", name, "method"), Method)
 
 

@@ -1,4 +1,4 @@
-"""What every distillation method is: the taps it reads, the parts it trains, and the loss terms it returns."""
+"""The base class of all distillation methods, their shared settings and their shared loss terms."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -15,169 +15,221 @@ from kd.models.base import ModelOutput, Net
 
 @dataclass(frozen=True, slots=True)
 class MethodContext:
-    """What a method is built for."""
+    """The networks and the training data that a method is built for.
 
-    student: dict[
-        str, tuple[int, ...]
-    ]  # tap -> shape without the batch axis, in the order of the network
+    Attributes:
+        student: Shape of each tap of the student without the batch axis, in network order.
+        teacher: The same of the teacher.
+        classes: Number of classes.
+        samples: One more than the largest `Batch.index`.
+        student_net: The student, to inspect only. In `Method.check` it has no weights.
+        teacher_net: The frozen teacher, for methods that read its head; in `Method.check` it has no
+            weights. Copy what you keep; never register it as a submodule.
+        epochs: Length of the whole training; `Batch.epoch` runs from 0 to it.
+        labels: int64 tensor [samples], indexed by `Batch.index`; -1 for samples that are not
+            trained on.
+    """
+
+    student: dict[str, tuple[int, ...]]
     teacher: dict[str, tuple[int, ...]]
     classes: int
-    samples: int  # one more than the largest Batch.index
-    student_net: Net | None = (
-        None  # only to look at, here and below: in `check` they are without weights
-    )
-    teacher_net: Net | None = (
-        None  # frozen; for methods that read its head. Copy what you keep, never own it
-    )
-    epochs: int = 1  # of the whole training: Batch.epoch goes from 0 to it
-    labels: Tensor | None = (
-        None  # int64 [samples], by Batch.index; -1 for samples that are not trained on
-    )
+    samples: int
+    student_net: Net | None = None
+    teacher_net: Net | None = None
+    epochs: int = 1
+    labels: Tensor | None = None
 
 
-Terms = dict[str, tuple[float | Tensor, Tensor]]
+Terms = dict[str, tuple[float | Tensor, Tensor]]  # name -> (weight, scalar value)
 
 
 class Method(nn.Module):
-    """A method declares taps, owns its trainable parts as submodules, and returns named, weighted loss terms.
+    """Base class of the distillation methods.
 
-    The teacher is not inside. Parameters and buffers of a method are optimised, moved and saved with the student
-    but are never part of it. Randomness at construction comes from the method's own stream.
+    A method declares the taps that it reads, owns its trainable parts as submodules and returns
+    named, weighted loss terms. The teacher is not a submodule. Parameters and buffers of a method
+    are optimised, moved and saved with the student but are never part of it. Random initialisation
+    draws from a random stream of the method's own.
+
+    Attributes:
+        Config: The settings class.
+        needs_teacher: Whether the method needs a teacher.
+        views: Number of views of each sample in a batch. The batch then has views * B rows, which
+            `chunk(views)` separates by view.
+        mixed: Whether every image is blended with another image. Its label is that of the image
+            with the larger share.
+        self_taught: Whether the teacher is an earlier run of the student's own model and recipe.
+        student_taps: Names of the student's taps that `forward` reads.
+        teacher_taps: Names of the teacher's taps that `forward` reads.
     """
 
     Config: ClassVar[type[Settings]]
     needs_teacher: ClassVar[bool] = True
-    views: ClassVar[int] = (
-        1  # of each sample in a batch, which then has views * B rows: `chunk(views)` parts them
-    )
-    mixed: ClassVar[bool] = (
-        False  # every image is blended with another one; its label is that of the larger share
-    )
-    self_taught: ClassVar[bool] = (
-        False  # the teacher is an earlier run of the student's own model and recipe
-    )
+    views: ClassVar[int] = 1
+    mixed: ClassVar[bool] = False
+    self_taught: ClassVar[bool] = False
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
 
     @classmethod
-    def check(cls, config: Any, spec: MethodContext) -> None:
-        """Raise ValueError("key: what is wrong and what is allowed") if this method cannot work on this pair."""
+    def check(cls, config: Any, context: MethodContext) -> None:
+        """Check that this method can train this pair of networks.
 
-    def __init__(self, config: Any, spec: MethodContext):
+        Raises:
+            ValueError: If it cannot; the message is "key: what is wrong and what is allowed".
+        """
+
+    def __init__(self, config: Any, context: MethodContext):
         super().__init__()
         self.config = config
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
-        """{name: (weight, value)}; the loss is the sum of weight * value. Logits and taps arrive as float32."""
+        """Return the loss terms.
+
+        Args:
+            batch: The batch that both networks were given.
+            student: Logits and taps of the student, in float32.
+            teacher: Logits and taps of the teacher, in float32; None without a teacher.
+
+        Returns:
+            {name: (weight, value)}; the loss is the sum of weight * value.
+        """
         raise NotImplementedError
 
     @classmethod
     def previous_generation_config(cls, config: Any) -> Any:
-        """The settings with which the teacher of a self-taught student was trained; None: `standard`."""
+        """Return the settings that train a self-taught student's teacher; None means `standard`."""
         return None
 
     @classmethod
     def needs_labels(cls, config: Any) -> bool:
-        """Does it read labels other than by `hard`? Then it cannot take images whose labels are unknown (-1)."""
+        """Return whether labels are read other than by `cross_entropy`.
+
+        If so, the method cannot train on images whose labels are unknown (-1).
+        """
         return False
 
     def deploy(self, student: Net) -> Net:
-        """What is evaluated and shipped after training: the student, unless a method keeps an adapter."""
+        """Return the network to evaluate and ship: the student, unless an adapter is added."""
         return student
 
     @property
     def graft(self) -> dict[str, Any] | None:
-        """What `deploy` puts between student and teacher (see `kd.models.grafted`); None: nothing."""
+        """What `deploy` inserts between student and teacher (see `kd.models.grafted`), or None."""
         return None
 
 
-Temperature = Annotated[
-    float, Field(ge=1e-3, le=1e4)
-]  # below it, logits / T would be too large for float32
+# At a lower temperature logits / T would be too large for float32.
+Temperature = Annotated[float, Field(ge=1e-3, le=1e4)]
 
 
 class Weights(Settings):
-    """alpha weighs the hard loss, beta the method's feature loss; what remains of 1 weighs the soft loss."""
+    """Settings of methods whose loss is alpha * hard + (1 - alpha) * soft."""
 
     alpha: float = Field(ge=0, le=1)
     T: Temperature
 
 
 class FeatureWeights(Weights):
+    """Settings of methods that also have a feature loss.
+
+    The loss is alpha * hard + beta * feature + (1 - alpha - beta) * soft.
+    """
+
     beta: float = Field(ge=0, le=1)
 
     @model_validator(mode="after")
-    def _at_most_one(self) -> "FeatureWeights":
+    def _check_sum_of_weights(self) -> "FeatureWeights":
         if self.alpha + self.beta > 1 + 1e-9:
             raise ValueError(f"alpha + beta must be <= 1, got {self.alpha} + {self.beta}")
         return self
 
 
 class LogitMethodConfig(Settings):
-    """What every method on logits has: alpha weighs the hard loss."""
+    """Settings of methods on logits; alpha is the weight of the hard loss."""
 
     alpha: float = Field(ge=0)
     standardize: bool = False  # compare standardised logits, see `standardise`
 
 
 class WeightedConfig(Settings):
-    """alpha weighs the hard loss, beta the method's own."""
+    """Settings of methods whose loss is alpha * hard + beta * the method's own loss."""
 
     alpha: float = Field(ge=0)
     beta: float = Field(ge=0)
 
 
-def linear_warmup(batch: Batch, over: float) -> float:
-    """From 0 to 1 in the first `over` epochs, then 1."""
-    return min(1.0, batch.epoch / over) if over > 0 else 1.0
+def linear_warmup(batch: Batch, warmup_epochs: float) -> float:
+    """Return a factor that rises linearly from 0 to 1 over `warmup_epochs` and then stays 1."""
+    return min(1.0, batch.epoch / warmup_epochs) if warmup_epochs > 0 else 1.0
 
 
 def standardise(logits: Tensor) -> Tensor:
-    """Each row at mean 0 and standard deviation 1 (Sun et al. 2024, arXiv 2403.01427)."""
+    """Scale each row to mean 0 and standard deviation 1 (Sun et al. 2024, arXiv 2403.01427)."""
     return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + 1e-7)
 
 
 def comparison_logits(
     config: Any, student: ModelOutput, teacher: ModelOutput | None
 ) -> tuple[Tensor, Tensor]:
-    """The logits that a method on logits compares."""
+    """Return the logits to compare, standardised if the configuration sets `standardize`."""
     assert teacher is not None
     if config.standardize:
         return standardise(student.logits), standardise(teacher.logits)
     return student.logits, teacher.logits
 
 
-def require_non_target_classes(spec: MethodContext) -> None:
-    """**Raises:** ValueError for two classes, where softmax over the others says nothing."""
-    if spec.classes < 3:
+def require_non_target_classes(context: MethodContext) -> None:
+    """Check that there are at least three classes.
+
+    Raises:
+        ValueError: With two classes, where the softmax over the non-target classes is always 1.
+    """
+    if context.classes < 3:
         raise ValueError(
-            f"name: it compares the classes beside the label's, so it needs 3 or more, not {spec.classes}"
+            "name: this method compares the classes other than the label's and needs 3 or more, "
+            f"not {context.classes}"
         )
 
 
 def non_target_logits(logits: Tensor, y: Tensor) -> Tensor:
-    """[B, classes - 1]: the logits of all classes but the labels'."""
-    place = torch.arange(logits.shape[1] - 1, device=y.device)
-    return logits.gather(1, place + (place >= y[:, None]))
+    """Return the logits [B, classes - 1] of all classes but the labels'."""
+    index = torch.arange(logits.shape[1] - 1, device=y.device)
+    return logits.gather(1, index + (index >= y[:, None]))
 
 
 def soft_kl(student: Tensor, teacher: Tensor, T: float | Tensor) -> Tensor:
-    """T^2 * KL(softmax(teacher / T) || softmax(student / T)): summed over classes, averaged over the batch.
+    """Return T^2 * KL(softmax(teacher / T) || softmax(student / T)), averaged over the batch.
 
-    Hinton, Vinyals and Dean 2015 (arXiv 1503.02531), section 2; T^2 keeps the size of its gradient as T grows.
-    **Arguments:** float32 logits [B, classes]. **Returns:** a scalar, 0 when both are equal.
+    Hinton, Vinyals and Dean 2015 (arXiv 1503.02531), section 2. The divergence is summed over the
+    classes. The factor T^2 keeps the size of its gradient as T grows.
+
+    Args:
+        student: float32 logits [B, classes].
+        teacher: float32 logits [B, classes].
+        T: Temperature.
+
+    Returns:
+        A scalar, 0 when both are equal.
     """
-    log_s, log_t = F.log_softmax(student / T, dim=1), F.log_softmax(teacher / T, dim=1)
+    log_s = F.log_softmax(student / T, dim=1)
+    log_t = F.log_softmax(teacher / T, dim=1)
     return T**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
 def mean_square(x: Tensor) -> Tensor:
-    """A scalar, with a gradient whose order in memory is that of x: that of `x.square().mean()` and of F.mse_loss is
-    always [N, C, H, W], with which a batch norm in channels_last is many times slower on a CPU."""
+    """Return the mean of the squares, a scalar whose gradient has the memory format of x.
+
+    The gradients of `x.square().mean()` and F.mse_loss are always laid out as [N, C, H, W]. With
+    them a batch norm in channels_last is many times slower on a CPU.
+    """
     return x.square().sum() / x.numel()
 
 
 def cross_entropy(batch: Batch, student: ModelOutput) -> Tensor:
-    """Cross-entropy with the labels, averaged over the batch: a scalar, in nats. An image without a label counts 0, so
-    that a label weighs the same in every batch: alone among 128 images it would else outweigh what the teacher says."""
+    """Return the cross-entropy with the labels, averaged over the batch: a scalar, in nats.
+
+    An image without a label adds 0 to the average, so a label has the same weight in every batch.
+    Otherwise the only label among 128 images would outweigh the teacher.
+    """
     return F.cross_entropy(student.logits, batch.y, ignore_index=-1, reduction="sum") / len(batch.y)

@@ -1,4 +1,7 @@
-"""Born-again neural networks (Furlanello et al. 2018, arXiv 1805.04770): self-distillation over generations."""
+"""Born-again neural networks (Furlanello et al. 2018, arXiv 1805.04770).
+
+This is self-distillation over generations.
+"""
 
 from typing import Any, Literal
 
@@ -10,16 +13,19 @@ from kd.models.base import ModelOutput
 
 
 class BornAgainConfig(Weights):
+    """Settings of the `born_again` method."""
+
     name: Literal["born_again"]
     generation: int = Field(ge=1, le=100)
 
 
 class BornAgain(Method):
-    """loss = alpha * CE + (1 - alpha) * T^2 * KL(teacher_T || student_T), the teacher being the generation before.
+    """loss = alpha * CE + (1 - alpha) * T^2 * KL(teacher_T || student_T).
 
-    Generation 0 is the student's own model trained by its own recipe without a teacher (seed teacher.seed), generation
-    g is taught by g - 1 (seed teacher.seed + g - 1). All generations before are trained, or found, as teachers are;
-    what `model@teacher` says is not used. The paper's ensemble of the generations is left out.
+    The teacher is the previous generation. Generation 0 is the student's own model, trained by its
+    own recipe without a teacher (seed teacher.seed). Generation g is taught by g - 1 (seed
+    teacher.seed + g - 1). All earlier generations are trained, or found, as teachers are;
+    `model@teacher` is ignored. The paper's ensemble of the generations is left out.
     """
 
     Config = BornAgainConfig
@@ -27,6 +33,7 @@ class BornAgain(Method):
 
     @classmethod
     def previous_generation_config(cls, config: Any) -> Any:
+        """Return the settings of the previous generation; None for generation 0."""
         return (
             config.model_copy(update={"generation": config.generation - 1})
             if config.generation > 1
@@ -34,6 +41,7 @@ class BornAgain(Method):
         )
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
+        """Return the terms `hard` and `soft`."""
         assert teacher is not None
         alpha = self.config.alpha
         soft = soft_kl(student.logits, teacher.logits, self.config.T)

@@ -12,6 +12,8 @@ from kd.methods.paired import FeatureMethod, FeatureMethodConfig
 
 
 class CorrelationConfig(FeatureMethodConfig):
+    """Settings of the `correlation` method."""
+
     name: Literal["correlation"]
     gamma: float = Field(gt=0, le=100)
     order: int = Field(ge=1, le=50)
@@ -20,22 +22,21 @@ class CorrelationConfig(FeatureMethodConfig):
 class Correlation(FeatureMethod):
     """loss = alpha * CE + beta * sum over the pairs of mean_ij (K_s - K_t)^2.
 
-    K_ij = exp(-2 gamma) sum_p (2 gamma)^p / p! (f_i . f_j)^p: a Gaussian kernel, to the power `order`, of the batch's
-    flattened taps f, each of norm 1. No part is trained.
+    K_ij = exp(-2 gamma) sum_p (2 gamma)^p / p! (f_i . f_j)^p is a Gaussian kernel of the flattened
+    taps f of the batch, each of norm 1, expanded up to the power `order`. No part is trained.
     """
 
     Config = CorrelationConfig
 
     def kernel(self, x: Tensor) -> Tensor:
-        """[b, b] of a tap [b, ...]."""
-        gamma, x = self.config.gamma, F.normalize(x.flatten(1), dim=1)
-        alike, factors = (
-            x @ x.T,
-            [(2 * gamma) ** p / math.factorial(p) for p in range(self.config.order + 1)],
-        )
-        return math.exp(-2 * gamma) * sum(
-            (f * alike**p for p, f in enumerate(factors)), torch.zeros_like(alike)
-        )
+        """Return the kernel matrix [B, B] of a tap [B, ...]."""
+        gamma = self.config.gamma
+        x = F.normalize(x.flatten(1), dim=1)
+        cosines = x @ x.T
+        factors = [(2 * gamma) ** p / math.factorial(p) for p in range(self.config.order + 1)]
+        powers = (factor * cosines**p for p, factor in enumerate(factors))
+        return math.exp(-2 * gamma) * sum(powers, torch.zeros_like(cosines))
 
-    def compare(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
+    def compare(self, pair_index: int, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the mean squared difference of the kernel matrices."""
         return (self.kernel(student) - self.kernel(teacher)).square().mean()

@@ -1,4 +1,7 @@
-"""Curriculum temperature for knowledge distillation (Li et al. 2023, arXiv 2211.16231), with one global temperature."""
+"""Curriculum temperature for knowledge distillation (Li et al. 2023, arXiv 2211.16231).
+
+This is the variant with one global temperature.
+"""
 
 import math
 from typing import Literal
@@ -23,6 +26,8 @@ from kd.models.base import ModelOutput
 
 
 class CTKDConfig(LogitMethodConfig):
+    """Settings of the `ctkd` method."""
+
     name: Literal["ctkd"]
     beta: float = Field(ge=0)
     low: Temperature
@@ -33,25 +38,26 @@ class CTKDConfig(LogitMethodConfig):
 class CTKD(Method):
     """loss = alpha * CE + beta * T^2 KL(teacher_T || student_T), T = low + span * sigmoid(raw).
 
-    `raw` is learned, by the gradient times a factor that goes from 0 to -1, as a cosine, in the first `warmup` of the
-    training: T makes the student's task harder. It begins at 1, as in the paper's code.
+    `raw` is learned. Its gradient is multiplied by a factor that falls from 0 to -1 along a cosine
+    in the first fraction `warmup` of the training, so T makes the student's task harder. `raw`
+    starts at 1, as in the paper's code.
     """
 
     Config = CTKDConfig
 
-    def __init__(self, config: CTKDConfig, spec: MethodContext):
-        super().__init__(config, spec)
-        self.over = config.warmup * spec.epochs
+    def __init__(self, config: CTKDConfig, context: MethodContext):
+        super().__init__(config, context)
+        self.warmup_epochs = config.warmup * context.epochs
         self.raw = nn.Parameter(torch.ones(()))
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
-        c = self.config
-        s, t = comparison_logits(c, student, teacher)
-        factor = (math.cos(math.pi * linear_warmup(batch, self.over)) - 1) / 2
-        raw = self.raw.detach() + factor * (
-            self.raw - self.raw.detach()
-        )  # its value, and its gradient times factor
+        """Return the terms `hard` and `soft`."""
+        config = self.config
+        s, t = comparison_logits(config, student, teacher)
+        factor = (math.cos(math.pi * linear_warmup(batch, self.warmup_epochs)) - 1) / 2
+        # The value of self.raw, with its gradient multiplied by the factor.
+        raw = self.raw.detach() + factor * (self.raw - self.raw.detach())
         return {
-            "hard": (c.alpha, cross_entropy(batch, student)),
-            "soft": (c.beta, soft_kl(s, t, c.low + c.span * raw.sigmoid())),
+            "hard": (config.alpha, cross_entropy(batch, student)),
+            "soft": (config.beta, soft_kl(s, t, config.low + config.span * raw.sigmoid())),
         }

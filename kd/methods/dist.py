@@ -19,6 +19,8 @@ from kd.models.base import ModelOutput
 
 
 class DISTConfig(LogitMethodConfig):
+    """Settings of the `dist` method."""
+
     name: Literal["dist"]
     inter: float = Field(ge=0)
     intra: float = Field(ge=0)
@@ -26,21 +28,24 @@ class DISTConfig(LogitMethodConfig):
 
 
 class DIST(Method):
-    """loss = alpha * CE + inter * T^2 (1 - rho over the classes) + intra * T^2 (1 - rho over the batch).
+    """loss = alpha * CE + inter * T^2 (1 - rho over classes) + intra * T^2 (1 - rho over batch).
 
-    rho is Pearson's correlation of the student's probabilities with the teacher's, at temperature T: of each sample's
-    row, and of each class's column; each averaged.
+    rho is Pearson's correlation of the student's probabilities with the teacher's, at temperature
+    T: `inter` for the row of each sample, `intra` for the column of each class; each is averaged.
     """
 
     Config = DISTConfig
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
-        c = self.config
-        p, q = (F.softmax(z / c.T, dim=1) for z in comparison_logits(c, student, teacher))
+        """Return the terms `hard`, `inter` and `intra`."""
+        config = self.config
+        p_s, p_t = (
+            F.softmax(z / config.T, dim=1) for z in comparison_logits(config, student, teacher)
+        )
         return {
-            "hard": (c.alpha, cross_entropy(batch, student)),
-            "inter": (c.inter, c.T**2 * (1 - _correlation(p, q, 1)).mean()),
-            "intra": (c.intra, c.T**2 * (1 - _correlation(p, q, 0)).mean()),
+            "hard": (config.alpha, cross_entropy(batch, student)),
+            "inter": (config.inter, config.T**2 * (1 - _correlation(p_s, p_t, 1)).mean()),
+            "intra": (config.intra, config.T**2 * (1 - _correlation(p_s, p_t, 0)).mean()),
         }
 
 

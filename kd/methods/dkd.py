@@ -25,6 +25,8 @@ from kd.models.base import ModelOutput
 
 
 class DKDConfig(LogitMethodConfig):
+    """Settings of the `dkd` method."""
+
     name: Literal["dkd"]
     target: float = Field(ge=0)
     other: float = Field(ge=0)
@@ -35,45 +37,52 @@ class DKDConfig(LogitMethodConfig):
 class DKD(Method):
     """loss = alpha * CE + r * (target * T^2 KL(b_t || b_s) + other * T^2 KL(o_t || o_s)).
 
-    b = (p[label], 1 - p[label]); o = softmax over all classes but the label; all at temperature T. r rises from 0 to 1
-    in the first `warmup` of the training.
+    b = (p[label], 1 - p[label]) and o is the softmax over all classes but the label, both at
+    temperature T. r rises from 0 to 1 in the first fraction `warmup` of the training.
     """
 
     Config = DKDConfig
 
     @classmethod
     def needs_labels(cls, config: Any) -> bool:
+        """Return True: the label separates the two soft terms."""
         return True
 
     @classmethod
-    def check(cls, config: DKDConfig, spec: MethodContext) -> None:
-        require_non_target_classes(spec)
+    def check(cls, config: DKDConfig, context: MethodContext) -> None:
+        """Check that there are at least three classes."""
+        require_non_target_classes(context)
 
-    def __init__(self, config: DKDConfig, spec: MethodContext):
-        super().__init__(config, spec)
-        self.over = config.warmup * spec.epochs
+    def __init__(self, config: DKDConfig, context: MethodContext):
+        super().__init__(config, context)
+        self.warmup_epochs = config.warmup * context.epochs
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
-        c, r = self.config, linear_warmup(batch, self.over)
-        s, t = comparison_logits(c, student, teacher)
-        binary = c.T**2 * F.kl_div(
-            _binary(s / c.T, batch.y),
-            _binary(t / c.T, batch.y),
+        """Return the terms `hard`, `target` and `other`."""
+        config = self.config
+        r = linear_warmup(batch, self.warmup_epochs)
+        s, t = comparison_logits(config, student, teacher)
+        target = config.T**2 * F.kl_div(
+            _binary_log_probabilities(s / config.T, batch.y),
+            _binary_log_probabilities(t / config.T, batch.y),
             reduction="batchmean",
             log_target=True,
         )
-        rest = soft_kl(non_target_logits(s, batch.y), non_target_logits(t, batch.y), c.T)
+        non_target = soft_kl(non_target_logits(s, batch.y), non_target_logits(t, batch.y), config.T)
         return {
-            "hard": (c.alpha, cross_entropy(batch, student)),
-            "target": (r * c.target, binary),
-            "other": (r * c.other, rest),
+            "hard": (config.alpha, cross_entropy(batch, student)),
+            "target": (r * config.target, target),
+            "other": (r * config.other, non_target),
         }
 
 
-def _binary(z: Tensor, y: Tensor) -> Tensor:
-    """[B, 2]: the logarithms of p[label] and of 1 - p[label]."""
-    whole = z.logsumexp(dim=1)
+def _binary_log_probabilities(z: Tensor, y: Tensor) -> Tensor:
+    """Return the logarithms [B, 2] of p[label] and of 1 - p[label]."""
+    log_total = z.logsumexp(dim=1)
     return torch.stack(
-        [z.gather(1, y[:, None])[:, 0] - whole, non_target_logits(z, y).logsumexp(dim=1) - whole],
+        [
+            z.gather(1, y[:, None])[:, 0] - log_total,
+            non_target_logits(z, y).logsumexp(dim=1) - log_total,
+        ],
         dim=1,
     )

@@ -1,5 +1,7 @@
-"""Rethinking the inception architecture for computer vision, section 7: label smoothing (Szegedy et al. 2016,
-arXiv 1512.00567)."""
+"""Label smoothing (Szegedy et al. 2016, arXiv 1512.00567, section 7).
+
+Paper: "Rethinking the inception architecture for computer vision".
+"""
 
 from typing import Literal
 
@@ -13,6 +15,8 @@ from kd.models.base import ModelOutput
 
 
 class LabelSmoothingConfig(Settings):
+    """Settings of the `label_smoothing` method."""
+
     name: Literal["label_smoothing"]
     smoothing: float = Field(ge=0, lt=1)
 
@@ -20,13 +24,15 @@ class LabelSmoothingConfig(Settings):
 class LabelSmoothing(Method):
     """loss = (1 - smoothing) * CE + smoothing * mean over all classes of -log softmax(student).
 
-    The label keeps 1 - smoothing + smoothing / classes of the target, each other class has smoothing / classes.
+    The target probability is 1 - smoothing + smoothing / classes for the label and
+    smoothing / classes for each other class.
     """
 
     Config = LabelSmoothingConfig
     needs_teacher = False
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
+        """Return the terms `hard` and `uniform`."""
         uniform = -F.log_softmax(student.logits, dim=1).mean()
         weight = self.config.smoothing
         return {"hard": (1 - weight, cross_entropy(batch, student)), "uniform": (weight, uniform)}

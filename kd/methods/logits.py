@@ -1,4 +1,7 @@
-"""Distilling the knowledge in a neural network (Hinton, Vinyals and Dean 2015, arXiv 1503.02531)."""
+"""Knowledge distillation (Hinton, Vinyals and Dean 2015, arXiv 1503.02531).
+
+Paper: "Distilling the knowledge in a neural network".
+"""
 
 from typing import Literal
 
@@ -8,6 +11,8 @@ from kd.models.base import ModelOutput
 
 
 class LogitsConfig(Weights):
+    """Settings of the `logits` method."""
+
     name: Literal["logits"]
     standardize: bool = False
 
@@ -18,6 +23,7 @@ class Logits(Method):
     Config = LogitsConfig
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
+        """Return the terms `hard` and `soft`."""
         soft = soft_kl(*comparison_logits(self.config, student, teacher), self.config.T)
         return {
             "hard": (self.config.alpha, cross_entropy(batch, student)),

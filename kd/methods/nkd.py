@@ -1,4 +1,7 @@
-"""From knowledge distillation to self-knowledge distillation: normalised KD (Yang et al. 2023, arXiv 2303.13005)."""
+"""Normalised knowledge distillation (Yang et al. 2023, arXiv 2303.13005).
+
+Paper: "From knowledge distillation to self-knowledge distillation".
+"""
 
 from typing import Any, Literal
 
@@ -21,6 +24,8 @@ from kd.models.base import ModelOutput
 
 
 class NKDConfig(LogitMethodConfig):
+    """Settings of the `nkd` method."""
+
     name: Literal["nkd"]
     target: float = Field(ge=0)
     other: float = Field(ge=0)
@@ -30,30 +35,34 @@ class NKDConfig(LogitMethodConfig):
 class NKD(Method):
     """loss = alpha * CE - target * p_t[label] log p_s[label] - other * T^2 sum_k o_t[k] log o_s[k].
 
-    p at temperature 1; o = softmax over all classes but the label, at temperature T. A cross-entropy, so not zero
-    where student and teacher agree.
+    p is at temperature 1; o is the softmax over all classes but the label, at temperature T. The
+    terms are cross-entropies, so they are not zero where student and teacher agree.
     """
 
     Config = NKDConfig
 
     @classmethod
     def needs_labels(cls, config: Any) -> bool:
+        """Return True: the label separates the two soft terms."""
         return True
 
     @classmethod
-    def check(cls, config: NKDConfig, spec: MethodContext) -> None:
-        require_non_target_classes(spec)
+    def check(cls, config: NKDConfig, context: MethodContext) -> None:
+        """Check that there are at least three classes."""
+        require_non_target_classes(context)
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
-        c, y = self.config, batch.y[:, None]
-        s, t = comparison_logits(c, student, teacher)
+        """Return the terms `hard`, `target` and `other`."""
+        config = self.config
+        y = batch.y[:, None]
+        s, t = comparison_logits(config, student, teacher)
         target = -(F.softmax(t, dim=1).gather(1, y) * F.log_softmax(s, dim=1).gather(1, y)).mean()
-        rest = F.cross_entropy(
-            non_target_logits(s, batch.y) / c.T,
-            F.softmax(non_target_logits(t, batch.y) / c.T, dim=1),
+        non_target = F.cross_entropy(
+            non_target_logits(s, batch.y) / config.T,
+            F.softmax(non_target_logits(t, batch.y) / config.T, dim=1),
         )
         return {
-            "hard": (c.alpha, cross_entropy(batch, student)),
-            "target": (c.target, target),
-            "other": (c.other, c.T**2 * rest),
+            "hard": (config.alpha, cross_entropy(batch, student)),
+            "target": (config.target, target),
+            "other": (config.other, config.T**2 * non_target),
         }

@@ -20,52 +20,61 @@ from kd.models.base import ModelOutput
 
 
 class ReviewKDConfig(FeatureMethodConfig):
+    """Settings of the `reviewkd` method."""
+
     name: Literal["reviewkd"]
     warmup: float = Field(ge=0, le=1)
 
 
 class ReviewKD(FeatureMethod):
-    """loss = alpha * CE + beta * min(1, epoch / (warmup * epochs)) * sum over the levels of hcl(out_l, t_l).
+    """loss = alpha * CE + beta * min(1, epoch / (warmup * epochs)) * sum_l hcl(out_l, t_l).
 
-    From the deepest level to the first, the student's map is joined with what came from the level below it (attention
-    based fusion, ABF) and turned into `out`, of the shape of the teacher's map. hcl: the mean squared error of maps at
-    full size (weight 1) and average-pooled to 4 x 4, 2 x 2, 1 x 1 (1/2, 1/4, 1/8), those smaller than the map, over the
-    sum of the weights. With `pairs: stages` the levels are the last map of each size as its activation reads it and,
-    as a map of 1 x 1, the last vector.
+    The levels l are visited from the deepest to the first. At each, the student's map is joined
+    with the result of the next deeper level (attention based fusion, ABF) and turned into `out`, of
+    the shape of the teacher's map t. hcl is a weighted mean of mean squared errors: of the maps at
+    full size (weight 1), and average-pooled to 4 x 4, 2 x 2 and 1 x 1 (weights 1/2, 1/4 and 1/8)
+    where that is smaller than the map. With `pairs: stages` the levels are the last map of each
+    size, before its activation, and the last vector as a 1 x 1 map.
     """
 
     Config = ReviewKDConfig
 
     @classmethod
-    def resolve_pairs(cls, config: Any, spec: MethodContext) -> list[tuple[str, str]]:
-        found = pairs(config.pairs, spec)
+    def resolve_pairs(cls, config: Any, context: MethodContext) -> list[tuple[str, str]]:
+        """Return the pairs; `stages` selects maps before activation, and the last vectors."""
+        tap_pairs = pairs(config.pairs, context)
         if config.pairs != "stages":
-            return found
+            return tap_pairs
         try:
-            return pre_activation_pairs(found) + pairs("vector", spec)
-        except ValueError:  # a network without one
-            return pre_activation_pairs(found)
+            return pre_activation_pairs(tap_pairs) + pairs("vector", context)
+        except ValueError:  # a network without a vector
+            return pre_activation_pairs(tap_pairs)
 
-    def __init__(self, config: ReviewKDConfig, spec: MethodContext):
-        super().__init__(config, spec)
-        ins = [shape_of(s, spec.student) for s, _ in self.pairs]
-        outs = [shape_of(t, spec.teacher) for _, t in self.pairs]
-        middle = min(
-            512, next((i[0] for i in reversed(ins) if len(i) == 3), ins[-1][0])
-        )  # of the deepest map
-        self.levels = nn.ModuleList(
-            _Fusion(i[0], middle, o[0], o[1:] or (1, 1), n < len(ins) - 1)
-            for n, (i, o) in enumerate(zip(ins, outs, strict=True))
+    def __init__(self, config: ReviewKDConfig, context: MethodContext):
+        super().__init__(config, context)
+        student_shapes = [shape_of(s, context.student) for s, _ in self.pairs]
+        teacher_shapes = [shape_of(t, context.teacher) for _, t in self.pairs]
+        deepest_map = next(
+            (shape for shape in reversed(student_shapes) if len(shape) == 3), student_shapes[-1]
         )
-        self.warm = config.warmup * spec.epochs
+        middle = min(512, deepest_map[0])
+        last = len(self.pairs) - 1
+        shapes = enumerate(zip(student_shapes, teacher_shapes, strict=True))
+        self.levels = nn.ModuleList(
+            _Fusion(student[0], middle, teacher[0], teacher[1:] or (1, 1), level < last)
+            for level, (student, teacher) in shapes
+        )
+        self.warmup_epochs = config.warmup * context.epochs
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
+        """Return the terms `hard` and `review`."""
         assert teacher is not None
-        total, below = student.logits.new_zeros(()), None
+        total = student.logits.new_zeros(())
+        deeper = None
         for level, (s, t) in reversed(list(zip(self.levels, self.pairs, strict=True))):
-            out, below = level(_map(student.taps[s]), below)
-            total = total + hcl(out, _map(teacher.taps[t]))
-        weight = self.config.beta * linear_warmup(batch, self.warm)
+            out, deeper = level(_as_map(student.taps[s]), deeper)
+            total = total + hcl(out, _as_map(teacher.taps[t]))
+        weight = self.config.beta * linear_warmup(batch, self.warmup_epochs)
         return {
             "hard": (self.config.alpha, cross_entropy(batch, student)),
             "review": (weight, total),
@@ -73,47 +82,57 @@ class ReviewKD(FeatureMethod):
 
 
 class _Fusion(nn.Module):
-    """ABF: (map [B, in, H, W], map from below or None) -> (out [B, out, *size], map [B, middle, *size] for above)."""
+    """Attention based fusion of a map with the result of the next deeper level.
 
-    def __init__(self, inputs: int, middle: int, outputs: int, size: tuple[int, ...], joins: bool):
+    The input is a map [B, inputs, H, W] and the deeper level's fused map, or None. The output is
+    `out` [B, outputs, *size] and the fused map [B, middle, *size] for the next shallower level.
+    """
+
+    def __init__(
+        self, inputs: int, middle: int, outputs: int, size: tuple[int, ...], has_deeper: bool
+    ):
         super().__init__()
         self.size = size
-        self.conv1, self.bn1 = nn.Conv2d(inputs, middle, 1, bias=False), nn.BatchNorm2d(middle)
-        self.conv2, self.bn2 = (
-            nn.Conv2d(middle, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        self.att = nn.Conv2d(2 * middle, 2, 1) if joins else None
+        self.conv1 = nn.Conv2d(inputs, middle, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(middle)
+        self.conv2 = nn.Conv2d(middle, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.att = nn.Conv2d(2 * middle, 2, 1) if has_deeper else None
         for conv in (self.conv1, self.conv2):
             nn.init.kaiming_uniform_(conv.weight, a=1)
 
-    def forward(self, x: Tensor, below: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
         x = self.bn1(self.conv1(x))
-        if self.att is not None and below is not None:
-            below = F.interpolate(below, x.shape[2:], mode="nearest")
-            own, other = self.att(torch.cat([x, below], dim=1)).sigmoid().chunk(2, dim=1)
-            x = x * own + below * other
+        if self.att is not None and deeper is not None:
+            deeper = F.interpolate(deeper, x.shape[2:], mode="nearest")
+            attention = self.att(torch.cat([x, deeper], dim=1)).sigmoid()
+            own_share, deeper_share = attention.chunk(2, dim=1)
+            x = x * own_share + deeper * deeper_share
         if x.shape[2:] != self.size:
             x = F.interpolate(x, self.size, mode="nearest")
         return self.bn2(self.conv2(x)), x
 
 
-def _map(x: Tensor) -> Tensor:
+def _as_map(x: Tensor) -> Tensor:
     return x if x.ndim == 4 else x[:, :, None, None]
 
 
 def hcl(student: Tensor, teacher: Tensor) -> Tensor:
-    """The hierarchical context loss of two maps of one shape: a scalar."""
-    apart = student - teacher  # the difference of pooled maps is the pooled difference
-    total, weights, weight = mean_square(apart), 1.0, 1.0
+    """Return the hierarchical context loss of two maps of the same shape, a scalar."""
+    # The difference of pooled maps is the pooled difference.
+    difference = student - teacher
+    total = mean_square(difference)
+    weight_sum = 1.0
+    weight = 1.0
     for size in (4, 2, 1):
         if size < student.shape[2]:
             weight /= 2
-            # to 1 x 1 adaptive pooling is a mean, for whose gradient see base.mean_square
+            # To 1 x 1, adaptive pooling is a mean, whose gradient is slow: see base.mean_square.
             pooled = (
-                F.adaptive_avg_pool2d(apart, size)
+                F.adaptive_avg_pool2d(difference, size)
                 if size > 1
-                else F.avg_pool2d(apart, apart.shape[2:])
+                else F.avg_pool2d(difference, difference.shape[2:])
             )
-            total, weights = total + weight * mean_square(pooled), weights + weight
-    return total / weights
+            total = total + weight * mean_square(pooled)
+            weight_sum = weight_sum + weight
+    return total / weight_sum

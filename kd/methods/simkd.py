@@ -1,4 +1,7 @@
-"""Knowledge distillation with the reused teacher classifier (Chen et al. 2022, arXiv 2203.14001)."""
+"""SimKD: reusing the teacher's classifier (Chen et al. 2022, arXiv 2203.14001).
+
+Paper: "Knowledge distillation with the reused teacher classifier".
+"""
 
 import copy
 from typing import Any, Literal
@@ -13,74 +16,89 @@ from kd.models.grafted import Graft, Grafted, Projector
 
 
 class SimKDConfig(FeatureMethodConfig):
+    """Settings of the `simkd` method."""
+
     name: Literal["simkd"]
     factor: int = Field(ge=1, le=64)
 
 
 class SimKD(FeatureMethod):
-    """loss = alpha * CE + beta * mean (projector(f_s) - f_t)^2 on the last maps; the paper has alpha = 0.
+    """loss = alpha * CE + beta * mean (projector(f_s) - f_t)^2 on the last maps.
 
-    What is evaluated and shipped is the student up to its map, the projector, and the teacher's layers after its map:
-    `size` in the result counts them all. A larger map is average-pooled to the smaller's size.
+    The paper uses alpha = 0. The network that is evaluated and shipped is the student up to its
+    map, the projector, and the teacher's layers after its map: `size` in the result counts all of
+    them. The larger map is average-pooled to the size of the smaller.
     """
 
     Config = SimKDConfig
     dims = (3,)
 
     @classmethod
-    def check(cls, config: Any, spec: MethodContext) -> None:
-        super().check(config, spec)
-        if len(found := cls.resolve_pairs(config, spec)) != 1:
-            raise ValueError("pairs: simkd takes one pair")
-        ((student, teacher),) = found
+    def check(cls, config: Any, context: MethodContext) -> None:
+        """Check the pair, and that the teacher's layers can follow the student's map."""
+        super().check(config, context)
+        tap_pairs = cls.resolve_pairs(config, context)
+        if len(tap_pairs) != 1:
+            raise ValueError(f"pairs: simkd takes one pair, got {len(tap_pairs)}")
+        ((student, teacher),) = tap_pairs
         for side, net, tap in (
-            ("student", spec.student_net, student),
-            ("teacher", spec.teacher_net, teacher),
+            ("student", context.student_net, student),
+            ("teacher", context.teacher_net, teacher),
         ):
             if net is None or tap not in list(net.stages)[:-1]:
                 raise ValueError(
-                    f"pairs: simkd cuts the {side} after {tap}, which must be a stage of a network of kd's own"
+                    f"pairs: simkd cuts the {side} after {tap}, which must be a stage before the "
+                    "head of one of kd's own models"
                 )
-        here, there = spec.student[student], spec.teacher[teacher]
-        following = list(spec.teacher)[list(spec.teacher).index(teacher) + 1]
-        if min(here[1:]) < min(there[1:]) and spec.teacher[following] != there[:1]:
+        student_shape = context.student[student]
+        teacher_shape = context.teacher[teacher]
+        next_tap = list(context.teacher)[list(context.teacher).index(teacher) + 1]
+        student_is_smaller = min(student_shape[1:]) < min(teacher_shape[1:])
+        if student_is_smaller and context.teacher[next_tap] != teacher_shape[:1]:
             raise ValueError(
-                f"pairs: the student's {student} is {list(here)}, smaller than the teacher's {teacher}, {list(there)}, "
-                "whose next layers take no smaller map"
+                f"pairs: the student's {student} is {list(student_shape)}, smaller than the "
+                f"teacher's {teacher}, {list(teacher_shape)}, whose next layer cannot take a "
+                "smaller map"
             )
 
     @classmethod
-    def resolve_pairs(cls, config: Any, spec: MethodContext) -> list[tuple[str, str]]:
-        return pairs(config.pairs, spec)
+    def resolve_pairs(cls, config: Any, context: MethodContext) -> list[tuple[str, str]]:
+        """Return the pairs that the configuration selects."""
+        return pairs(config.pairs, context)
 
-    def __init__(self, config: SimKDConfig, spec: MethodContext):
-        super().__init__(config, spec)
+    def __init__(self, config: SimKDConfig, context: MethodContext):
+        super().__init__(config, context)
         ((student, teacher),) = self.pairs
-        channels, *size = spec.teacher[teacher]
-        self.projector = Projector(spec.student[student][0], channels, tuple(size), config.factor)
-        self.taps: dict[str, Any] = {
+        channels, *size = context.teacher[teacher]
+        self.projector = Projector(
+            context.student[student][0], channels, tuple(size), config.factor
+        )
+        self.graft_settings: dict[str, Any] = {
             "student_tap": student,
             "teacher_tap": teacher,
             "factor": config.factor,
         }
-        tail = (
-            copy.deepcopy(spec.teacher_net).eval().requires_grad_(False)
-            if spec.teacher_net
+        teacher_copy = (
+            copy.deepcopy(context.teacher_net).eval().requires_grad_(False)
+            if context.teacher_net
             else None
         )
-        self.teacher = (
-            tail,
-        )  # in a tuple: no part of this module, neither trained nor saved with it
+        # A tuple keeps it from being a submodule, so it is neither trained nor saved.
+        self.teacher = (teacher_copy,)
 
-    def compare(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
-        seen, wanted = match_spatial_size(self.projector(student), teacher)
-        return (seen - wanted).square().mean()
+    def compare(self, pair_index: int, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the mean squared error of the projected map."""
+        projected, target = match_spatial_size(self.projector(student), teacher)
+        return (projected - target).square().mean()
 
     def deploy(self, student: Net) -> Net:
+        """Return the student's stages, the projector and the teacher's last stages."""
         (teacher,) = self.teacher
         assert teacher is not None
-        return Grafted(student, self.projector, teacher, Graft(teacher={}, **self.taps))
+        graft = Graft(teacher={}, **self.graft_settings)
+        return Grafted(student, self.projector, teacher, graft)
 
     @property
     def graft(self) -> dict[str, Any] | None:
-        return self.taps
+        """The taps and the projector's factor, from which the deployed network can be rebuilt."""
+        return self.graft_settings

@@ -1,4 +1,7 @@
-"""Distillation without labels: `logits` of alpha = 0 (Hinton, Vinyals and Dean 2015, arXiv 1503.02531)."""
+"""Distillation without labels (Hinton, Vinyals and Dean 2015, arXiv 1503.02531).
+
+This is the `logits` method with alpha = 0.
+"""
 
 from typing import Literal
 
@@ -9,6 +12,8 @@ from kd.models.base import ModelOutput
 
 
 class SoftLabelsConfig(Settings):
+    """Settings of the `soft_labels` method."""
+
     name: Literal["soft_labels"]
     T: Temperature
     standardize: bool = False
@@ -20,5 +25,6 @@ class SoftLabels(Method):
     Config = SoftLabelsConfig
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
+        """Return the term `soft`."""
         s, t = comparison_logits(self.config, student, teacher)
         return {"soft": (1.0, soft_kl(s, t, self.config.T))}

@@ -1,4 +1,4 @@
-"""Cross-entropy with the labels, without a teacher: what every method is compared with."""
+"""Cross-entropy with the labels, without a teacher: the baseline of every comparison."""
 
 from typing import Literal
 
@@ -9,6 +9,8 @@ from kd.models.base import ModelOutput
 
 
 class StandardConfig(Settings):
+    """Settings of the `standard` method."""
+
     name: Literal["standard"]
 
 
@@ -19,4 +21,5 @@ class Standard(Method):
     needs_teacher = False
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
+        """Return the term `hard`."""
         return {"hard": (1.0, cross_entropy(batch, student))}

@@ -16,19 +16,23 @@ from kd.models.base import ModelOutput
 
 
 class StandardizedConfig(WeightedConfig):
+    """Settings of the `standardized` method."""
+
     name: Literal["standardized"]
     T: Temperature
 
 
 class Standardized(Method):
-    """loss = alpha * CE + beta * T^2 KL(teacher_T || student_T) of logits (z - mean z) / (std z + 1e-7).
+    """loss = alpha * CE + beta * T^2 KL(teacher_T || student_T) of standardised logits.
 
-    Other methods on logits do the same with `standardize: true`.
+    The standardised logits are (z - mean z) / (std z + 1e-7). Other methods on logits use them with
+    `standardize: true`.
     """
 
     Config = StandardizedConfig
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
+        """Return the terms `hard` and `soft`."""
         assert teacher is not None
         soft = soft_kl(standardise(student.logits), standardise(teacher.logits), self.config.T)
         return {

@@ -1,4 +1,4 @@
-"""Several methods at once: the weighted sum of their losses."""
+"""Several methods combined: the weighted sum of their losses."""
 
 from typing import Annotated, Any, Literal
 
@@ -13,46 +13,50 @@ from kd.methods.base import Method, MethodContext, Terms
 from kd.models.base import ModelOutput
 
 
-def _kind(part: dict[str, Any]) -> type[Method]:
+def _method_class(part: dict[str, Any]) -> type[Method]:
     return registry.defined(registry.module("methods", part["name"], "method"), Method)
 
 
 def _settings(part: dict[str, Any]) -> Any:
-    return _kind(part).Config.model_validate(
-        {key: value for key, value in part.items() if key != "weight"}
-    )
+    """Return the validated settings of a part, which are its keys but `weight`."""
+    keys = {key: value for key, value in part.items() if key != "weight"}
+    return _method_class(part).Config.model_validate(keys)
 
 
 def _with_defaults(part: Any) -> Any:
-    """A name, or a mapping with a name, with what is not said taken from the method's YAML."""
+    """Complete a part, a name or a mapping with a name, with the defaults of the method's YAML."""
     part = {"name": part} if isinstance(part, str) else part
     if not isinstance(part, dict) or not isinstance(part.get("name"), str):
         raise ValueError(
-            f"should be the name of a method or {{name: ..., weight: ..., its keys}}, got {str(part)[:100]!r}"
+            "should be the name of a method or {name: ..., weight: ..., keys of the method}, "
+            f"got {str(part)[:100]!r}"
         )
+    name = part["name"]
     try:
-        kind = _kind(part)
-        given = {"weight": 1.0, **registry.defaults("method", part["name"]), **part}
-        filled = {"weight": given["weight"], **_settings(given).model_dump()}
+        method_class = _method_class(part)
+        completed = {"weight": 1.0, **registry.defaults("method", name), **part}
+        validated = {"weight": completed["weight"], **_settings(completed).model_dump()}
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(
-            f"{part['name']}.{where}: {first['msg'].removeprefix('Value error, ')}"
-        ) from error
+        key = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{name}.{key}: {message}") from error
     except UserError as error:
         raise ValueError(str(error).removeprefix("method.name: ")) from error
     if (
-        not kind.needs_teacher
-        or kind.views != 1
-        or kind.mixed
-        or kind.self_taught
-        or kind.deploy is not Method.deploy
+        not method_class.needs_teacher
+        or method_class.views != 1
+        or method_class.mixed
+        or method_class.self_taught
+        or method_class.deploy is not Method.deploy
     ):
-        raise ValueError(f"{part['name']} trains in a way of its own and cannot be a part")
-    if kind is Sum:
-        raise ValueError("sum cannot be a part of itself")
-    return filled
+        raise ValueError(
+            f"{name} cannot be part of a sum; allowed: methods that need a teacher, "
+            "use one unmixed view per image, are not self-taught and ship only the student"
+        )
+    if method_class is Sum:
+        raise ValueError("sum cannot be part of another sum")
+    return validated
 
 
 def _check_weight(part: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +70,8 @@ Part = Annotated[dict[str, Any], BeforeValidator(_with_defaults), AfterValidator
 
 
 class SumConfig(Settings):
+    """Settings of the `sum` method."""
+
     name: Literal["sum"]
     parts: Annotated[list[Part], Field(min_length=1, max_length=20)]
 
@@ -73,43 +79,49 @@ class SumConfig(Settings):
 class Sum(Method):
     """loss = sum over the parts of weight * the part's loss.
 
-    Each part is a method with its own keys; those not said are the defaults of conf/method. The hard loss appears once,
-    with the sum of its weights; every other term is named by its method: `logits.soft`, and of a second `logits` part
-    `logits2.soft`.
+    Each part is a method with its own keys; omitted keys have the defaults of conf/method. The hard
+    loss appears once, with the sum of its weights. Every other term is prefixed with the name of
+    its method: `logits.soft`, and for a second `logits` part `logits2.soft`.
     """
 
     Config = SumConfig
 
     @classmethod
-    def check(cls, config: Any, spec: MethodContext) -> None:
+    def check(cls, config: Any, context: MethodContext) -> None:
+        """Check every part."""
         for part in config.parts:
             try:
-                _kind(part).check(_settings(part), spec)
+                _method_class(part).check(_settings(part), context)
             except ValueError as error:
                 raise ValueError(f"parts: {part['name']}.{error}") from error
 
     @classmethod
     def needs_labels(cls, config: Any) -> bool:
-        return any(_kind(part).needs_labels(_settings(part)) for part in config.parts)
+        """Return whether any part needs labels."""
+        return any(_method_class(part).needs_labels(_settings(part)) for part in config.parts)
 
-    def __init__(self, config: SumConfig, spec: MethodContext):
-        super().__init__(config, spec)
-        self.parts = nn.ModuleList(_kind(part)(_settings(part), spec) for part in config.parts)
+    def __init__(self, config: SumConfig, context: MethodContext):
+        super().__init__(config, context)
+        self.parts = nn.ModuleList(
+            _method_class(part)(_settings(part), context) for part in config.parts
+        )
         self.names: list[str] = []
         for part in config.parts:
-            again = sum(name.rstrip("0123456789") == part["name"] for name in self.names)
-            self.names.append(f"{part['name']}{again + 1}" if again else part["name"])
-        taps = [
-            dict.fromkeys(tap for part in self.parts for tap in getattr(part, side))
-            for side in ("student_taps", "teacher_taps")
-        ]
-        self.student_taps, self.teacher_taps = map(tuple, taps)
+            earlier = sum(name.rstrip("0123456789") == part["name"] for name in self.names)
+            self.names.append(f"{part['name']}{earlier + 1}" if earlier else part["name"])
+        self.student_taps = self._taps_of_parts("student_taps")
+        self.teacher_taps = self._taps_of_parts("teacher_taps")
+
+    def _taps_of_parts(self, attribute: str) -> tuple[str, ...]:
+        """Return the taps that the parts read, each once, in the order of the parts."""
+        return tuple(dict.fromkeys(tap for part in self.parts for tap in getattr(part, attribute)))
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
+        """Return the term `hard` and the other terms of all parts."""
         terms: Terms = {}
-        for name, part, said in zip(self.names, self.parts, self.config.parts, strict=True):
+        for name, part, settings in zip(self.names, self.parts, self.config.parts, strict=True):
             for term, (weight, value) in part(batch, student, teacher).items():
-                weight = said["weight"] * weight
+                weight = settings["weight"] * weight
                 if term == "hard":
                     terms["hard"] = (weight + (terms["hard"][0] if "hard" in terms else 0.0), value)
                 else:

@@ -1,4 +1,7 @@
-"""Revisiting knowledge distillation via label smoothing: teacher-free KD (Yuan et al. 2020, arXiv 1909.11723)."""
+"""Teacher-free knowledge distillation (Yuan et al. 2020, arXiv 1909.11723).
+
+Paper: "Revisiting knowledge distillation via label smoothing regularization".
+"""
 
 from typing import Literal
 
@@ -13,6 +16,8 @@ from kd.models.base import ModelOutput
 
 
 class TfKDConfig(Settings):
+    """Settings of the `tfkd` method."""
+
     name: Literal["tfkd"]
     alpha: float = Field(ge=0, le=1)
     correct: float = Field(ge=0, le=1)
@@ -20,24 +25,30 @@ class TfKDConfig(Settings):
 
 
 class TfKD(Method):
-    """loss = alpha * CE + (1 - alpha) * KL(softmax(u / T) || student), u = `correct` at the label, else its share.
+    """loss = alpha * CE + (1 - alpha) * KL(softmax(u / T) || student).
 
-    As in the paper's code the student is at temperature 1 and there is no T^2; averaged over the batch, where that
-    code also divides by the classes and multiplies by a number of its own.
+    u is `correct` at the label; the other classes share 1 - `correct` equally. As in the paper's
+    code, the student is at temperature 1 and there is no factor T^2. The divergence is averaged
+    over the batch; the paper's code also divides it by the number of classes and multiplies it by a
+    constant.
     """
 
     Config = TfKDConfig
     needs_teacher = False
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
-        c, z = self.config, student.logits
-        made = torch.full_like(z, (1 - c.correct) / (z.shape[1] - 1)).scatter(
-            1, batch.y[:, None], c.correct
-        )
+        """Return the terms `hard` and `soft`."""
+        config = self.config
+        z = student.logits
+        other = (1 - config.correct) / (z.shape[1] - 1)
+        u = torch.full_like(z, other).scatter(1, batch.y[:, None], config.correct)
         soft = F.kl_div(
             F.log_softmax(z, dim=1),
-            F.log_softmax(made / c.T, dim=1),
+            F.log_softmax(u / config.T, dim=1),
             reduction="batchmean",
             log_target=True,
         )
-        return {"hard": (c.alpha, cross_entropy(batch, student)), "soft": (1 - c.alpha, soft)}
+        return {
+            "hard": (config.alpha, cross_entropy(batch, student)),
+            "soft": (1 - config.alpha, soft),
+        }

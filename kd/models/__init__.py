@@ -1,4 +1,4 @@
-"""Networks: one file a family. A name in the configuration is the name of a file here."""
+"""Networks, one file per family. The name of a file is the model's name in the configuration."""
 
 from typing import Any
 
@@ -7,19 +7,33 @@ from kd.models.base import ModelOutput, Net
 
 
 def find(name: Any, key: str) -> Any:
-    """The Net class of that name. **Raises:** UserError naming `key`."""
+    """Return the Net class of a model.
+
+    Args:
+        name: The name of the model.
+        key: The configuration key for error messages.
+
+    Raises:
+        UserError: There is no model of this name; the message names `key`.
+    """
     return registry.defined(registry.module("models", name, key), Net)
 
 
 def build(config: Any, classes: int, size: int) -> Any:
-    """A network with fresh weights for `classes` classes and images of size x size, drawn from torch's generator."""
+    """Build a network with random weights, drawn from torch's default generator.
+
+    Args:
+        config: The settings of the model.
+        classes: The number of classes.
+        size: Images are size x size.
+    """
     return find(config.name, "model")(config, classes, size)
 
 
 def blank(config: Any, classes: int, size: int) -> Any:
-    """The same for weights that are to be filled in: none are downloaded."""
-    fresh = {"pretrained": False} if getattr(config, "pretrained", False) else {}
-    return build(config.model_copy(update=fresh), classes, size)
+    """Build a network whose weights will be replaced; pretrained weights are not downloaded."""
+    changes = {"pretrained": False} if getattr(config, "pretrained", False) else {}
+    return build(config.model_copy(update=changes), classes, size)
 
 
 __all__ = ["ModelOutput", "Net", "blank", "build", "find"]

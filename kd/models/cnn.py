@@ -1,7 +1,8 @@
 """The reference CNN of the CIFAR-10 distillation study: four convolutions and two linear layers.
 
-[conv3x3(s), conv3x3(s), maxpool, conv3x3(2s), conv3x3(2s), maxpool, linear(64 * 2s -> 32s), dropout, linear(classes)],
-batch norm after each convolution. On 32 x 32 images scale 32 has 4.27M parameters, scale 16 has 1.07M.
+With scale s: conv3x3(s), conv3x3(s), maxpool, conv3x3(2s), conv3x3(2s), maxpool,
+linear(64 * 2s -> 32s), dropout, linear(classes), and batch norm after each convolution.
+On 32 x 32 images scale 32 has 4.27M parameters, and scale 16 has 1.07M.
 """
 
 from typing import Literal
@@ -14,6 +15,8 @@ from kd.models.base import Net
 
 
 class CNNConfig(Settings):
+    """The keys of the reference CNN."""
+
     name: Literal["cnn"]
     scale: int = Field(ge=1, le=1024)
     activation: Literal["relu", "elu", "gelu", "silu"]
@@ -21,15 +24,17 @@ class CNNConfig(Settings):
 
 
 class CNN(Net):
-    """Taps on 32 x 32 images: conv1, conv2 [s, 32, 32], pool1 [s, 16, 16], conv3, conv4 [2s, 16, 16],
-    pool2 [2s, 8, 8], hidden [32s]."""
+    """The reference CNN.
+
+    Taps on 32 x 32 images with scale s: conv1, conv2 [s, 32, 32], pool1 [s, 16, 16],
+    conv3, conv4 [2s, 16, 16], pool2 [2s, 8, 8], hidden [32s].
+    """
 
     Config = CNNConfig
 
     def __init__(self, config: CNNConfig, classes: int, size: int):
-        activation = {"relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU}[
-            config.activation
-        ]
+        activations = {"relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU}
+        activation = activations[config.activation]
         s = config.scale
 
         def conv(inputs: int, outputs: int) -> nn.Module:

@@ -1,6 +1,7 @@
-// Batch norm with the ReLU or ELU after it, and max pooling, on a CPU: in bfloat16, or with -DFLOAT32 in float32.
-// x, y, dy, dx are n rows of c channels (a channels_last image batch), c a multiple of 16; all else is float32 [c].
-// Sums are kept in float32 over 256 rows and in float64 beyond, in an order that no number of threads changes.
+// Batch norm fused with a ReLU or ELU, and max pooling, on a CPU: in bfloat16, or with -DFLOAT32 in float32.
+// x, y, dy, dx are n rows of c channels (a channels_last image batch), with c a multiple of 16; all other arrays are
+// float32 [c]. Sums are in float32 within chunks of 256 rows and in float64 across them. Their order, and so the
+// result, does not depend on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -15,7 +16,7 @@ typedef uint16_t real;
 typedef uint16_t word;
 #endif
 #ifdef __AVX512F__
-const int V = 16;  // as many as the processor computes at once: wider vectors are taken apart, one number at a time
+const int V = 16;  // the processor's vector width; the compiler would split wider vectors into single numbers
 #else
 const int V = 8;
 #endif
@@ -32,7 +33,7 @@ static inline F up(const real* p) { return get<F>(p); }
 static inline void down(real* p, F f) { put(p, f); }
 #else
 static inline F up(const real* p) { return (F)(__builtin_convertvector(get<W>(p), U) << 16); }
-static inline void down(real* p, F f) {  // to the nearest, ties to even; a NaN that came from bfloat16 stays one
+static inline void down(real* p, F f) {  // rounds to nearest, ties to even; a NaN that came from bfloat16 stays NaN
   U b = (U)f;
   put(p, __builtin_convertvector((b + 0x7fff + ((b >> 16) & 1)) >> 16, W));
 }
@@ -45,7 +46,7 @@ template <class T> static void each(long n, int c, T work) {
     for (int b = 0; b < c; b += V) work(r * c + b, b);
 }
 
-template <class T> static std::vector<double> sums(long n, int c, T term) {  // of two values for each channel: [2c]
+template <class T> static std::vector<double> sums(long n, int c, T term) {  // of two terms per channel: [2c]
   long chunks = (n + CHUNK - 1) / CHUNK;
   std::vector<float> part(chunks * 2 * c);
 #pragma omp parallel for schedule(static)
@@ -70,7 +71,7 @@ static inline F expm1(F z) {  // for z <= 0: 2^k (e^r - 1) + 2^k - 1, with a ser
   return p * s + (s - 1);
 }
 
-// An activation of z, and d times its slope there; what is not a number stays one
+// value: the activation of z; back: d times its derivative at z. NaN stays NaN.
 struct Relu {
   static F value(F z) { return keep(!(z <= 0), z); }
   static F back(F z, F d) { return keep(!(z <= 0), d); }
@@ -90,7 +91,7 @@ extern "C" void scale_act(int elu, const real* x, real* y, long n, int c, const 
 
 extern "C" void norm_act(int elu, const real* x, real* y, long n, int c, const float* weight, const float* bias,
                          float eps, float* mean, float* var, float* a, float* t) {
-  // of the distance from the first row: a mean that is far from 0 does not drown the variance
+  // sums of the difference from the first row, so that a mean far from 0 does not cancel the variance
   auto s = sums(n, c, [=](long at, int b, F& p, F& q) { F f = up(x + at) - up(x + b); p += f, q += f * f; });
   std::vector<float> first(c);
   for (int b = 0; b < c; b += V) put(&first[b], up(x + b));
@@ -131,11 +132,12 @@ extern "C" void norm_act_backward(int elu, const real* dy, const real* x, real* 
   by(elu, [=](auto act) { backward(act, dy, x, dx, n, c, eps, mean, var, a, t, dweight, dbias); });
 }
 
-// 2 x 2 max pooling of n images [h, w, c], h and w even; `which` of the four was taken: the first of the largest
+// 2 x 2 max pooling of n images [h, w, c], with h and w even. `which` is the position of the maximum in its window
+// (0 to 3), the first one if there are several.
 template <class T> static void windows(long n, int h, int w, int c, T work) {
 #pragma omp parallel for schedule(static)
   for (long r = 0; r < n * (h / 2); r++) {
-    long in = r * 2 * w * c, out = r * (w / 2) * c;  // a row of windows is two rows of the image
+    long in = r * 2 * w * c, out = r * (w / 2) * c;  // a row of windows covers two rows of the image
     for (int j = 0; j < w / 2; j++, in += 2 * c, out += c)
       for (int b = 0; b < c; b += V) {
         const long at[4] = {in + b, in + c + b, in + (long)w * c + b, in + (long)w * c + c + b};

@@ -1,5 +1,8 @@
-"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) for small images: five halvings become four by a stride of 1 in
-the second group of blocks, and ReLU takes the place of ReLU6 (Tian et al. 2019, arXiv 1910.10699)."""
+"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) for small images.
+
+As in Tian et al. 2019 (arXiv 1910.10699), a stride of 1 in the second group of blocks reduces five
+halvings to four, and ReLU replaces ReLU6.
+"""
 
 from typing import Literal
 
@@ -9,7 +12,9 @@ from torch import nn
 from kd.core.settings import Settings
 from kd.models.base import Net, Residual, average, conv, he_normal
 
-STAGES = {  # groups of blocks: channels at width 1, blocks, stride of the first; all but the first group expand
+# Groups of blocks: (channels at width 1, number of blocks, stride of the first block).
+# All groups but the first expand their channels.
+STAGES = {
     "stage1": [(16, 1, 1), (24, 2, 1)],
     "stage2": [(32, 3, 2)],
     "stage3": [(64, 4, 2), (96, 3, 1)],
@@ -18,36 +23,45 @@ STAGES = {  # groups of blocks: channels at width 1, blocks, stride of the first
 
 
 class MobileNetV2Config(Settings):
+    """The keys of MobileNetV2."""
+
     name: Literal["mobilenetv2"]
     width: float = Field(ge=0.1, le=10)
     expansion: int = Field(ge=1, le=32)
 
 
 class MobileNetV2(Net):
-    """Taps on 32 x 32 images at width w: stem [32w, 16, 16], stage1 [24w, 16, 16], stage2 [32w, 8, 8],
-    stage3 [96w, 4, 4], stage4 [320w, 2, 2], last [1280 max(1, w), 2, 2], pool. The stages end in no activation."""
+    """MobileNetV2.
+
+    Taps on 32 x 32 images at width w: stem [32w, 16, 16], stage1 [24w, 16, 16],
+    stage2 [32w, 8, 8], stage3 [96w, 4, 4], stage4 [320w, 2, 2], last [1280 max(1, w), 2, 2],
+    pool [1280 max(1, w)]. The stages do not end in an activation.
+    """
 
     Config = MobileNetV2Config
 
     def __init__(self, config: MobileNetV2Config, classes: int, size: int):
-        stem = inputs = int(32 * config.width)
-        stages, expansion = {}, 1
+        stem_channels = int(32 * config.width)
+        inputs = stem_channels
+        expansion = 1
+        stages: dict[str, nn.Module] = {}
         for name, groups in STAGES.items():
-            layers = []
-            for channels, blocks, stride in groups:
+            layers: list[nn.Module] = []
+            for channels, blocks, first_stride in groups:
                 outputs = int(channels * config.width)
                 for block in range(blocks):
-                    layers.append(_block(inputs, outputs, stride if block == 0 else 1, expansion))
+                    stride = first_stride if block == 0 else 1
+                    layers.append(_block(inputs, outputs, stride, expansion))
                     inputs = outputs
                 expansion = config.expansion
             stages[name] = nn.Sequential(*layers)
-        last = int(1280 * max(1, config.width))
+        last_channels = int(1280 * max(1, config.width))
         super().__init__(
-            stem=nn.Sequential(*conv(3, stem, 3, 2), nn.ReLU()),
+            stem=nn.Sequential(*conv(3, stem_channels, 3, 2), nn.ReLU()),
             **stages,
-            last=nn.Sequential(*conv(inputs, last, 1), nn.ReLU()),
+            last=nn.Sequential(*conv(inputs, last_channels, 1), nn.ReLU()),
             pool=average(),
-            head=nn.Linear(last, classes),
+            head=nn.Linear(last_channels, classes),
         )
         he_normal(self)
         nn.init.normal_(self.head.weight, std=0.01)  # type: ignore[arg-type]
@@ -55,7 +69,7 @@ class MobileNetV2(Net):
 
 
 def _block(inputs: int, outputs: int, stride: int, expansion: int) -> nn.Module:
-    """The inverted residual block: wide inside, linear at its end."""
+    """Return an inverted residual block, which is wide inside and ends linearly."""
     inner = inputs * expansion
     depthwise = conv(inner, inner, 3, stride, groups=inner)
     branch = nn.Sequential(

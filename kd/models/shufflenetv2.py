@@ -1,5 +1,7 @@
-"""ShuffleNetV2 (Ma et al. 2018, arXiv 1807.11164) for small images: a 1 x 1 convolution is its stem
-(Tian et al. 2019, arXiv 1910.10699)."""
+"""ShuffleNetV2 (Ma et al. 2018, arXiv 1807.11164) for small images.
+
+The stem is a 1 x 1 convolution (Tian et al. 2019, arXiv 1910.10699).
+"""
 
 from typing import Literal
 
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from kd.core.settings import Settings
 from kd.models.base import Net, average, conv
 
+# by width: the channels of stage1, stage2, stage3 and last
 CHANNELS = {
     0.5: (48, 96, 192, 1024),
     1.0: (116, 232, 464, 1024),
@@ -19,18 +22,24 @@ STEM = 24
 
 
 class ShuffleNetV2Config(Settings):
+    """The keys of ShuffleNetV2."""
+
     name: Literal["shufflenetv2"]
     width: Literal[0.5, 1.0, 1.5, 2.0]  # type: ignore[valid-type]
 
 
 class ShuffleNetV2(Net):
-    """Taps on 32 x 32 images at width 1: stem [24, 32, 32], stage1 [116, 16, 16], stage2 [232, 8, 8],
-    stage3 [464, 4, 4], last [1024, 4, 4], pool [1024]. The stages end in a shuffle, not in an activation."""
+    """ShuffleNetV2.
+
+    Taps on 32 x 32 images at width 1: stem [24, 32, 32], stage1 [116, 16, 16],
+    stage2 [232, 8, 8], stage3 [464, 4, 4], last [1024, 4, 4], pool [1024]. The stages end in a
+    channel shuffle, not in an activation.
+    """
 
     Config = ShuffleNetV2Config
 
     def __init__(self, config: ShuffleNetV2Config, classes: int, size: int):
-        one, two, three, last = CHANNELS[config.width]
+        channels1, channels2, channels3, last_channels = CHANNELS[config.width]
 
         def stage(inputs: int, outputs: int, blocks: int) -> nn.Module:
             return nn.Sequential(
@@ -39,29 +48,37 @@ class ShuffleNetV2(Net):
 
         super().__init__(
             stem=nn.Sequential(*conv(3, STEM, 1), nn.ReLU()),
-            stage1=stage(STEM, one, 4),
-            stage2=stage(one, two, 8),
-            stage3=stage(two, three, 4),
-            last=nn.Sequential(*conv(three, last, 1), nn.ReLU()),
+            stage1=stage(STEM, channels1, 4),
+            stage2=stage(channels1, channels2, 8),
+            stage3=stage(channels2, channels3, 4),
+            last=nn.Sequential(*conv(channels3, last_channels, 1), nn.ReLU()),
             pool=average(),
-            head=nn.Linear(last, classes),
+            head=nn.Linear(last_channels, classes),
         )
 
 
 class Plain(nn.Module):
-    """Half of the channels pass, the other half goes through the branch; then they are mixed."""
+    """The unit of stride 1, which keeps the shape [B, C, H, W].
+
+    Half of the channels bypass the branch; then all channels are shuffled.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
-        self.branch, self.shuffle = _branch(channels // 2, channels // 2, 1), nn.ChannelShuffle(2)
+        self.branch = _branch(channels // 2, channels // 2, 1)
+        self.shuffle = nn.ChannelShuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the unit."""
         left, right = x.chunk(2, dim=1)
         return self.shuffle(torch.cat([left, self.branch(right)], dim=1))
 
 
 class Halving(nn.Module):
-    """Two branches of stride 2, mixed: [B, outputs, H / 2, W / 2]."""
+    """The unit of stride 2: [B, inputs, H, W] -> [B, outputs, H / 2, W / 2].
+
+    The outputs of two branches are concatenated and shuffled.
+    """
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -69,9 +86,11 @@ class Halving(nn.Module):
         self.left = nn.Sequential(
             *conv(inputs, inputs, 3, 2, groups=inputs), *conv(inputs, half, 1), nn.ReLU()
         )
-        self.right, self.shuffle = _branch(inputs, half, 2), nn.ChannelShuffle(2)
+        self.right = _branch(inputs, half, 2)
+        self.shuffle = nn.ChannelShuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Halve height and width."""
         return self.shuffle(torch.cat([self.left(x), self.right(x)], dim=1))
 
 

@@ -1,4 +1,4 @@
-"""Any classifier of timm (PyTorch image models), with fresh weights or those that timm publishes. Needs kd[timm]."""
+"""Any classifier of timm (PyTorch image models), with new or pretrained weights. Needs kd[timm]."""
 
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -11,25 +11,28 @@ from kd.models.wrapped import ExternalModelConfig, Wrapped, check_known_name, pr
 
 
 class TimmConfig(ExternalModelConfig):
+    """The keys of a timm model."""
+
     name: Literal["timm"]
 
     @field_validator("model")
     @classmethod
-    def _known(cls, model: str) -> str:
+    def _is_known(cls, model: str) -> str:
         if find_spec("timm") is None:
             raise ValueError("the package timm is not installed; pip install 'kd[timm]'")
         import timm
 
         architecture = check_known_name(model.partition(".")[0], timm.list_models())
-        return check_known_name(
-            model, [architecture, *timm.list_models(f"{architecture}.*", pretrained=True)]
-        )
+        pretrained = timm.list_models(f"{architecture}.*", pretrained=True)
+        return check_known_name(model, [architecture, *pretrained])
 
 
 class Timm(Wrapped):
-    """Taps: the modules of the network by name (layer1, blocks.3, stages.0), pool and head; see `Wrapped`.
+    """A classifier of timm.
 
-    Published weights are loaded but for the classifier, which is new. Images are normalised as the data set says.
+    Taps: the network's modules by name (layer1, blocks.3, stages.0), pool and head; see `Wrapped`.
+    Pretrained weights are loaded except for the classifier, which is new. Images are normalised by
+    the mean and std of the data set.
     """
 
     Config = TimmConfig
@@ -37,20 +40,19 @@ class Timm(Wrapped):
     def __init__(self, config: TimmConfig, classes: int, size: int):
         import timm
 
-        published = timm.get_pretrained_cfg(config.model)
-        fixed = published is not None and published.fixed_input_size
-        sized: dict[str, Any] = {"img_size": size} if fixed else {}
+        pretrained_config = timm.get_pretrained_cfg(config.model)
+        fixed_size = pretrained_config is not None and pretrained_config.fixed_input_size
+        size_arguments: dict[str, Any] = {"img_size": size} if fixed_size else {}
 
-        def make(pretrained: bool = False) -> nn.Module:
+        def create(pretrained: bool = False) -> nn.Module:
             return timm.create_model(
-                config.model, pretrained=pretrained, num_classes=classes, **sized
+                config.model, pretrained=pretrained, num_classes=classes, **size_arguments
             )
 
-        def filled() -> nn.Module:
+        def create_pretrained() -> nn.Module:
             if not timm.is_model_pretrained(config.model):
                 raise UserError(f"pretrained: timm has no weights of {config.model}")
-            return make(pretrained=True)
+            return create(pretrained=True)
 
-        super().__init__(
-            pretrained_state(filled, config.model) if config.pretrained else make, size
-        )
+        make = pretrained_state(create_pretrained, config.model) if config.pretrained else create
+        super().__init__(make, size)

@@ -14,6 +14,8 @@ SIZES = {192: "tiny", 384: "small", 768: "base"}
 
 
 class ViTConfig(Settings):
+    """The keys of the vision transformer."""
+
     name: Literal["vit"]
     patch: int = Field(ge=1, le=1024)
     width: int = Field(ge=1, le=16384)
@@ -22,7 +24,7 @@ class ViTConfig(Settings):
     dropout: float = Field(ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _divides(self) -> "ViTConfig":
+    def _heads_divide_width(self) -> "ViTConfig":
         if self.width % self.heads:
             raise ValueError(
                 f"width must be a multiple of heads, got {self.width} and {self.heads}"
@@ -31,24 +33,28 @@ class ViTConfig(Settings):
 
     @property
     def title(self) -> str:
-        return f"vit-{SIZES.get(self.width, self.width)}" + (
-            f"-{self.depth}" if self.depth != 12 else ""
-        )
+        """Return the display name."""
+        depth = f"-{self.depth}" if self.depth != 12 else ""
+        return f"vit-{SIZES.get(self.width, self.width)}{depth}"
 
 
 class ViT(Net):
-    """Taps, with N = (size / patch)^2 and D the width: embed, block1, block2, ... [N + 1, D], tokens of which the
-    first is the class token; pool [D], the class token after the last norm.
+    """A vision transformer.
 
-    Weights of linear layers are drawn from a normal of standard deviation 0.02, cut off at 2; biases are 0.
+    Taps, with N = (size / patch)^2 and width D: embed, block1, block2, ... [N + 1, D], of which
+    the first token is the class token; pool [D], the class token after the last norm.
+
+    The weights of linear layers are drawn from a normal distribution with standard deviation 0.02,
+    truncated at 2; biases are 0.
     """
 
     Config = ViTConfig
 
     def __init__(self, config: ViTConfig, classes: int, size: int):
         if size % config.patch:
-            raise RuntimeError(f"their size must be a multiple of patch, {config.patch}")
-        width, dropout = config.width, config.dropout
+            raise RuntimeError(f"the image size must be a multiple of patch={config.patch}")
+        width = config.width
+        dropout = config.dropout
         super().__init__(
             embed=Embed(config.patch, width, (size // config.patch) ** 2, dropout),
             **{
@@ -65,20 +71,20 @@ class ViT(Net):
 
 
 class Embed(nn.Module):
-    """Patches, each by a linear map, after a class token, plus learned positions: [B, 3, H, W] -> [B, N + 1, D]."""
+    """Patch embeddings, a class token and learned positions: [B, 3, H, W] -> [B, N + 1, D]."""
 
     def __init__(self, patch: int, width: int, patches: int, dropout: float):
         super().__init__()
         self.patches = nn.Conv2d(3, width, patch, patch)
-        self.token, self.positions = (
-            nn.Parameter(torch.empty(1, n, width)) for n in (1, patches + 1)
-        )
+        self.token = nn.Parameter(torch.empty(1, 1, width))
+        self.positions = nn.Parameter(torch.empty(1, patches + 1, width))
         self.dropout = nn.Dropout(dropout)
         for parameter in (self.patches.weight, self.token, self.positions):
             nn.init.trunc_normal_(parameter, std=0.02)
         nn.init.zeros_(self.patches.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
+        """Embed images [B, 3, H, W] as tokens [B, N + 1, D]."""
         x = self.patches(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
         return self.dropout(x + self.positions)
@@ -90,28 +96,34 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # each [B, heads, T, D / heads]
+        """Attend over all tokens [B, T, D]."""
+        # each of q, k and v is [B, heads, T, D / heads]
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class ClassToken(nn.LayerNorm):
-    """The first token, normed: [B, T, D] -> [B, D]."""
+    """The first token after layer norm: [B, T, D] -> [B, D]."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise the first token."""
         return super().forward(x[:, 0])
 
 
 def _block(width: int, heads: int, dropout: float) -> nn.Module:
     attention = [nn.LayerNorm(width, eps=1e-6), Attention(width, heads), nn.Dropout(dropout)]
-    mlp = [nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)]
+    linears = [
+        nn.Linear(width, 4 * width),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(4 * width, width),
+    ]
+    mlp = [nn.LayerNorm(width, eps=1e-6), *linears, nn.Dropout(dropout)]
     return nn.Sequential(
         Residual(nn.Sequential(*attention), nn.Identity()),
-        Residual(
-            nn.Sequential(nn.LayerNorm(width, eps=1e-6), *mlp, nn.Dropout(dropout)), nn.Identity()
-        ),
+        Residual(nn.Sequential(*mlp), nn.Identity()),
     )

@@ -1,4 +1,7 @@
-"""Weights on disk: safetensors with a card (architecture, classes, normalisation), never a pickle."""
+"""Weights on disk: safetensors files with metadata, never pickles.
+
+The metadata holds the architecture, the classes and the normalisation.
+"""
 
 import json
 import os
@@ -13,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from kd import models
-from kd.core import tensors as files
+from kd.core import tensors as tensor_files
 from kd.core.errors import UserError, first_line
 from kd.core.io import atomic_write
 from kd.core.settings import Settings
@@ -22,34 +25,45 @@ from kd.models.base import Net
 from kd.models.grafted import Graft, build_grafted
 from kd.runs.schema import find_error
 
-EXTERNAL = "teacher.checkpoint: "  # how a line on a file of the user's begins
+EXTERNAL = "teacher.checkpoint: "  # begins each message about a file that the user names
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class WeightsMetadata(Settings, extra="ignore"):
-    """What must be known, beside the weights, to build a network again and to feed it."""
+    """What is needed, besides the weights, to rebuild a network and to prepare its input."""
 
     model: dict[str, Any]
     classes: list[str] = Field(min_length=1)
     size: int = Field(ge=4, le=4096)
     mean: list[float] = Field(min_length=3, max_length=3)
     std: list[float] = Field(min_length=3, max_length=3)
-    graft: Graft | None = None  # what was put behind the model's stages, see kd.models.grafted
-    sha256: str | None = None  # of the weights; kd has not always said it
+    graft: Graft | None = None  # what follows the model's stages, see kd.models.grafted
+    sha256: str | None = None  # of the weights; missing from old files
 
 
-def save(net: Net, path: Path, card: dict[str, Any]) -> None:
-    """Write `net`'s weights and its card. **Raises:** OSError."""
+def save(net: Net, path: Path, metadata: dict[str, Any]) -> None:
+    """Write the weights of `net` and their metadata.
+
+    Args:
+        net: The network.
+        path: The safetensors file.
+        metadata: The fields of `WeightsMetadata`, without the checksum.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     tensors = net.state_dict()
-    with atomic_write(path) as part:
-        # one entry of metadata: safetensors writes several in any order, and equal weights shall be equal files
-        files.save(tensors, part, {"kd": json.dumps({**card, "sha256": files.checksum(tensors)})})
+    text = json.dumps({**metadata, "sha256": tensor_files.checksum(tensors)})
+    with atomic_write(path) as partial_path:
+        # a single entry: safetensors writes several in any order, and equal weights must give
+        # equal files
+        tensor_files.save(tensors, partial_path, {"kd": text})
 
 
 def build_metadata(
     model: dict[str, Any], classes: tuple[str, ...], size: int, mean: Tensor, std: Tensor
 ) -> dict[str, Any]:
-    """The plain form of a `Card`."""
+    """Return the fields of `WeightsMetadata` as plain values, without graft and checksum."""
     return {
         "model": model,
         "classes": list(classes),
@@ -60,120 +74,161 @@ def build_metadata(
 
 
 def validate_weights(path: Path, net: Net, classes: tuple[str, ...], size: int) -> None:
-    """Raise UserError unless the weights at `path` are whole and fit `net`, these classes and this image size."""
+    """Check that the weights at `path` are intact and fit the teacher.
+
+    Args:
+        path: The safetensors file.
+        net: The teacher, possibly on the meta device.
+        classes: The classes of the data set.
+        size: The data set's images are size x size.
+
+    Raises:
+        UserError: The weights are damaged or do not fit.
+    """
     with _open(path, EXTERNAL) as file:
-        found = _read_metadata(file, path, EXTERNAL)
-        if found is not None and len(found.classes) != len(classes):
+        metadata = _read_metadata(file, path, EXTERNAL)
+        if metadata is not None and len(metadata.classes) != len(classes):
             raise UserError(
-                f"{EXTERNAL}{path} knows {len(found.classes)} classes, the data has {len(classes)}; "
-                "teacher and student must share them"
+                f"{EXTERNAL}{path} has {len(metadata.classes)} classes, the data has "
+                f"{len(classes)}; teacher and student must have the same classes"
             )
-        if found is not None and found.size != size:
+        if metadata is not None and metadata.size != size:
             raise UserError(
-                f"{EXTERNAL}{path} takes images of {found.size} pixels, the data has {size}; "
-                "teacher and student must see the same"
+                f"{EXTERNAL}{path} takes images of {metadata.size} pixels, the data has {size}; "
+                "teacher and student must take the same images"
             )
-        _read_tensors(file, found, path, net, EXTERNAL)
+        _read_tensors(file, metadata, path, net, EXTERNAL)
 
 
-def load_weights(net: nn.Module, path: Path, start: str = EXTERNAL) -> None:
-    """Load the weights at `path` into `net`. **Raises:** UserError, its line begun by `start`, when they do not fit or
-    are damaged."""
-    with _open(path, start) as file:
-        net.load_state_dict(
-            _read_tensors(file, _read_metadata(file, path, start), path, net, start)
-        )
+def load_weights(net: nn.Module, path: Path, prefix: str = EXTERNAL) -> None:
+    """Load the weights at `path` into `net`.
+
+    Args:
+        net: The network.
+        path: The safetensors file.
+        prefix: Begins the error message.
+
+    Raises:
+        UserError: The weights are damaged or do not fit.
+    """
+    with _open(path, prefix) as file:
+        metadata = _read_metadata(file, path, prefix)
+        net.load_state_dict(_read_tensors(file, metadata, path, net, prefix))
 
 
 @contextmanager
-def _open(path: Path, start: str) -> Iterator[Any]:
-    """The opened safetensors file. Whatever it says of itself that is not so ends in a UserError."""
+def _open(path: Path, prefix: str) -> Iterator[Any]:
+    """Open a safetensors file. Errors while reading it in the block also become UserErrors."""
     try:
-        if not path.is_file():  # nor is a pipe opened, which would wait for ever
-            raise UserError(f"{start}no file {path}{', but a folder' if path.is_dir() else ''}")
+        if not path.is_file():  # this excludes pipes, on which reading would block
+            problem = "is a folder" if path.is_dir() else "does not exist or is not a file"
+            raise UserError(f"{prefix}{path} {problem}")
         with open(path, "rb") as file:
-            first = file.read(2)
+            start = file.read(2)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{start}cannot read {path} ({getattr(error, 'strerror', error)})"
+            f"{prefix}cannot read {path} ({getattr(error, 'strerror', error)})"
         ) from error
     try:
         with safe_open(path, framework="pt") as opened:
             yield opened
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
-        if first == b"PK" or first[:1] == b"\x80":
+        if start == b"PK" or start[:1] == b"\x80":
             raise UserError(
-                f"{start}{path} is a pickle, which could run code when read; "
+                f"{prefix}{path} is a pickle, which could run code when read; "
                 "save the state_dict with safetensors.torch.save_file"
             ) from error
-        what = first_line(error)
-        raise UserError(f"{start}{path} is not a whole safetensors file ({what})") from error
+        reason = first_line(error)
+        raise UserError(f"{prefix}{path} is not an intact safetensors file ({reason})") from error
 
 
-def _read_metadata(file: Any, path: Path, start: str) -> WeightsMetadata | None:
-    """The card, or None for weights that are not ours."""
+def _read_metadata(file: Any, path: Path, prefix: str) -> WeightsMetadata | None:
+    """Return the metadata, or None for weights that kd did not write."""
     text = (file.metadata() or {}).get("kd")
     if text is None:
         return None
     try:
-        said = json.loads(text)
-        what = find_error(WeightsMetadata, said)
+        fields = json.loads(text)
+        problem = find_error(WeightsMetadata, fields)
     except (ValueError, RecursionError):
-        what = "it is not JSON"
-    if what:
-        raise UserError(f"{start}the card in {path} cannot be used ({what})")
-    return WeightsMetadata.model_validate(said)
+        problem = "it is not JSON"
+    if problem:
+        raise UserError(f"{prefix}the metadata in {path} cannot be used ({problem})")
+    return WeightsMetadata.model_validate(fields)
 
 
 def _read_tensors(
-    file: Any, card: WeightsMetadata | None, path: Path, net: nn.Module, start: str
+    file: Any, metadata: WeightsMetadata | None, path: Path, net: nn.Module, prefix: str
 ) -> dict[str, Tensor]:
-    """The tensors: those of `net`, finite and, where kd wrote them, as they were written."""
-    wanted = {name: (list(t.shape), t.is_floating_point()) for name, t in net.state_dict().items()}
-    parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-    shapes = {name: (part.get_shape(), part.get_dtype() in FLOATS) for name, part in parts.items()}
-    for name in sorted(set(wanted) | set(shapes)):
-        if wanted.get(name) != shapes.get(name):
-            model = "the teacher model" if start else "its card"
-            there, here = (_format_shape(of.get(name)) for of in (shapes, wanted))
+    """Return the tensors of `net`, all finite. Those that kd wrote must match their checksum."""
+    expected = {
+        name: (list(tensor.shape), tensor.is_floating_point())
+        for name, tensor in net.state_dict().items()
+    }
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    actual = {
+        name: (slice_.get_shape(), slice_.get_dtype() in FLOATS) for name, slice_ in slices.items()
+    }
+    for name in sorted(set(expected) | set(actual)):
+        if expected.get(name) != actual.get(name):
+            model = "the teacher model" if prefix else "its metadata"
+            in_file = _format_shape(actual.get(name))
+            in_model = _format_shape(expected.get(name))
             raise UserError(
-                f"{start}{path} does not fit {model}: {name} is {there} there and {here} in the model"
+                f"{prefix}{path} does not fit {model}: "
+                f"{name} is {in_file} in the file and {in_model} in the model"
             )
-    tensors = {name: file.get_tensor(name) for name in wanted}
-    if card is not None and card.sha256 not in (None, files.checksum(tensors)):
-        raise UserError(f"{start}{path} is damaged: its weights are not those that were written")
+    tensors = {name: file.get_tensor(name) for name in expected}
+    if metadata is not None and metadata.sha256 not in (None, tensor_files.checksum(tensors)):
+        raise UserError(f"{prefix}{path} is damaged: its weights do not match their checksum")
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise UserError(f"{start}{path} is of no use: {name} is not finite")
+            raise UserError(f"{prefix}{path} cannot be used: {name} is not finite")
     return tensors
 
 
-def _format_shape(known: tuple[list[int], bool] | None) -> str:
-    return "absent" if known is None else f"{known[0]}" if known[1] else f"{known[0]} of integers"
+def _format_shape(shape_and_type: tuple[list[int], bool] | None) -> str:
+    if shape_and_type is None:
+        return "absent"
+    shape, is_float = shape_and_type
+    return f"{shape}" if is_float else f"{shape} of integers"
 
 
 class Loaded(nn.Module):
-    """A trained network with what it needs to be used: `classes`, and `preprocess` for uint8 images."""
+    """A trained network with its `classes`, its `metadata` and `preprocess` for uint8 images."""
 
-    def __init__(self, net: Net, card: dict[str, Any]):
+    def __init__(self, net: Net, metadata: dict[str, Any]):
         super().__init__()
-        self.net, self.metadata = net, card
-        self.classes: tuple[str, ...] = tuple(card["classes"])
+        self.net = net
+        self.metadata = metadata
+        self.classes: tuple[str, ...] = tuple(metadata["classes"])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes] of what `preprocess` gives."""
+        """Compute logits [B, classes] from the output of `preprocess`."""
         return self.net(x)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """uint8 [B, size, size, 3] -> the normalised float32 [B, 3, size, size] that the network takes."""
-        mean, std = (torch.tensor(self.metadata[k], device=images.device) for k in ("mean", "std"))
+        """Normalise images for the network.
+
+        Args:
+            images: uint8 tensor [B, size, size, 3].
+
+        Returns:
+            float32 tensor [B, 3, size, size].
+        """
+        mean = torch.tensor(self.metadata["mean"], device=images.device)
+        std = torch.tensor(self.metadata["std"], device=images.device)
         return augment.normalise(images, mean, std)
 
 
 def load(path: str | os.PathLike[str]) -> Loaded:
-    """The eval-mode student of a finished run (or the network in a .safetensors file that kd wrote).
+    """Load the student of a finished run, in eval mode.
 
-    **Raises:** UserError when there is none, or its file is damaged.
+    Args:
+        path: The directory of the run, or any .safetensors file that kd wrote.
+
+    Raises:
+        UserError: There is no such file, or it is damaged.
     """
     file = Path(path)
     if file.is_dir():
@@ -181,35 +236,38 @@ def load(path: str | os.PathLike[str]) -> Loaded:
     if not file.is_file():
         raise UserError(f"{path}: no finished run here (no student.safetensors)")
     with _open(file, "") as opened:
-        found = _read_metadata(opened, file, "")
-        if found is None:
-            raise UserError(f"{file}: these weights were not written by kd (no card)")
-        with torch.device("meta"):  # only weights that fit are given room
-            empty = _describe(found, file)
-        tensors = _read_tensors(opened, found, file, empty, "")
-        net = _describe(found, file)
+        metadata = _read_metadata(opened, file, "")
+        if metadata is None:
+            raise UserError(f"{file}: these weights were not written by kd (no metadata)")
+        with torch.device("meta"):  # so that memory is allocated only for weights that fit
+            empty = _build_network(metadata, file)
+        tensors = _read_tensors(opened, metadata, file, empty, "")
+        net = _build_network(metadata, file)
         net.load_state_dict(tensors)
-    return Loaded(net, found.model_dump()).eval()
+    return Loaded(net, metadata.model_dump()).eval()
 
 
-def _describe(card: WeightsMetadata, file: Path) -> Net:
-    """The network that the card describes, its weights to be filled in. **Raises:** UserError."""
+def _build_network(metadata: WeightsMetadata, file: Path) -> Net:
+    """Build the network that the metadata describes. Its weights are to be replaced.
+
+    Raises:
+        UserError: The metadata does not describe a network.
+    """
+    models_to_build = {"model": metadata.model}
+    if metadata.graft is not None:
+        models_to_build["graft.teacher"] = metadata.graft.teacher
     nets = []
-    for key, said in (
-        ("model", card.model),
-        ("graft.teacher", card.graft.teacher if card.graft else None),
-    ):
-        if said is None:
-            continue
-        kind = models.find(said.get("name"), f"the card in {file}: {key}")
-        if what := find_error(kind.Config, said):
-            raise UserError(f"the card in {file}: {key}.{what}")
-        nets.append(models.blank(kind.Config.model_validate(said), len(card.classes), card.size))
-    if card.graft is None:
+    for key, settings in models_to_build.items():
+        net_class = models.find(settings.get("name"), f"the metadata in {file}: {key}")
+        if problem := find_error(net_class.Config, settings):
+            raise UserError(f"the metadata in {file}: {key}.{problem}")
+        config = net_class.Config.model_validate(settings)
+        nets.append(models.blank(config, len(metadata.classes), metadata.size))
+    if metadata.graft is None:
         return nets[0]
     try:
-        return build_grafted(nets[0], nets[1], card.graft, card.size)
+        return build_grafted(nets[0], nets[1], metadata.graft, metadata.size)
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(
-            f"the card in {file}: graft: there is no tap {first_line(error)}"
+            f"the metadata in {file}: graft: there is no tap {first_line(error)}"
         ) from error

@@ -10,43 +10,45 @@ from kd.models.base import Net, Residual, average, he_normal
 
 
 class WRNConfig(Settings):
+    """The keys of wide residual networks."""
+
     name: Literal["wrn"]
-    depth: Literal[10, 16, 22, 28, 34, 40]  # 6n + 4: n blocks a stage
+    depth: Literal[10, 16, 22, 28, 34, 40]  # 6n + 4, with n blocks per stage
     width: int = Field(ge=1, le=64)
     dropout: float = Field(ge=0, lt=1)
 
 
 class WRN(Net):
-    """Taps on 32 x 32 images: stem [16, 32, 32], stage1 [16w, 32, 32], stage2 [32w, 16, 16], stage3 [64w, 8, 8],
-    pool [64w].
+    """A wide residual network.
 
-    The batch norm and ReLU that open a stage, and feed both its branches, end the stage before it here: the same
-    function, and every stage ends in an activation. Only at width 1, where stage1 changes no shape and its first
-    shortcut is x itself, does the stem end in its convolution.
+    Taps on 32 x 32 images with width w: stem [16, 32, 32], stage1 [16w, 32, 32],
+    stage2 [32w, 16, 16], stage3 [64w, 8, 8], pool [64w].
+
+    The batch norm and ReLU that open a stage and feed both of its branches are placed here at the
+    end of the stage before it. The function is the same, and every stage ends in an activation.
+    The exception is width 1, where stage1 does not change the shape and its first shortcut is the
+    identity: there the stem ends in its convolution.
     """
 
     Config = WRNConfig
 
     def __init__(self, config: WRNConfig, classes: int, size: int):
-        channels = [16, *(16 * config.width * times for times in (1, 2, 4))]
-        opened = channels[0] != channels[1]
+        channels = [16, *(16 * config.width * factor for factor in (1, 2, 4))]
 
-        def stage(place: int) -> nn.Module:
-            inputs, outputs = channels[place - 1 : place + 1]
-            blocks = [
-                _block(
-                    inputs if n == 0 else outputs,
-                    outputs,
-                    2 if n == 0 and place > 1 else 1,
-                    config.dropout,
-                )
-                for n in range((config.depth - 4) // 6)
-            ]
-            return nn.Sequential(*blocks, nn.BatchNorm2d(outputs), nn.ReLU())
+        def stage(number: int) -> nn.Module:
+            inputs, outputs = channels[number - 1 : number + 1]
+            layers: list[nn.Module] = []
+            for block in range((config.depth - 4) // 6):
+                block_inputs = inputs if block == 0 else outputs
+                stride = 2 if block == 0 and number > 1 else 1
+                layers.append(_block(block_inputs, outputs, stride, config.dropout))
+            return nn.Sequential(*layers, nn.BatchNorm2d(outputs), nn.ReLU())
 
         stem = _conv(3, 16)
+        if channels[0] != channels[1]:
+            stem = nn.Sequential(stem, nn.BatchNorm2d(16), nn.ReLU())
         super().__init__(
-            stem=nn.Sequential(stem, nn.BatchNorm2d(16), nn.ReLU()) if opened else stem,
+            stem=stem,
             stage1=stage(1),
             stage2=stage(2),
             stage3=stage(3),
@@ -62,11 +64,17 @@ def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Mod
 
 
 def _block(inputs: int, outputs: int, stride: int, dropout: float) -> nn.Module:
-    """Norm and ReLU come before a convolution. A block that changes the shape reads what is normed already."""
-    same = inputs == outputs
-    opening = [nn.BatchNorm2d(inputs), nn.ReLU()] if same else []
-    middle = [nn.BatchNorm2d(outputs), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+    """Return a residual block, in which norm and ReLU come before each convolution.
+
+    A block that changes the shape has no norm and ReLU before its first convolution: its input
+    already went through them.
+    """
+    same_shape = inputs == outputs
+    opening = [nn.BatchNorm2d(inputs), nn.ReLU()] if same_shape else []
+    middle = [nn.BatchNorm2d(outputs), nn.ReLU()]
+    if dropout:
+        middle.append(nn.Dropout(dropout))
     branch = nn.Sequential(
         *opening, _conv(inputs, outputs, 3, stride), *middle, _conv(outputs, outputs)
     )
-    return Residual(branch, nn.Identity() if same else _conv(inputs, outputs, 1, stride))
+    return Residual(branch, nn.Identity() if same_shape else _conv(inputs, outputs, 1, stride))

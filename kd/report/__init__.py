@@ -1,1 +1,1 @@
-"""Tables, figures and the page of a sweep, from its files alone: `python -m kd.report DIR`."""
+"""Build tables, figures and the page of a sweep from its files: `python -m kd.report DIR`."""

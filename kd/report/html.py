@@ -1,4 +1,7 @@
-"""A sweep as one HTML page that needs no network: the verdict first, then table, figures and runs."""
+"""Render a sweep as one HTML page that needs no network.
+
+The page starts with the verdict, followed by the comparison, the figures and the runs.
+"""
 
 import base64
 import os
@@ -17,7 +20,7 @@ from kd.report.provenance import Fact, duration
 from kd.report.published import CAPTION, PublishedComparison
 from kd.report.tables import COLUMNS, Tables
 
-LARGE_FIGURE = 300_000  # bytes of SVG above which the page holds the PNG
+LARGE_FIGURE = 300_000  # bytes of an SVG above which the page embeds the PNG instead
 
 
 def render(
@@ -28,43 +31,53 @@ def render(
     notes: Sequence[str],
     comparison: Sequence[Sequence[str]],
     figures: Sequence[Figure],
-    left: Sequence[SkippedFigure],
+    skipped: Sequence[SkippedFigure],
     files: Sequence[str],
-    compared: PublishedComparison | None = None,
-    about: Sequence[Fact] = (),
+    published: PublishedComparison | None = None,
+    facts: Sequence[Fact] = (),
 ) -> str:
-    """The page. Everything that a user typed is escaped.
+    """Return the page. All text that users typed is escaped.
 
-    **Arguments:** `comparison`: a head and a row for each row of the summary, as text; `files`: beside the page;
-    `compared`: with published figures; `about`: what was run.
+    Args:
+        title: Title of the page.
+        folder: Directory of the report, in which the page will be.
+        tables: The tables of the report.
+        verdict: The headline.
+        notes: Warnings about the table.
+        comparison: A header, then a row of text for each row of the summary and each teacher.
+        figures: The figures in the folder `figures` of the report.
+        skipped: The figures that were not drawn.
+        files: Names of the tables in `folder`.
+        published: The comparison with published figures.
+        facts: What was run.
     """
     template = jinja2.Environment(
         autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     ).from_string(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
-    folder = folder.resolve()  # the links lead from there
+    folder = folder.resolve()  # links are relative to it
     states = tables.runs["status"].value_counts()
-    facts = [("runs", len(tables.runs)), *((name, count) for name, count in states.items())]
+    counts = [("runs", len(tables.runs)), *((name, count) for name, count in states.items())]
+    # the rows of the teachers follow those of the summary
     chosen = list(tables.summary["chosen"]) if len(tables.summary) else []
+    emphasized = [*chosen, *[True] * len(comparison)]
     rows = [
-        {"cells": cells, "kind": "chosen" if is_chosen else "other"}
-        for cells, is_chosen in zip(
-            comparison[1:], [*chosen, *[True] * len(comparison)], strict=False
-        )
+        {"cells": cells, "kind": "chosen" if is_emphasized else "other"}
+        for cells, is_emphasized in zip(comparison[1:], emphasized, strict=False)
     ]
     return template.render(
         title=title,
-        made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         verdict=verdict,
-        facts=facts,
+        counts=counts,
         notes=notes,
         summary={"head": comparison[0] if comparison else [], "rows": rows},
-        full=tables.with_short_names(),
-        compared=compared,
+        full_names=tables.with_short_names(),
+        published=published,
         caption=CAPTION,
         figures=[_embedded(folder, figure) for figure in figures],
-        left=left,
-        about=about,
-        typed=[text for fact in about if fact.command for text in fact.texts],
+        skipped=skipped,
+        facts=facts,
+        commands=[text for fact in facts if fact.command for text in fact.texts],
         runs=[_run_row(row, folder) for _, row in tables.runs.iterrows()],
         files=files,
         columns=COLUMNS.items(),
@@ -72,9 +85,12 @@ def render(
 
 
 def _embedded(folder: Path, figure: Figure) -> dict[str, Any]:
-    path, kind = folder / "figures" / f"{figure.name}.svg", "svg+xml"
+    """Return a figure for the template, with its image data in base64."""
+    path = folder / "figures" / f"{figure.name}.svg"
+    kind = "svg+xml"
     if path.stat().st_size > LARGE_FIGURE:
-        path, kind = path.with_suffix(".png"), "png"
+        path = path.with_suffix(".png")
+        kind = "png"
     data = base64.b64encode(path.read_bytes()).decode()
     return {
         "title": figure.title,
@@ -105,20 +121,22 @@ def _run_row(row: pd.Series, folder: Path) -> dict[str, Any]:
 
 
 def _link(path: Path, folder: Path) -> str:
-    """The way to a file from the page's folder; nothing where there is no such file."""
+    """Return the link from the page's folder to a file; "" if there is no such file."""
     if not os.path.lexists(path):
         return ""
     return quote(Path(os.path.relpath(path, folder)).as_posix())
 
 
 def _wandb_link(run: Path, folder: Path) -> str:
-    """Where a run's W&B run is to be seen: on its server or, offline, in the run's directory."""
-    known = read_json(run / "wandb.json")
-    if not isinstance(known, dict):
+    """Return the link to a W&B run: on its server or, if offline, to its local directory."""
+    record = read_json(run / "wandb.json")
+    if not isinstance(record, dict):
         return ""
-    if isinstance(url := known.get("url"), str) and url.startswith(("https://", "http://")):
+    url = record.get("url")
+    if isinstance(url, str) and url.startswith(("https://", "http://")):
         return url
-    return _link(run / known["offline"], folder) if isinstance(known.get("offline"), str) else ""
+    offline = record.get("offline")
+    return _link(run / offline, folder) if isinstance(offline, str) else ""
 
 
 def _percent(value: Any) -> str:

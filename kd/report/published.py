@@ -1,13 +1,17 @@
-"""Measured settings beside published figures: the table of those, and the comparison that a report shows.
+"""Compare measured settings with published figures.
 
-The table (`published.csv` here, or one of a user's own with the same columns) holds a figure a line:
+The table of published figures is `published.csv` in this package, or a file with the same columns.
+It holds one figure per line:
 
-data, method     by the names that kd has for them; `standard` is training without a teacher
-teacher, student the models; `standard` has no teacher, so that a teacher's own accuracy is a `standard` figure of it
-accuracy         on test images, in %; spread is what its source gives after ±, runs how many were averaged
-epoch            of the accuracy: best (on test images), last, or unknown
-source, note     where the figure is written (in kd's own table: the README of that repository), and what a reader
-                 must know to compare it
+data, method      named as in kd; the method `standard` is training without a teacher
+teacher, student  the architectures; `standard` has no teacher, so the accuracy of a teacher itself
+                  is a `standard` figure with that teacher as the student
+accuracy          on test images, in %
+spread            the value that the source gives after ±
+runs              how many runs were averaged
+epoch             of the accuracy: best (on test images), last, or unknown
+source            where the figure is published (for kd's own table: the README of that repository)
+note              what a reader needs to know when comparing
 """
 
 import csv
@@ -25,26 +29,28 @@ from kd.runs.schema import find_error
 
 PACKAGED = Path(__file__).with_name("published.csv")
 CAPTION = (
-    "Published figures come from other code and other teachers, often from other hyperparameters, and many are the "
-    "best test epoch of a run, where kd's are the last epoch. ± is the 95 % confidence interval of the measured mean; "
-    "a difference of some tenths of a point is within what seeds and the choice of the epoch make."
+    "Published figures come from other code and other teachers, and often from other "
+    "hyperparameters. Many of them are the best test epoch of a run, whereas kd reports the last "
+    "epoch. ± is the half-width of the 95 % confidence interval of the measured mean. Differences "
+    "of a few tenths of a point can be due to the seeds and the choice of the epoch alone."
 )
-COLUMNS = {  # of published.csv in a report's folder
-    "setting": "as in the summary, or a teacher",
-    "data": "the data set",
-    "teacher": "the teacher's model; none for `standard`, which is also what a teacher itself is compared as",
-    "student": "the student's model",
-    "method": "the distillation method",
-    "n": "seeds that were measured",
+COLUMNS = {  # of published.csv in a report
+    "setting": "setting as in the summary, or a teacher",
+    "data": "data set",
+    "teacher": "teacher architecture; empty for `standard`, which is also how a teacher itself is "
+    "compared",
+    "student": "student architecture",
+    "method": "distillation method",
+    "n": "number of measured seeds",
     "measured": "mean test accuracy after the last epoch, %",
-    "measured_ci95": "half the width of its 95 % confidence interval (Student's t); none for n = 1",
-    "published": "the published accuracy, %",
-    "spread": "what its source gives after ±",
-    "runs": "how many runs it is the mean of, where that is known",
-    "epoch": "of which epoch it is: best (on test images), last, unknown",
-    "difference": "measured minus published, points",
-    "source": "where it is written",
-    "note": "what to know to compare it",
+    "measured_ci95": "half-width of its 95 % confidence interval (Student's t); empty for n = 1",
+    "published": "published accuracy, %",
+    "spread": "value that the source gives after ±",
+    "runs": "number of runs that the published accuracy is the mean of, where known",
+    "epoch": "epoch of the published accuracy: best (on test images), last or unknown",
+    "difference": "measured minus published, percentage points",
+    "source": "where the figure is published",
+    "note": "what a reader needs to know when comparing",
 }
 HEAD = [
     "",
@@ -59,35 +65,42 @@ HEAD = [
     "source",
     "note",
 ]
-WIDTHS = {
+WIDTHS = {  # the published tables name these architectures without their width
     "mobilenetv205": "mobilenetv2",
     "shufflenetv210": "shufflenetv2",
-}  # the tables' nets, whose width goes unsaid
+}
 UNNAMED_DATA = "imagefolder"  # the data set that has no name of its own
-MAX_NAMED = 5  # settings without a figure that are named
+MAX_NAMED = 5  # settings without a figure that are listed
 
-Words = Annotated[str, Field(min_length=1)]
-Blank = BeforeValidator(lambda text: text or None)
+NonEmptyString = Annotated[str, Field(min_length=1)]
+BlankAsNone = BeforeValidator(lambda text: text or None)
 
 
 class Line(BaseModel):
-    """A line of the table. Its cells are text when it is read."""
+    """A line of the table of published figures. Its fields are parsed from text."""
 
-    data: Words
+    data: NonEmptyString
     teacher: str
-    student: Words
-    method: Words
+    student: NonEmptyString
+    method: NonEmptyString
     accuracy: float = Field(gt=0, lt=100)
-    spread: Annotated[float | None, Field(ge=0, lt=100), Blank]
-    runs: Annotated[int | None, Field(gt=0), Blank]
+    spread: Annotated[float | None, Field(ge=0, lt=100), BlankAsNone]
+    runs: Annotated[int | None, Field(gt=0), BlankAsNone]
     epoch: Literal["best", "last", "unknown"]
-    source: Words
+    source: NonEmptyString
     note: str
 
 
 class PublishedComparison(NamedTuple):
-    """What a report shows: a title; a head and a row for each measured and published figure of the same, as text and
-    as a table of `COLUMNS`; what has no published figure; and the notes of the figures, each once."""
+    """The comparison with published figures, as a report shows it.
+
+    Attributes:
+        title: Heading of the section.
+        rows: `HEAD`, then a row of text for each pair of a measured and a published figure.
+        table: The same pairs as a table with the columns `COLUMNS`.
+        missing: Sentences about the settings without a published figure.
+        notes: The notes of the figures, each once.
+    """
 
     title: str
     rows: list[list[str]]
@@ -96,110 +109,128 @@ class PublishedComparison(NamedTuple):
     notes: list[str]
 
 
-def load(place: str) -> list[Line]:
-    """The figures of a file, or of kd's own for `published`. **Raises:** UserError, one line naming file and line."""
-    path = PACKAGED if place == "published" else Path(place)
+def load(source: str) -> list[Line]:
+    """Load the published figures of a CSV file.
+
+    Args:
+        source: Path of the file, or `published` for the figures shipped with kd.
+
+    Raises:
+        UserError: The file cannot be read or parsed. The message names the file and the line.
+    """
+    path = PACKAGED if source == "published" else Path(source)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
             missing = [name for name in Line.model_fields if name not in (reader.fieldnames or [])]
             if missing:
-                needed = ", ".join(Line.model_fields)
+                required = ", ".join(Line.model_fields)
                 raise UserError(
-                    f"--compare: {place} has no column {', '.join(missing)}; needed: {needed}"
+                    f"--compare: {source} has no column {', '.join(missing)}; required: {required}"
                 )
-            return [_line(cells, f"--compare: {place} line {reader.line_num}") for cells in reader]
+            return [_line(cells, f"--compare: {source} line {reader.line_num}") for cells in reader]
     except FileNotFoundError:
-        raise UserError(f"--compare: no file {place}; `published` takes kd's own figures") from None
-    except (OSError, ValueError, csv.Error) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not a CSV file in UTF-8"
-        raise UserError(f"--compare: cannot read {place} ({why})") from None
-
-
-def _line(cells: dict[Any, Any], where: str) -> Line:
-    if None in cells:
-        raise UserError(f"{where}: more cells than columns; a cell with a comma needs quotes")
-    said = {name: " ".join(cells[name].split()) for name in Line.model_fields}
-    if wrong := find_error(Line, said):
-        name = wrong.split(":")[0].split()[0]
         raise UserError(
-            f"{where}: {wrong}, got {said[name]!r}" if said[name] else f"{where}: {name} is empty"
-        )
-    return Line.model_validate(said)
+            f"--compare: no such file: {source}; use `published` for the figures shipped with kd"
+        ) from None
+    except (OSError, ValueError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a UTF-8 CSV file"
+        raise UserError(f"--compare: cannot read {source} ({reason})") from None
+
+
+def _line(cells: dict[Any, Any], location: str) -> Line:
+    if None in cells:
+        raise UserError(f"{location}: more cells than columns; quote cells that contain commas")
+    values = {name: " ".join(cells[name].split()) for name in Line.model_fields}
+    if problem := find_error(Line, values):
+        name = problem.split(":")[0].split()[0]
+        if not values[name]:
+            raise UserError(f"{location}: {name} is empty")
+        raise UserError(f"{location}: {problem}, got {values[name]!r}")
+    return Line.model_validate(values)
 
 
 def compare_with_published(
-    tables: Tables, lines: Iterable[Line], given_as: str | None = None
+    tables: Tables, lines: Iterable[Line], image_folder_data: str | None = None
 ) -> PublishedComparison:
-    """Each measured setting, and each teacher, beside the figures of the same data, models and method.
+    """Compare settings and teachers with the figures of the same data, models and method.
 
-    **Arguments:** `given_as`: the data set whose images an image folder holds, as the user says.
-    **Raises:** UserError when no image folder was trained on, or there is no figure of such data.
+    Args:
+        tables: The measured runs.
+        lines: The published figures.
+        image_folder_data: The data set that the image folder contains, as given by the user.
+
+    Raises:
+        UserError: `image_folder_data` is given, but no run was trained on an image folder, or
+            there are no figures for that data set.
     """
     lines = list(lines)
-    named = sorted({line.data for line in lines})
+    data_names = sorted({line.data for line in lines})
     measured = _measured(tables)
-    if given_as is not None:
-        if given_as not in named:
+    if image_folder_data is not None:
+        if image_folder_data not in data_names:
+            allowed = ", ".join(data_names)
             raise UserError(
-                f"--as: there is no figure on {given_as!r}; allowed: {', '.join(named)}"
+                f"--as: no published figures for {image_folder_data!r}; allowed: {allowed}"
             )
         if not any(row["data"] == UNNAMED_DATA for row in measured):
             raise UserError(
-                "--as: it names the data of an image folder, and no finished run here was trained on one"
+                "--as: applies only to image folders, and no finished run was trained on one"
             )
         measured = [
-            row | {"data": given_as} if row["data"] == UNNAMED_DATA else row for row in measured
+            row | {"data": image_folder_data} if row["data"] == UNNAMED_DATA else row
+            for row in measured
         ]
 
-    known: dict[tuple[str, ...], list[Line]] = {}
+    lines_by_key: dict[tuple[str, ...], list[Line]] = {}
     for line in lines:
-        known.setdefault(_key(line.data, line.teacher, line.student, line.method), []).append(line)
-    some = {_key(line.data, line.student) for line in lines}
-    found: list[dict[str, Any]] = []
-    left: list[str] = []
+        key = _key(line.data, line.teacher, line.student, line.method)
+        lines_by_key.setdefault(key, []).append(line)
+    published_students = {_key(line.data, line.student) for line in lines}
+    matches: list[dict[str, Any]] = []
+    unmatched: list[str] = []
     for row in measured:
-        figures = known.get(_key(row["data"], row["teacher"], row["student"], row["method"]), [])
-        found += [_joined(row, line) for line in figures]
+        key = _key(row["data"], row["teacher"], row["student"], row["method"])
+        figures = lines_by_key.get(key, [])
+        matches += [_joined(row, line) for line in figures]
         if not figures:
-            what = (
-                f"{row['method']} {_pair(row)}"
-                if _key(row["data"], row["student"]) in some
-                else row["student"]
-            )
-            left.append(f"{what} on {row['data']}")
-    title = "Beside published figures"
-    if given_as is not None:
-        title += f" (that the image folder holds {given_as} was said with --as, and is not checked)"
-    rows = [HEAD, *map(_cells, found)] if found else []
-    missing = _unmatched_notes(left, named if given_as is None else [])
+            label = row["student"]
+            if _key(row["data"], row["student"]) in published_students:
+                label = f"{row['method']} {_pair(row)}"
+            unmatched.append(f"{label} on {row['data']}")
+    title = "Comparison with published figures"
+    if image_folder_data is not None:
+        title += (
+            f" (assuming that the image folder contains {image_folder_data}, as given by --as; "
+            "not checked)"
+        )
     return PublishedComparison(
-        title, rows, pd.DataFrame(found, columns=list(COLUMNS)), missing, _group_notes(found)
+        title,
+        rows=[HEAD, *map(_cells, matches)] if matches else [],
+        table=pd.DataFrame(matches, columns=list(COLUMNS)),
+        missing=_unmatched_notes(unmatched, data_names if image_folder_data is None else []),
+        notes=_group_notes(matches),
     )
 
 
 def _key(*names: str) -> tuple[str, ...]:
-    """Names as they are compared: wrn_40_2, WRN-40-2 and wrn-40-2 are one."""
+    """Normalize names for comparison: wrn_40_2, WRN-40-2 and wrn-40-2 are equal."""
     plain = ("".join(c for c in name.lower() if c.isalnum()) for name in names)
     return tuple(WIDTHS.get(name, name) for name in plain)
 
 
 def _measured(tables: Tables) -> list[dict[str, Any]]:
-    """A row for each setting, then for each teacher that they had; accuracies in %."""
+    """Return a row for each setting, then for each of their teachers; accuracies in %."""
     rows = []
     for _, row in tables.summary.iterrows():
         if not isinstance(row["data"], str):
             continue
-        teacher = (
-            row["teacher"]
-            if row["method"] != "standard" and isinstance(row["teacher"], str)
-            else ""
-        )
+        has_teacher = row["method"] != "standard" and isinstance(row["teacher"], str)
         rows.append(
             {
                 "setting": row["setting"],
                 "data": row["data"],
-                "teacher": teacher,
+                "teacher": row["teacher"] if has_teacher else "",
                 "student": row["student"],
                 "method": row["method"],
                 "n": int(row["n"]),
@@ -209,8 +240,8 @@ def _measured(tables: Tables) -> list[dict[str, Any]]:
         )
     if tables.summary.empty:
         return rows
-    taught = finished_runs(tables.runs)[["data", "teacher", "teacher_test_accuracy"]].dropna()
-    for data, teacher, accuracy in taught.round(6).drop_duplicates().itertuples(index=False):
+    teachers = finished_runs(tables.runs)[["data", "teacher", "teacher_test_accuracy"]].dropna()
+    for data, teacher, accuracy in teachers.round(6).drop_duplicates().itertuples(index=False):
         if not isinstance(data, str):
             continue
         rows.append(
@@ -229,14 +260,15 @@ def _measured(tables: Tables) -> list[dict[str, Any]]:
 
 
 def _joined(row: dict[str, Any], line: Line) -> dict[str, Any]:
-    figure = {
+    return row | {
         "published": line.accuracy,
         "spread": line.spread,
         "runs": line.runs,
         "epoch": line.epoch,
+        "difference": row["measured"] - line.accuracy,
+        "source": line.source,
+        "note": line.note,
     }
-    words = {"source": line.source, "note": line.note}
-    return row | figure | {"difference": row["measured"] - line.accuracy} | words
 
 
 def _pair(row: dict[str, Any]) -> str:
@@ -244,7 +276,7 @@ def _pair(row: dict[str, Any]) -> str:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    """A row of the table as text, under `HEAD`."""
+    """Return a row of the table as text, in the order of `HEAD`."""
     return [
         row["setting"],
         row["data"],
@@ -260,31 +292,42 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _format_interval(value: float, half: float | None) -> str:
-    return f"{value:.2f}" + ("" if half is None or math.isnan(half) else f" ± {half:.2f}")
+def _format_interval(value: float, half_width: float | None) -> str:
+    if half_width is None or math.isnan(half_width):
+        return f"{value:.2f}"
+    return f"{value:.2f} ± {half_width:.2f}"
 
 
-def _unmatched_notes(left: list[str], named: Sequence[str]) -> list[str]:
-    """Remarks on what has no figure; `named`: the data sets that an image folder could be said to hold."""
-    left = list(dict.fromkeys(left))
-    if not left:
+def _unmatched_notes(unmatched: list[str], data_names: Sequence[str]) -> list[str]:
+    """Return sentences about the settings without a published figure.
+
+    Args:
+        unmatched: The settings, with their data sets.
+        data_names: The data sets that an image folder could contain, to suggest with --as.
+    """
+    unmatched = list(dict.fromkeys(unmatched))
+    if not unmatched:
         return []
-    more = f", and for {len(left) - MAX_NAMED} more" if len(left) > MAX_NAMED else ""
-    notes = [f"no published figure for {', '.join(left[:MAX_NAMED])}{more}"]
-    if named and any(words.endswith(f" on {UNNAMED_DATA}") for words in left):
-        notes.append(f"whose images a folder holds can be said: --as {' or --as '.join(named)}")
+    more = f", and for {len(unmatched) - MAX_NAMED} more" if len(unmatched) > MAX_NAMED else ""
+    notes = [f"no published figure for {', '.join(unmatched[:MAX_NAMED])}{more}"]
+    if data_names and any(label.endswith(f" on {UNNAMED_DATA}") for label in unmatched):
+        choices = " or --as ".join(data_names)
+        notes.append(
+            "to compare an image folder that contains one of the published data sets, add "
+            f"--as {choices}"
+        )
     return notes
 
 
-def _group_notes(found: list[dict[str, Any]]) -> list[str]:
-    """Each note of the figures once, with the methods and sources that it is of."""
-    of: dict[str, list[dict[str, Any]]] = {}
-    for row in found:
-        of.setdefault(row["note"], []).append(row)
+def _group_notes(matches: list[dict[str, Any]]) -> list[str]:
+    """Return each note once, with the methods and sources of the figures that carry it."""
+    rows_by_note: dict[str, list[dict[str, Any]]] = {}
+    for row in matches:
+        rows_by_note.setdefault(row["note"], []).append(row)
     notes = []
-    for note, rows in of.items():
-        methods, sources = (
-            ", ".join(dict.fromkeys(row[key] for row in rows)) for key in ("method", "source")
-        )
-        notes += [f"{methods} in {sources}: {note}"] if note else []
+    for note, rows in rows_by_note.items():
+        methods = ", ".join(dict.fromkeys(row["method"] for row in rows))
+        sources = ", ".join(dict.fromkeys(row["source"] for row in rows))
+        if note:
+            notes.append(f"{methods} in {sources}: {note}")
     return notes

@@ -1,4 +1,4 @@
-"""Tables of runs, made from their files alone: no torch, no training, and any state of a sweep will do."""
+"""Build tables of runs from their files alone: no torch, no training, any state of a sweep."""
 
 import csv
 import functools
@@ -30,63 +30,74 @@ from kd.runs.schema import (
     read_record,
 )
 
-COLUMNS = {  # of the tables below; those of `summary` that fold seeds are means
-    "id": "names the configuration, seed included; equal ids are the same run",
-    "setting": "the method, and the keys that set this configuration apart from its neighbours; not the seed",
-    "full_setting": "the setting as it is where its name is too long for a table",
-    "method": "the distillation method; MISALIGNED: taught, on purpose, with what the teacher says of other images",
-    "student": "the student's architecture and its numbers",
-    "data": "the data set",
-    "seed": "of everything random in the student's run",
+# Explanations of the columns of all tables. In `summary`, columns that fold seeds are means.
+COLUMNS = {
+    "id": "identifier of the configuration and its seed; runs with equal ids are the same run",
+    "setting": "method and the keys in which this configuration differs from the others, without "
+    "the seed",
+    "full_setting": "setting in full, where its name is too long for a table",
+    "method": "distillation method; MISALIGNED: the student was trained, on purpose, on the "
+    "teacher's outputs for other images",
+    "student": "student architecture with its size",
+    "data": "data set",
+    "seed": "seed of everything random in the student's run",
     "status": "planned, running, done, failed, diverged, pruned or killed",
-    "reason": "why a run is not done, or which of its files is damaged; damaged results are not counted",
-    "overrides": "what was typed for this run",
-    "epochs": "epochs of the student's training",
-    "samples": "training images in an epoch",
-    "batch_size": "images a step",
-    "budget": "epochs x training images: what compared rows must share",
-    "shares_budget": "whether that is so for this row and the one it is compared with",
-    "n": "seeds that are done",
-    "planned": "seeds that were planned; n < planned: the mean rests on fewer",
-    "test_accuracy": "part of the test images that are right, 0 to 1, after the last epoch",
-    "test_accuracy_std": "its standard deviation over seeds (n - 1)",
-    "test_accuracy_ci95": "half the width of the 95 % confidence interval of its mean (Student's t); none for n = 1",
-    "test_nll": "negative log-likelihood of the test labels, nats",
-    "test_ece": "expected calibration error on test images, 15 equal bins, 0 to 1",
-    "test_agreement": "part of the test images on which student and teacher say the same class",
-    "test_teacher_kl": "KL(teacher || student) on test images, nats",
-    "val_accuracy": "as test_accuracy, of the images held out of training: for every choice. Likewise val_*",
-    "params": "parameters of what is shipped",
-    "macs": "its multiply-accumulates for one image",
-    "method_params": "parameters that only the method needed",
-    "train_seconds": "wall time of the student's training",
-    "images_per_second": "training images a second",
-    "teacher": "the teacher's architecture",
-    "teacher_params": "its parameters",
-    "teacher_macs": "its multiply-accumulates for one image",
-    "teacher_test_accuracy": "its accuracy on the same test images",
-    "lr": "the learning rate of the epoch's last step",
-    "accuracy": "part of the epoch's training views that were right, in train mode",
-    "loss": "what was minimised: the weighted sum of the method's terms, each of which is a column (hard, soft, ...)",
-    "seconds": "wall time of the epoch",
-    "chosen": "the best setting of its method by val_accuracy, for this student and data; of several that tie the one "
-    "that was planned first",
-    "tied_with": "the chosen setting that has the same val_accuracy as this one, which was planned later",
-    "pairs": "seeds that the row and its baseline (`standard`, same student and data) share",
-    "difference": "test accuracy minus the baseline's, paired by seed, mean",
-    "difference_ci95": "half the width of its 95 % confidence interval (paired Student's t)",
-    "p": "of the two-sided paired t-test that the difference is 0",
-    "p_holm": "p after Holm's correction over the chosen rows, which are the ones that claims are made of",
+    "reason": "why the run is not done, or which of its files is damaged; damaged results are not "
+    "counted",
+    "overrides": "configuration overrides of this run",
+    "epochs": "number of training epochs of the student",
+    "samples": "training images per epoch",
+    "batch_size": "images per step",
+    "budget": "epochs x training images; must be equal in rows that are compared",
+    "shares_budget": "whether the row has the budget of its baseline; without a baseline, the most "
+    "common budget for its student and data set",
+    "n": "number of seeds that are done",
+    "planned": "number of planned seeds; n < planned: the mean covers fewer seeds than planned",
+    "test_accuracy": "fraction of test images classified correctly after the last epoch, 0 to 1",
+    "test_accuracy_std": "standard deviation of test_accuracy over seeds (n - 1)",
+    "test_accuracy_ci95": "half-width of the 95 % confidence interval of the mean test_accuracy "
+    "(Student's t); empty for n = 1",
+    "test_nll": "mean negative log-likelihood of the test labels, nats",
+    "test_ece": "expected calibration error on test images, 15 equal-width bins, 0 to 1",
+    "test_agreement": "fraction of test images on which student and teacher predict one class",
+    "test_teacher_kl": "mean KL(teacher || student) on test images, nats",
+    "val_accuracy": "like test_accuracy, on images held out of training; all choices are based on "
+    "it; likewise val_*",
+    "params": "number of parameters of the network that is deployed",
+    "macs": "multiply-accumulate operations of that network per image",
+    "method_params": "number of additional parameters that only the method needed",
+    "train_seconds": "wall-clock time of the student's training, seconds",
+    "images_per_second": "training images per second",
+    "teacher": "teacher architecture",
+    "teacher_params": "number of parameters of the teacher",
+    "teacher_macs": "multiply-accumulate operations of the teacher per image",
+    "teacher_test_accuracy": "accuracy of the teacher on the same test images",
+    "lr": "learning rate of the last step of the epoch",
+    "accuracy": "fraction of the epoch's training views classified correctly, in train mode",
+    "loss": "training loss: the weighted sum of the method's terms, each of which has its own "
+    "column (hard, soft, ...)",
+    "seconds": "wall-clock time of the epoch, seconds",
+    "chosen": "whether the setting is the best of its method by val_accuracy, for this student and "
+    "data set; of settings that tie, the one planned first is chosen",
+    "tied_with": "the chosen setting, planned earlier, that has the same val_accuracy as this one",
+    "pairs": "number of seeds that the row and its baseline (`standard`, same student and data "
+    "set) share",
+    "difference": "mean of the test accuracy minus the baseline's, paired by seed",
+    "difference_ci95": "half-width of its 95 % confidence interval (paired Student's t)",
+    "p": "p-value of the two-sided paired t-test that the difference is 0",
+    "p_holm": "p after Holm's correction over the chosen rows, the only ones about which claims "
+    "are made",
     "verdict": "the comparison in words, at the 5 % level of p_holm",
-    "epoch": "epochs done",
-    "folder": "where the run's files are",
+    "epoch": "number of epochs done",
+    "folder": "directory of the run's files",
 }
 
+# Keys that define what is trained on what: settings are compared within them, never chosen
 CONTEXT = (
     "student.",
     "data.",
-)  # keys that say what is trained on what: compared within, never chosen
-FOLDED = (
+)
+FOLDED = (  # columns averaged over seeds
     "test_nll",
     "test_ece",
     "test_agreement",
@@ -98,7 +109,7 @@ FOLDED = (
     "images_per_second",
     "teacher_test_accuracy",
 )
-KEPT_COLUMNS = (
+KEPT_COLUMNS = (  # columns copied from the first seed
     "data",
     "params",
     "macs",
@@ -113,9 +124,17 @@ KEPT_COLUMNS = (
 
 
 class Tables(NamedTuple):
-    """`runs` a row a run, `history` a row an epoch, `summary` a row a configuration with its seeds folded; `swept`:
-    the configuration keys that differ, which are columns too; `reliability` by setting; `searches`: for each sweep
-    that may have moved, what became of its runs; `about`: what the runs say of what was run."""
+    """The tables of sweeps and runs.
+
+    Attributes:
+        runs: One row per run.
+        history: One row per epoch.
+        summary: One row per setting, with its seeds folded.
+        swept: The configuration keys that differ between runs; they are columns too.
+        reliability: The bins of the reliability diagram, by setting.
+        searches: For each sweep that may have been moved, where its runs were found.
+        provenance: The facts about what was run.
+    """
 
     runs: pd.DataFrame
     history: pd.DataFrame
@@ -126,7 +145,7 @@ class Tables(NamedTuple):
     provenance: Grouped = {}  # noqa: RUF012
 
     def with_short_names(self) -> dict[str, str]:
-        """The settings whose names are cut, each with the whole of it."""
+        """Return the settings whose names are shortened, with their full names."""
         if "full_setting" not in self.runs:
             return {}
         names = self.runs[["setting", "full_setting"]].drop_duplicates()
@@ -136,117 +155,134 @@ class Tables(NamedTuple):
 
 
 def read_plan(folder: Path) -> list[dict[str, Any]]:
-    """The planned jobs of a sweep, or none. Their folders are kept relative to the sweep's, which may have moved."""
+    """Return the planned jobs of a sweep that are not damaged; an empty list without a plan.
+
+    The file stores their folders relative to the sweep's directory, which may have been moved.
+    """
     return [job for job in _plan(folder) if "damage" not in job]
 
 
 def write_plan(folder: Path, jobs: Iterable[Mapping[str, Any]]) -> None:
-    """Write down what `read_plan` reads, numbered in this order."""
-    base, kept = folder.resolve(), []
+    """Write the plan that `read_plan` reads, with the jobs numbered in this order."""
+    base = folder.resolve()
+    entries = []
     for number, job in enumerate(jobs):
-        kept.append(
-            {**job, "number": number, **_with_paths(job, lambda path: os.path.relpath(path, base))}
-        )
-    write_json(folder / PLAN, kept)
+        paths = _with_paths(job, lambda path: os.path.relpath(path, base))
+        entries.append({**job, "number": number, **paths})
+    write_json(folder / PLAN, entries)
 
 
 def discover_runs(
-    places: Iterable[Path], runs: Sequence[Path] | None = None
+    directories: Iterable[Path], run_folders: Sequence[Path] | None = None
 ) -> tuple[list[dict[str, Any]], list[Search]]:
-    """The jobs of sweeps' directories, and the runs that lie in any other directory; each run once. And the finished
-    `standard` runs that are the jobs' baselines, though they were not part of the sweep. What is damaged beyond use is
-    a job without a configuration; `damage` says why.
+    """Return the jobs of sweeps and the runs in other directories, each run once.
 
-    **Arguments:** `runs`: folders in which runs are looked for, beside those near a sweep, that are not where they
-    were planned; None: such runs are not looked for. **Returns:** the jobs, and for each sweep how the search went.
+    The finished `standard` runs that are the baselines of jobs are included even if they were not
+    part of the sweep. A run that is damaged beyond use is a job without a configuration, and its
+    `damage` is the reason.
+
+    Args:
+        directories: Directories of sweeps, or directories that contain runs.
+        run_folders: Folders to search, in addition to those near a sweep, for runs that are not
+            where they were planned. With None, such runs are not searched for.
+
+    Returns:
+        The jobs, and the search for the runs of each sweep.
     """
-    found: dict[str, dict[str, Any]] = {}
-    searches, given = [], GivenFolders(runs or ())
-    for place in places:
-        jobs = _plan(place)
+    jobs_by_folder: dict[str, dict[str, Any]] = {}
+    searches = []
+    given = GivenFolders(run_folders or ())
+    for root in directories:
+        jobs = _plan(root)
         sound = [job for job in jobs if "damage" not in job]
-        if sound and runs is not None:
-            searches.append(Search(place, given))
+        if sound and run_folders is not None:
+            searches.append(Search(root, given))
             searches[-1].locate(sound)
-        for job in jobs if sound else [*jobs, *map(_job_from_run_dir, runs_in(place))]:
-            found.setdefault(job["folder"], job)
-    for path in dict.fromkeys(job["baseline"] for job in found.values() if job.get("baseline")):
-        if path not in found and directory.load_result(Path(path)):
-            found[path] = _job_from_run_dir(Path(path))
-    return list(found.values()), searches
+        for job in jobs if sound else [*jobs, *map(_job_from_run_dir, runs_in(root))]:
+            jobs_by_folder.setdefault(job["folder"], job)
+    baselines = [job["baseline"] for job in jobs_by_folder.values() if job.get("baseline")]
+    for path in dict.fromkeys(baselines):
+        if path not in jobs_by_folder and directory.load_result(Path(path)):
+            jobs_by_folder[path] = _job_from_run_dir(Path(path))
+    return list(jobs_by_folder.values()), searches
 
 
 def _plan(folder: Path) -> list[dict[str, Any]]:
-    """The planned jobs of a sweep. In place of a damaged one what its run's own files say, if they can be found."""
+    """Return the planned jobs of a sweep.
+
+    A damaged job is replaced by what the run's own files contain, if they can be found.
+    """
     entries, damage = read_record(Plan, folder / PLAN)
     base = os.path.realpath(folder)
-    jobs: list[dict[str, Any]] = (
-        [{"folder": base, "overrides": [], "damage": damage}] if damage else []
-    )
-    for number, job in enumerate(entries or (), 1):
-        if wrong := find_error(Job, job):
-            own = _job_from_run_dir(
-                Path(base, "." if find_error(JobLocation, job) else job["folder"])
-            ) | {"number": number - 1}
-            jobs.append(
-                own | {"damage": f"{PLAN} is damaged: job {number}: {wrong}"}
-                if "damage" in own
-                else own
-            )
-        else:
-            jobs.append(job | _with_paths(job, lambda path: os.path.realpath(Path(base, path))))
+    jobs: list[dict[str, Any]] = []
+    if damage:
+        jobs.append({"folder": base, "overrides": [], "damage": damage})
+    for number, entry in enumerate(entries or (), 1):
+        problem = find_error(Job, entry)
+        if not problem:
+            paths = _with_paths(entry, lambda path: os.path.realpath(Path(base, path)))
+            jobs.append(entry | paths)
+            continue
+        run_folder = "." if find_error(JobLocation, entry) else entry["folder"]
+        job = _job_from_run_dir(Path(base, run_folder)) | {"number": number - 1}
+        if "damage" in job:
+            job["damage"] = f"{PLAN} is damaged: job {number}: {problem}"
+        jobs.append(job)
     return jobs
 
 
-def _with_paths(job: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
-    """The places that a planned job names, each as `place` has it."""
-    found: dict[str, Any] = {key: place(job[key]) for key in ("folder", "baseline") if job.get(key)}
-    return (
-        found | {"teachers": [place(path) for path in job["teachers"]]}
-        if job.get("teachers")
-        else found
-    )
+def _with_paths(job: Mapping[str, Any], convert: Callable[[str], str]) -> dict[str, Any]:
+    """Return the entries of a job that hold paths, with `convert` applied to each path."""
+    paths: dict[str, Any] = {
+        key: convert(job[key]) for key in ("folder", "baseline") if job.get(key)
+    }
+    if job.get("teachers"):
+        paths["teachers"] = [convert(path) for path in job["teachers"]]
+    return paths
 
 
 def _job_from_run_dir(folder: Path) -> dict[str, Any]:
-    """A run as if it had been planned, from its own files."""
+    """Return a run as if it had been planned, from its own files."""
     result, _ = read_record(Result, folder / "result.json")
     config, damage = (result.get("config"), "") if result else (None, "")
     if config is None:
         config, damage = read_record(Config, folder / "config.yaml")
-    where = {"folder": os.path.realpath(folder), "overrides": []}
+    job = {"folder": os.path.realpath(folder), "overrides": []}
     if config is None:
-        return where | {"damage": damage or "config.yaml is missing"}
+        return job | {"damage": damage or "config.yaml is missing"}
     if result:
         taught = bool((result["teacher"] or {"chosen": False}).get("chosen", True))
     else:
         taught = config["method"]["name"] != "standard"
-    return where | {
-        "taught": taught,
-        "config": config,
-        "content": result.get("content") if result else None,
-    }
+    content = result.get("content") if result else None
+    return job | {"taught": taught, "config": config, "content": content}
 
 
 # ---- rows
 
 
-def load_tables(places: Iterable[Path], runs: Sequence[Path] | None = None) -> Tables:
-    """All tables of the sweeps and runs in `places`, as far as they are; for `runs` see `find`."""
-    jobs, searches = discover_runs(places, runs)
-    whole = [job for job in jobs if "damage" not in job]
-    names = describe(whole)
+def load_tables(directories: Iterable[Path], run_folders: Sequence[Path] | None = None) -> Tables:
+    """Load all tables of the sweeps and runs in `directories`, in whatever state they are.
+
+    Args:
+        directories: Directories of sweeps, or directories that contain runs.
+        run_folders: Folders to search for moved runs; see `discover_runs`.
+    """
+    jobs, searches = discover_runs(directories, run_folders)
+    sound = [job for job in jobs if "damage" not in job]
+    names = describe(sound)
     swept = [
         key
         for key in names.swept
         if key == "batch_size" or not (key in COLUMNS or key.startswith(("test_", "val_")))
     ]
-    for job, setting, full in zip(whole, names.short, names.full, strict=True):
+    for job, setting, full in zip(sound, names.short, names.full, strict=True):
         job |= {"setting": setting, "full_setting": full}
-    rows, epochs = [], {}
-    counts: dict[str, dict[str, list[float]]] = {}  # by folder
+    rows = []
+    epochs_by_folder: dict[str, list[dict[str, Any]]] = {}
+    reliability_by_folder: dict[str, dict[str, list[float]]] = {}
     reliability: dict[str, dict[str, list[float]]] = {}  # by setting
-    seen: Grouped = {}
+    provenance: Grouped = {}
     for job in jobs:
         folder = Path(job["folder"])
         result, damage = read_record(Result, folder / "result.json")
@@ -256,45 +292,57 @@ def load_tables(places: Iterable[Path], runs: Sequence[Path] | None = None) -> T
         if "absent" in job:
             rows.append(_row(job, None, Status("planned", job["absent"])))
             continue
-        rows.append(row := _row(job, result, Status("done") if result else _state(folder, damage)))
+        row = _row(job, result, Status("done") if result else _state(folder, damage))
+        rows.append(row)
         flat = flatten(job["config"])
         row |= {key: flat.get(key) for key in swept if applies(job, key)}
-        note(seen, flat, job["taught"], result)
-        measured, damage = _history(folder / "history.csv")
+        note(provenance, flat, job["taught"], result)
+        epochs, damage = _history(folder / "history.csv")
         row["reason"] = row["reason"] or damage
-        same = {key: row[key] for key in ("id", "setting", "method", "seed")}
-        epochs[row["folder"]] = [{**same, **epoch} for epoch in measured]
+        run_columns = {key: row[key] for key in ("id", "setting", "method", "seed")}
+        epochs_by_folder[row["folder"]] = [{**run_columns, **epoch} for epoch in epochs]
         if result and result.get("reliability"):
-            counts[row["folder"]] = result["reliability"]
-    made = _typed_frame(rows, ["setting", "method", "seed", "status", "reason"])
-    kept = finished_runs(made)
-    repeated = (
-        set(made.loc[made["status"] == "done", "folder"]) - set(kept["folder"])
-        if len(made)
-        else set()
-    )
-    for setting, folder in zip(kept["setting"], kept.get("folder", ()), strict=True):
-        if folder in counts:
-            reliability[setting] = _add(reliability.get(setting), counts[folder])
-    told = [row for folder, own in epochs.items() if folder not in repeated for row in own]
-    history = _typed_frame(told, ["id", "setting", "method", "seed", "epoch"])
-    return Tables(made, history, summarise(made, swept), swept, reliability, searches, seen)
+            reliability_by_folder[row["folder"]] = result["reliability"]
+    runs = _typed_frame(rows, ["setting", "method", "seed", "status", "reason"])
+    finished = finished_runs(runs)
+    repeated: set[str] = set()
+    if len(runs):
+        done_folders = set(runs.loc[runs["status"] == "done", "folder"])
+        repeated = done_folders - set(finished["folder"])
+    for setting, path in zip(finished["setting"], finished.get("folder", ()), strict=True):
+        if path in reliability_by_folder:
+            total = _add(reliability.get(setting), reliability_by_folder[path])
+            reliability[setting] = total
+    history_rows = [
+        row for path, epochs in epochs_by_folder.items() if path not in repeated for row in epochs
+    ]
+    history = _typed_frame(history_rows, ["id", "setting", "method", "seed", "epoch"])
+    summary = summarise(runs, swept)
+    return Tables(runs, history, summary, swept, reliability, searches, provenance)
 
 
 def _state(folder: Path, damage: str) -> Status:
-    """How far a run is. One whose files are damaged is not done, whatever it says."""
-    said, wrong = read_record(StatusRecord, folder / "status.json")
-    if wrong:
-        return Status("failed", damage or wrong)
-    state = read_status(folder)
+    """Return the state of an unfinished run.
+
+    A run with damaged files is not done, whatever its status file contains.
+
+    Args:
+        folder: Directory of the run.
+        damage: What is wrong with its result file, or "".
+    """
+    record, status_damage = read_record(StatusRecord, folder / "status.json")
+    if status_damage:
+        return Status("failed", damage or status_damage)
+    status = read_status(folder)
     if not damage:
-        return state
-    return Status(
-        "failed" if "done" in (state.state, said and said["state"]) else state.state, damage
-    )
+        return status
+    was_done = "done" in (status.state, record and record["state"])
+    return Status("failed" if was_done else status.state, damage)
 
 
-def _row(job: Mapping[str, Any], result: Mapping[str, Any] | None, state: Status) -> dict[str, Any]:
+def _row(
+    job: Mapping[str, Any], result: Mapping[str, Any] | None, status: Status
+) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": job.get("id"),
         "setting": job.get("setting", ""),
@@ -302,8 +350,8 @@ def _row(job: Mapping[str, Any], result: Mapping[str, Any] | None, state: Status
         "method": None,
         "student": None,
         "seed": None,
-        "status": state.state,
-        "reason": state.reason,
+        "status": status.state,
+        "reason": status.reason,
         "overrides": " ".join(job["overrides"]),
         "epochs": None,
         "batch_size": None,
@@ -336,8 +384,13 @@ def _row(job: Mapping[str, Any], result: Mapping[str, Any] | None, state: Status
 
 
 def _history(path: Path) -> tuple[list[dict[str, float]], str]:
-    """(The epochs of a history file, up to the first line that is not whole; what is wrong with that line). A number
-    that is not finite is left out."""
+    """Read the epochs of a history file, up to the first incomplete or damaged line.
+
+    Numbers that are not finite are left out.
+
+    Returns:
+        The epochs, and what is wrong with the file, or "".
+    """
     rows: list[dict[str, float]] = []
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -359,15 +412,28 @@ def _history(path: Path) -> tuple[list[dict[str, float]], str]:
     return rows, ""
 
 
-def _add(a: dict[str, list[float]] | None, b: dict[str, list[float]]) -> dict[str, list[float]]:
-    return (
-        b if a is None else {key: [x + y for x, y in zip(a[key], b[key], strict=True)] for key in a}
-    )
+def _add(
+    total: dict[str, list[float]] | None, counts: dict[str, list[float]]
+) -> dict[str, list[float]]:
+    """Add the bins of two reliability diagrams."""
+    if total is None:
+        return counts
+    sums = {}
+    for key in total:
+        sums[key] = [x + y for x, y in zip(total[key], counts[key], strict=True)]
+    return sums
 
 
-def _typed_frame(rows: Sequence[Mapping[str, Any]], without: Sequence[str]) -> pd.DataFrame:
-    """A table of these rows, whole numbers as such though some are missing; its columns `without` any row."""
-    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(without))
+def _typed_frame(
+    rows: Sequence[Mapping[str, Any]], columns_if_empty: Sequence[str]
+) -> pd.DataFrame:
+    """Return a table of these rows whose integers stay integers even if some are missing.
+
+    Args:
+        rows: The rows of the table.
+        columns_if_empty: The columns of a table without rows.
+    """
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(columns_if_empty))
     for name in (
         "seed",
         "epochs",
@@ -389,32 +455,48 @@ def _typed_frame(rows: Sequence[Mapping[str, Any]], without: Sequence[str]) -> p
 
 
 def half_width(values: pd.Series) -> float:
-    """Half the 95 % confidence interval of a mean, by Student's t; nan for fewer than two values."""
+    """Return half the 95 % confidence interval of a mean, by Student's t.
+
+    The result is nan for fewer than two values.
+    """
     n = int(values.count())
     return float(_quantile(n - 1) * values.std() / math.sqrt(n)) if n > 1 else math.nan
 
 
 @functools.cache
-def _quantile(freedom: int) -> float:
+def _quantile(degrees_of_freedom: int) -> float:
     from scipy import stats
 
-    return float(stats.t.ppf(0.975, freedom))
+    return float(stats.t.ppf(0.975, degrees_of_freedom))
 
 
 def finished_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that are done, one for each setting and seed (the last, where the recipe has changed since)."""
+    """Return the runs that are done, one for each setting and seed.
+
+    If a seed of a setting was run more than once, because the identity of its configuration has
+    changed since, the last run counts.
+    """
     return runs[runs["status"] == "done"].drop_duplicates(["setting", "seed"], keep="last")
 
 
 def summarise(runs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
-    """A row per setting that has a finished run, the chosen ones first and the best by validation first: n, means,
-    spread of the test accuracy, and which setting of each method validation chooses."""
+    """Return a row for each setting that has a finished run.
+
+    A row holds n, means, the spread of the test accuracy, and whether validation chooses the
+    setting among those of its method. The chosen rows come first, each part best on validation
+    first.
+
+    Args:
+        runs: One row per run.
+        swept: The configuration keys that differ between runs.
+    """
     rows = []
     planned = runs.groupby("setting", sort=False)["seed"].nunique()
     groups = dict(iter(finished_runs(runs).groupby("setting", sort=False)))
-    for setting, done in (
-        (setting, groups[setting]) for setting in planned.index if setting in groups
-    ):
+    for setting in planned.index:
+        if setting not in groups:
+            continue
+        done = groups[setting]
         first = done.iloc[0]
         row = {"setting": setting, "method": first["method"], "student": first["student"]}
         row |= {key: first[key] for key in swept if key in done}
@@ -429,22 +511,24 @@ def summarise(runs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
         }
         row |= {name: done[name].mean() for name in FOLDED if name in done}
         row |= {name: first[name] for name in KEPT_COLUMNS if name in done}
-        row["context"] = str(
-            [
-                (key, first[key])
-                for key in swept
-                if key.startswith(CONTEXT) and key != "student.epochs"
-            ]
-        )
+        context = [
+            (key, first[key])
+            for key in swept
+            if key.startswith(CONTEXT) and key != "student.epochs"
+        ]
+        row["context"] = str(context)
         rows.append(row)
     table = pd.DataFrame(rows)
     return table if table.empty else _mark_chosen(table)
 
 
 def _mark_chosen(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with `chosen` and `tied_with`, the chosen rows first and each kind by validation accuracy. Of rows that
-    tie the one that was planned first comes first. The rows of a student and data set without validation images keep
-    the order they were planned in, after the others."""
+    """Return `table` with the columns `chosen` and `tied_with`, sorted.
+
+    The chosen rows come first, and each part is sorted by validation accuracy; rows that tie stay
+    in planned order. The rows of a student and data set without validation images come after the
+    others, in planned order.
+    """
     table["chosen"] = table.groupby(["context", "method"])["setting"].transform("size") == 1
     table["tied_with"] = None
     score = pd.Series(0.0, index=table.index)
@@ -461,10 +545,13 @@ def _mark_chosen(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def has_validation(table: pd.DataFrame) -> bool:
-    """Whether every row of a summary was measured on validation images, so that they can be ordered by that."""
+    """Return whether every row of a summary has a validation accuracy to be ordered by."""
     return "val_accuracy" in table and bool(table["val_accuracy"].notna().all())
 
 
 def validated(table: pd.DataFrame) -> pd.Series:
-    """The validation accuracy, so that means which differ only by their summation are equal."""
+    """Return the validation accuracies, rounded.
+
+    Means of the same numbers that differ only by the order of summation become equal.
+    """
     return table["val_accuracy"].round(12)

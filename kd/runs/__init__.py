@@ -1,1 +1,1 @@
-"""Runs as files: what lies in their directories, and where they are. Nothing here imports torch."""
+"""Read and write the directories of runs, and locate them. Nothing here imports torch."""

@@ -1,10 +1,16 @@
-"""A run's directory. Everything is written aside and then renamed, and `result.json` comes last.
+"""The directory of a run.
 
-config.yaml        the configuration, resolved           history.csv           an epoch a row
-result.json        metrics, sizes, times, environment    student.safetensors   the trained student
-status.json        how far it is: see `Status`           error.txt             the traceback of a failed run
-kd.log, .hydra/    what was said, what Hydra composed     wandb.json    the id of its W&B run
-checkpoints/       while it is not finished: the last two
+All files are written atomically, and `result.json` is written last.
+
+config.yaml           the resolved configuration
+status.json           the state of the run: see `Status`
+history.csv           one row per epoch
+result.json           metrics, sizes, times, environment
+student.safetensors   the trained student
+error.txt             the traceback of a failed run
+kd.log, .hydra/       log lines, and the configuration that Hydra composed
+wandb.json            the id of its W&B run
+checkpoints/          the last two, until the run is finished
 """
 
 import csv
@@ -21,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,63 +41,71 @@ from kd.runs.schema import Result, read_record
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS, SILENCE_SECONDS = (
-    5.0,
-    60.0,
-)  # seconds between two heartbeats; after how many without one a run counts as dead
+HEARTBEAT_SECONDS = 5.0  # between two heartbeats
+SILENCE_SECONDS = 60.0  # without a heartbeat, after which a run counts as killed
 
 
 class Status(NamedTuple):
-    """planned, running, done, failed, diverged (a loss was not finite), pruned (a search stopped it) or killed (its
-    process is gone, or was interrupted); and why."""
+    """The state of a run, and the reason for it.
+
+    The state is planned, running, done, failed, diverged (a loss was not finite), pruned (stopped
+    by a hyperparameter search) or killed (its process was interrupted or no longer exists).
+    """
 
     state: str
     reason: str = ""
 
 
 def read_status(folder: Path) -> Status:
-    """How far the run in `folder` is, also when the process that ran it could not say so."""
+    """Return the state of the run in `folder`, even if its process could not record it."""
     if load_result(folder):
         return Status("done")
-    said = read_json(folder / "status.json")
-    if (
-        not isinstance(said, dict) or said.get("state") == "done"
-    ):  # done, and no result: it was taken away
+    recorded = read_json(folder / "status.json")
+    if not isinstance(recorded, dict) or recorded.get("state") == "done":
+        # A run that is done but has no result: its result was removed
         return Status("planned")
-    state, reason = str(said.get("state")), str(said.get("reason", ""))
+    state = str(recorded.get("state"))
+    reason = str(recorded.get("reason", ""))
     if state == "running":
         try:
-            silent = time.time() - (folder / "status.json").stat().st_mtime
-        except OSError:  # removed this moment
+            seconds_silent = time.time() - (folder / "status.json").stat().st_mtime
+        except OSError:  # it has just been removed
             return Status("planned")
-        here, alive = said.get("host") == platform.node(), process_start_time(said.get("pid"))
-        if silent > SILENCE_SECONDS or (here and (alive is None or alive != said.get("born"))):
-            return Status(
-                "killed", f"its process ({said.get('pid')} on {said.get('host')}) is gone"
-            )
+        pid = recorded.get("pid")
+        host = recorded.get("host")
+        is_local = host == platform.node()
+        start_time = process_start_time(pid)
+        is_dead = is_local and (start_time is None or start_time != recorded.get("born"))
+        if seconds_silent > SILENCE_SECONDS or is_dead:
+            return Status("killed", f"its process ({pid} on {host}) is gone")
     return Status(state, reason)
 
 
 def write_status(folder: Path, state: str, reason: str = "") -> None:
-    """Say in status.json how a run is doing."""
-    here = {
+    """Write the state of a run, and the process that recorded it, to status.json."""
+    process = {
         "host": platform.node(),
         "pid": os.getpid(),
         "born": process_start_time(os.getpid()),
         "time": time.time(),
     }
-    write_json(folder / "status.json", {"state": state, "reason": reason, **here})
+    write_json(folder / "status.json", {"state": state, "reason": reason, **process})
 
 
 class RunDirectory:
-    """Writes the files of one run into `folder`."""
+    """A writer of the files of one run.
+
+    Attributes:
+        folder: The run's directory.
+        rows: The rows of history.csv so far, one per epoch.
+    """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]):
         self.folder = folder
         self.rows: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)
         remove_partial_files(folder)
-        (folder / "error.txt").unlink(missing_ok=True)  # of an earlier try
+        (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
         write_text(
             folder / "config.yaml",
             yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
@@ -98,12 +113,15 @@ class RunDirectory:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Inside, status.json says `running` and its time of change is a heartbeat."""
+        """Mark the run as running for the duration of the context.
+
+        The modification time of status.json is updated regularly, as a heartbeat.
+        """
         write_status(self.folder, "running")
-        over = threading.Event()
+        stopped = threading.Event()
 
         def beat() -> None:
-            while not over.wait(HEARTBEAT_SECONDS):
+            while not stopped.wait(HEARTBEAT_SECONDS):
                 with suppress(OSError):
                     os.utime(self.folder / "status.json")
 
@@ -111,37 +129,39 @@ class RunDirectory:
         try:
             yield
         finally:
-            over.set()
+            stopped.set()
 
     def mark_ended(self, state: str, error: BaseException) -> None:
-        """Keep why a run ended: one line in status.json, the whole traceback in error.txt."""
-        with suppress(OSError):  # the disk may be what it ended of
+        """Record why a run ended: one line in status.json, the full traceback in error.txt."""
+        with suppress(OSError):  # a full disk may be the reason
             write_text(self.folder / "error.txt", "".join(traceback.format_exception(error)))
         with suppress(OSError):
             write_status(self.folder, state, first_line(error))
 
     def append_epoch(self, row: Mapping[str, Any]) -> None:
+        """Append the row of an epoch to history.csv."""
         self.write_history([*self.rows, dict(row)])
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
-        """These are the epochs so far. Where they cannot be written now, the next may."""
+        """Replace the rows of history.csv; a failed write is logged, and retried next epoch."""
         self.rows = rows
         try:
             write_text(self.folder / "history.csv", _history_csv(rows))
         except OSError as error:
             log.warning(
-                "%s cannot be written (%s); the training goes on",
+                "%s cannot be written (%s); training continues",
                 self.folder / "history.csv",
                 error.strerror,
             )
 
     def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the result, and mark the run as done."""
         write_json(self.folder / "result.json", result)
         write_status(self.folder, "done")
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's history.csv, or none where it is missing or damaged."""
+    """Return the rows of a run's history.csv, or an empty list if it is missing or damaged."""
     try:
         with open(folder / "history.csv", encoding="utf-8", newline="") as file:
             rows = [
@@ -154,7 +174,8 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _history_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    """Format rows as CSV; the columns are the union of their keys."""
+    names = list(dict.fromkeys(chain.from_iterable(rows)))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
@@ -163,13 +184,16 @@ def _history_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def load_result(folder: Path) -> dict[str, Any] | None:
-    """The result of a finished run, or None: also where it is damaged, so that the same command trains it again."""
-    found: dict[str, Any] | None = read_record(Result, folder / "result.json")[0]
-    return found
+    """Return the result of a finished run, or None.
+
+    A damaged result counts as missing, so that the same command trains the run again.
+    """
+    result: dict[str, Any] | None = read_record(Result, folder / "result.json")[0]
+    return result
 
 
 def archive_previous_run(folder: Path) -> None:
-    """Make room for a rerun: what is there moves to superseded/N/, so that nothing is lost."""
+    """Move the files of a previous run to superseded/N/, to make room for a rerun."""
     names = (
         "result.json",
         "status.json",
@@ -179,36 +203,37 @@ def archive_previous_run(folder: Path) -> None:
         "wandb.json",
         "checkpoints",
     )
-    there = [
+    previous_files = [
         path
         for path in (*(folder / name for name in names), *folder.glob("*.safetensors"))
         if path.exists()
     ]
-    if not there:
+    if not previous_files:
         return
-    kept = folder / "superseded"
-    target = kept / str(1 + sum(1 for _ in kept.iterdir()) if kept.exists() else 1)
+    archive = folder / "superseded"
+    number = 1 + sum(1 for _ in archive.iterdir()) if archive.exists() else 1
+    target = archive / str(number)
     target.mkdir(parents=True)
-    for path in there:  # the result first: what is left without it is a run to be done
+    for path in previous_files:  # the result first: without it, the run counts as not done
         os.replace(path, target / path.name)
 
 
 def command() -> list[str]:
-    """What was typed, as it can be typed again."""
+    """Return the arguments of the command line, in a form that can be typed again."""
     program = Path(sys.argv[0])
-    words = (
+    executable = (
         ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
     )
-    return [printable(word) for word in (*words, *sys.argv[1:])]
+    return [printable(argument) for argument in (*executable, *sys.argv[1:])]
 
 
 def printable(path: Path | str) -> str:
-    """A path as text that any file can hold: its odd bytes as escapes."""
+    """Return a path as valid Unicode, with undecodable bytes as escapes."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def describe_command() -> dict[str, Any]:
-    """What was typed, where and when, and with what: `sweep.json` of a sweep that is being planned."""
+    """Return the contents of sweep.json: command line, directory, start time and environment."""
     packages = {"torch": "torch", "hydra": "hydra-core", "wandb": "wandb"}
     return {
         "command": command(),
@@ -227,6 +252,7 @@ def describe_command() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    """Return the version of an installed package, or None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -234,6 +260,7 @@ def _version(package: str) -> str | None:
 
 
 def processor() -> str:
+    """Return the model name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(
@@ -246,16 +273,17 @@ def processor() -> str:
 def git_state() -> dict[str, Any] | None:
     """Return the commit of kd's own source tree, and whether it has uncommitted changes.
 
-    None unless git tracks kd's files: a copy that is installed inside another project has that project's repository
-    around it, whose commit is not kd's.
+    Returns:
+        The keys "commit" and "dirty", or None unless git tracks kd's files: a copy installed inside
+        another project is surrounded by that project's repository, whose commit is not kd's.
     """
-    here = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[1]
     environment = {name: value for name, value in os.environ.items() if name not in _REPOSITORY}
 
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", *arguments],
-            cwd=here,
+            cwd=package,
             env=environment,
             capture_output=True,
             text=True,
@@ -265,21 +293,18 @@ def git_state() -> dict[str, Any] | None:
 
     try:
         git("ls-files", "--error-unmatch", "--", *_TRACKED)
-        sources = [
-            here,
-            *filter(Path.is_dir, (here.parent / name for name in ("conf", "hydra_plugins"))),
-        ]
+        siblings = (package.parent / name for name in ("conf", "hydra_plugins"))
+        sources = [package, *filter(Path.is_dir, siblings)]
         dirty = bool(git("status", "--porcelain", "--", *map(str, sources)))
         return {"commit": git("rev-parse", "HEAD").strip(), "dirty": dirty}
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-_TRACKED = (
-    "__init__.py",
-    "runs/directory.py",
-)  # of kd's files: where git tracks these, its commit is kd's
-_REPOSITORY = {  # set by a git hook, for the repository that it runs in
+# If git tracks these files of the package, the repository is kd's
+_TRACKED = ("__init__.py", "runs/directory.py")
+# Environment variables that a git hook sets for the repository it runs in
+_REPOSITORY = {
     "GIT_DIR",
     "GIT_WORK_TREE",
     "GIT_INDEX_FILE",

@@ -1,18 +1,21 @@
-"""Names of settings: what sets configurations apart, short enough for a table and a figure, and in full."""
+"""Name settings by what distinguishes their configurations.
+
+Each setting has a full name and a short one that fits into a table or a figure.
+"""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain, takewhile
 from typing import Any, NamedTuple
 
 from kd.core.settings import flatten
 
-MAX_LABEL = 40  # characters of a setting's name
-MAX_VALUE = 16  # of a value in one that would be longer
-MAX_WORD = 10  # of a word that is left out as a whole
-MISALIGNED = " MISALIGNED"  # after the name of a method whose bug was asked for
+MAX_LABEL = 40  # characters of a setting's short name
+MAX_VALUE = 16  # characters of a value, in a name that would otherwise be too long
+MAX_WORD = 10  # truncation removes a word completely if it has fewer characters than this
+MISALIGNED = " MISALIGNED"  # appended to a method that is run with misaligned teacher outputs
 
-# keys that set no run apart, or that the method's name tells
+# Keys that do not distinguish runs, or whose value is part of the method's name
 IGNORED = (
     "seed",
     "device",
@@ -23,11 +26,11 @@ IGNORED = (
     "checkpoint.",
     "teacher.outputs",
 )
-PARTS = "method.parts"  # of the method `sum`: a list of methods
+PARTS = "method.parts"  # the list of methods that the method `sum` adds up
 
 
 class Names(NamedTuple):
-    """For each job the name of its setting, and the same in full; and the dotted keys that are swept."""
+    """The short and the full name of each job's setting, and the dotted keys that are swept."""
 
     short: list[str]
     full: list[str]
@@ -35,7 +38,7 @@ class Names(NamedTuple):
 
 
 def make_labels(jobs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
-    """(each job's setting in at most `WIDTH` characters, the dotted keys that are swept)."""
+    """Return each job's short name, of at most `MAX_LABEL` characters, and the swept keys."""
     names = describe(jobs)
     return names.short, names.swept
 
@@ -43,56 +46,74 @@ def make_labels(jobs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]
 def describe(jobs: Sequence[Mapping[str, Any]]) -> Names:
     """Name each job's setting.
 
-    A key belongs to a setting when it differs between runs of the same choice: `method.T` between two runs of
-    `logits`, but not between `logits` and `feature`, where the choice itself says it. Of data the content counts, and
-    not where it lies. Two settings with different names in full have different short names.
+    A key is part of a name if it differs between runs that make the same choices: `method.T` if it
+    differs between two runs of `logits`, but not if it differs only between `logits` and `feature`,
+    which the method's name distinguishes already. Data sets are compared by their content, not by
+    their path. Two settings with different full names have different short names.
     """
     flats = _flattened(jobs)
-    differs = _differing(flats)
-    keys = list(dict.fromkeys(key for flat in flats for key in flat if key != "method.name"))
-    swept = [key for key in keys if any(entry[0] == key for entry in differs)]
-    own = [
-        [key for key in swept if key in flat and (key, *_choices(flat, key)) in differs]
-        for flat in flats
-    ]
+    differing = _differing(flats)
+    differing_keys = {entry[0] for entry in differing}
+    keys = dict.fromkeys(chain.from_iterable(flats))
+    swept = [key for key in keys if key != "method.name" and key in differing_keys]
+    own_keys = [_own_keys(flat, swept, differing) for flat in flats]
     methods = [method_name(job) for job in jobs]
 
-    def names(
-        first: Sequence[str],
-        keys: Sequence[Sequence[str]],
-        word: Callable[[str], str],
-        value: Callable[[str, Any], str],
+    def join(
+        prefixes: Sequence[str],
+        keys_by_job: Sequence[Sequence[str]],
+        format_key: Callable[[str], str],
+        format_value: Callable[[str, Any], str],
     ) -> list[str]:
-        settings = zip(first, keys, flats, strict=True)
-        return [
-            " ".join([start, *(f"{word(k)}={value(k, flat[k])}" for k in some)])
-            for start, some, flat in settings
-        ]
+        names = []
+        for prefix, keys, flat in zip(prefixes, keys_by_job, flats, strict=True):
+            terms = [f"{format_key(key)}={format_value(key, flat[key])}" for key in keys]
+            names.append(" ".join([prefix, *terms]))
+        return names
 
-    text: Callable[[Any], str] = _short_text
-    full = names(methods, own, _key, lambda _, value: text(value))
-    exact = names(methods, own, _key, lambda _, value: str(value))
+    to_text: Callable[[Any], str] = _short_text
+    full = join(methods, own_keys, _key, lambda _, value: to_text(value))
+    exact = join(methods, own_keys, _key, lambda _, value: str(value))
     if len(set(full)) != len(set(exact)):
-        text, full = str, exact
-    sums = _sum_labels(jobs, own)
-    first = [
-        f"{method}: {total}" if total else method
-        for method, total in zip(methods, sums, strict=True)
+        to_text = str
+        full = exact
+    sums = _sum_labels(jobs, own_keys)
+    prefixes = [
+        f"{method}: {label}" if label else method
+        for method, label in zip(methods, sums, strict=True)
     ]
-    rest = [
-        [key for key in some if not (total and key == PARTS)]
-        for some, total in zip(own, sums, strict=True)
+    other_keys = [
+        _without_parts(keys) if label else keys for keys, label in zip(own_keys, sums, strict=True)
     ]
-    short = names(first, rest, _key, lambda _, value: text(value))
+    short = join(prefixes, other_keys, _key, lambda _, value: to_text(value))
     if any(len(name) > MAX_LABEL for name in short):
-        words, values = _last_words(swept), _short_values(flats, own, text)
-        short = names(first, rest, words.__getitem__, lambda key, value: values[key, text(value)])
+        last_words = _last_words(swept)
+        values = _short_values(flats, own_keys, to_text)
+        short = join(
+            prefixes,
+            other_keys,
+            last_words.__getitem__,
+            lambda key, value: values[key, to_text(value)],
+        )
     return Names(_make_distinct([one_line(name) for name in short], full), full, swept)
 
 
+def _own_keys(
+    flat: Mapping[str, Any], swept: Sequence[str], differing: Collection[tuple[Any, ...]]
+) -> list[str]:
+    """Return the swept keys of a job that differ under the choices it makes."""
+    return [key for key in swept if key in flat and (key, *_choices(flat, key)) in differing]
+
+
+def _without_parts(keys: Sequence[str]) -> list[str]:
+    """Return the keys except that of a sum's parts."""
+    return [key for key in keys if key != PARTS]
+
+
 def method_name(job: Mapping[str, Any]) -> str:
-    """The method's name, with a mark where its bug was asked for."""
-    name, teacher = str(job["config"]["method"]["name"]), job["config"].get("teacher")
+    """Return the method's name, marked if its teacher outputs are deliberately misaligned."""
+    name = str(job["config"]["method"]["name"])
+    teacher = job["config"].get("teacher")
     misaligned = (
         job["taught"] and isinstance(teacher, Mapping) and teacher.get("outputs") == "misaligned"
     )
@@ -100,21 +121,21 @@ def method_name(job: Mapping[str, Any]) -> str:
 
 
 def applies(job: Mapping[str, Any], key: str) -> bool:
-    """Whether a key has an effect on a job: the teacher's have none where there is no teacher."""
+    """Return whether a key has an effect on a job; keys of the teacher need a teacher."""
     return bool(job["taught"]) or not key.startswith("teacher.")
 
 
 def _flattened(jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The keys of each job that can set it apart."""
+    """Return for each job the dotted keys that can distinguish it, with their values."""
     flats = [
         {
-            k: v
-            for k, v in flatten(job["config"]).items()
-            if applies(job, k) and not k.startswith(IGNORED)
+            key: value
+            for key, value in flatten(job["config"]).items()
+            if applies(job, key) and not key.startswith(IGNORED)
         }
         for job in jobs
     ]
-    roots: dict[Any, Any] = {}  # of each content the first
+    roots: dict[Any, Any] = {}  # the first path of each content
     for flat, job in zip(flats, jobs, strict=True):
         if "data.root" in flat and job.get("content") is not None:
             flat["data.root"] = roots.setdefault(job["content"], flat["data.root"])
@@ -122,135 +143,178 @@ def _flattened(jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _differing(flats: Sequence[Mapping[str, Any]]) -> set[tuple[Any, ...]]:
-    """(key, the choices that it stands in) of those that have several values."""
-    seen: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    """Return (key, *choices) of each key that has several values under the same choices."""
+    values_of: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     for flat in flats:
         for key, value in flat.items():
-            seen[key, *_choices(flat, key)].add(repr(value))
-    return {entry for entry, values in seen.items() if len(values) > 1}
+            values_of[key, *_choices(flat, key)].add(repr(value))
+    return {entry for entry, values in values_of.items() if len(values) > 1}
 
 
 def _choices(flat: Mapping[str, Any], key: str) -> tuple[Any, ...]:
-    """The names of the groups that a key stands in: (adam,) for optimizer.lr under optimizer.name=adam."""
+    """Return the names selected in the groups that contain a key.
+
+    For example (adam,) for optimizer.lr where optimizer.name=adam.
+    """
     parts = key.split(".")[:-1]
     groups = [".".join(parts[: i + 1]) for i in range(len(parts))]
     return tuple(flat.get(f"{group}.name") for group in groups if f"{group}.name" != key)
 
 
-# ---- shorter
+# ---- shorter names
 
 
 def _key(key: str) -> str:
+    """Return a key without its redundant prefix `method.` and suffix `.name`."""
     return key.removeprefix("method.").removesuffix(".name")
 
 
 def _short_text(value: Any) -> str:
+    """Format a value, with four significant digits for floats."""
     return format(value, ".4g") if isinstance(value, float) else str(value)
 
 
 def _last_words(swept: Sequence[str]) -> dict[str, str]:
-    """The last word of each key, or the whole key where two end in the same word."""
-    ends: dict[str, set[str]] = defaultdict(set)
+    """Return the last word of each key, or the full key where two end in the same word."""
+    keys_by_word: dict[str, set[str]] = defaultdict(set)
     for key in swept:
-        ends[_key(key).rpartition(".")[2]].add(key)
-    words = {key: _key(key).rpartition(".")[2] for key in swept}
-    return {key: word if len(ends[word]) == 1 else _key(key) for key, word in words.items()}
+        keys_by_word[_key(key).rpartition(".")[2]].add(key)
+    last_words = {key: _key(key).rpartition(".")[2] for key in swept}
+    return {
+        key: word if len(keys_by_word[word]) == 1 else _key(key) for key, word in last_words.items()
+    }
 
 
 def _short_values(
-    flats: Sequence[Mapping[str, Any]], own: Sequence[Sequence[str]], text: Callable[[Any], str]
+    flats: Sequence[Mapping[str, Any]],
+    own_keys: Sequence[Sequence[str]],
+    to_text: Callable[[Any], str],
 ) -> dict[tuple[str, str], str]:
-    """(key, value) -> the value in `VALUE` characters, without the folders that a key's long values share."""
-    values: dict[str, set[str]] = defaultdict(set)
-    for flat, keys in zip(flats, own, strict=True):
+    """Shorten each value to `MAX_VALUE` characters.
+
+    Leading folders that all long values of a key have in common are removed first.
+
+    Returns:
+        (key, text of the value) -> shortened text.
+    """
+    texts_by_key: dict[str, set[str]] = defaultdict(set)
+    for flat, keys in zip(flats, own_keys, strict=True):
         for key in keys:
-            values[key].add(text(flat[key]))
-    found = {}
-    for key, texts in values.items():
-        long = [value for value in texts if len(value) > MAX_VALUE]
-        levels = (
-            zip(*(value.split("/")[:-1] for value in long), strict=False) if len(long) > 1 else ()
-        )
-        start = "".join(
-            f"{level[0]}/" for level in takewhile(lambda level: len(set(level)) == 1, levels)
-        )
-        for value in texts:
-            short = (
-                "…/" + value[len(start) :] if len(value) > MAX_VALUE and len(start) > 2 else value
-            )
-            found[key, value] = _truncate(short, MAX_VALUE)
-    return found
+            texts_by_key[key].add(to_text(flat[key]))
+    short_values = {}
+    for key, texts in texts_by_key.items():
+        prefix = _common_folders([text for text in texts if len(text) > MAX_VALUE])
+        for text in texts:
+            is_shortened = len(text) > MAX_VALUE and len(prefix) > 2
+            short = "…/" + text[len(prefix) :] if is_shortened else text
+            short_values[key, text] = _truncate(short, MAX_VALUE)
+    return short_values
 
 
-def _sum_labels(jobs: Sequence[Mapping[str, Any]], own: Sequence[Sequence[str]]) -> list[str]:
-    """For each job that the parts of its sum set apart, those as `logits + 0.5 attention(p=2)`; "" for any other."""
-    parts = [_parts(job) if PARTS in keys else [] for job, keys in zip(jobs, own, strict=True)]
-    seen: dict[tuple[Any, ...], set[str]] = defaultdict(set)
-    for some in parts:
-        names = tuple(part["name"] for part in some)
-        for position, part in enumerate(some):
+def _common_folders(paths: Sequence[str]) -> str:
+    """Return the leading folders that several paths share, or an empty text."""
+    if len(paths) < 2:
+        return ""
+    levels = zip(*(path.split("/")[:-1] for path in paths), strict=False)
+    shared_levels = takewhile(lambda level: len(set(level)) == 1, levels)
+    return "".join(f"{level[0]}/" for level in shared_levels)
+
+
+def _sum_labels(jobs: Sequence[Mapping[str, Any]], own_keys: Sequence[Sequence[str]]) -> list[str]:
+    """Describe the parts of each sum, such as `logits + 0.5 attention(p=2)`.
+
+    Jobs that are not distinguished by their parts get an empty text.
+    """
+    parts_by_job = [
+        _parts(job) if PARTS in keys else [] for job, keys in zip(jobs, own_keys, strict=True)
+    ]
+    values_of: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    for parts in parts_by_job:
+        names = tuple(part["name"] for part in parts)
+        for position, part in enumerate(parts):
             for key, value in part.items():
-                seen[names, position, key].add(repr(value))
+                values_of[names, position, key].add(repr(value))
 
     def term(names: tuple[str, ...], position: int, part: Mapping[str, Any]) -> str:
         weight = part.get("weight", 1)
         keys = [
             key
             for key in part
-            if key not in ("name", "weight") and len(seen[names, position, key]) > 1
+            if key not in ("name", "weight") and len(values_of[names, position, key]) > 1
         ]
-        inner = f"({', '.join(f'{key}={_short_text(part[key])}' for key in keys)})" if keys else ""
-        return f"{'' if weight == 1 else f'{_short_text(weight)} '}{part['name']}{inner}"
+        settings = ", ".join(f"{key}={_short_text(part[key])}" for key in keys)
+        factor = "" if weight == 1 else f"{_short_text(weight)} "
+        return f"{factor}{part['name']}" + (f"({settings})" if keys else "")
 
-    found = []
-    for some in parts:
-        names = tuple(part["name"] for part in some)
-        found.append(" + ".join(term(names, position, part) for position, part in enumerate(some)))
-    return found
+    labels = []
+    for parts in parts_by_job:
+        names = tuple(part["name"] for part in parts)
+        terms = [term(names, position, part) for position, part in enumerate(parts)]
+        labels.append(" + ".join(terms))
+    return labels
 
 
 def _parts(job: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The methods that a sum adds up; none where that is not what the key holds."""
+    """Return the methods that a sum adds up, or an empty list if the key holds anything else."""
     parts = job["config"]["method"].get("parts")
-    sound = isinstance(parts, list) and all(
-        isinstance(p, Mapping) and isinstance(p.get("name"), str) for p in parts
+    is_valid = isinstance(parts, list) and all(
+        isinstance(part, Mapping) and isinstance(part.get("name"), str) for part in parts
     )
-    return list(parts) if sound else []
+    return list(parts) if is_valid else []
 
 
 def one_line(text: str) -> str:
-    """`text` with everything that cannot be printed as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Return the text with each unprintable character replaced by an escape."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def _truncate(text: str, width: int) -> str:
-    """At most `width` characters: what is too long loses its middle, words as a whole where they are short."""
+    """Cut a text to at most `width` characters by removing its middle.
+
+    Words of fewer than `MAX_WORD` characters are removed completely rather than cut.
+    """
     if len(text) <= width:
         return text
     tail = (width - 1) // 3
-    head, end = text[: width - 1 - tail], text[len(text) - tail :]
-    cut, _, part = head.rpartition(" ")
-    first, _, rest = end.partition(" ")
-    return f"{cut + ' ' if cut and len(part) < MAX_WORD else head}…{' ' + rest if rest and len(first) < MAX_WORD else end}"
+    head = text[: width - 1 - tail]
+    end = text[len(text) - tail :]
+    whole_words, _, cut_word = head.rpartition(" ")
+    if whole_words and len(cut_word) < MAX_WORD:
+        head = whole_words + " "
+    cut_word, _, whole_words = end.partition(" ")
+    if whole_words and len(cut_word) < MAX_WORD:
+        end = " " + whole_words
+    return f"{head}…{end}"
 
 
 def _make_distinct(names: Sequence[str], full: Sequence[str]) -> list[str]:
-    """The names cut to `WIDTH`, with a number where two that differ in full would be one."""
-    cut = {whole: _truncate(name, MAX_LABEL) for name, whole in zip(names, full, strict=True)}
-    alike: dict[str, list[str]] = defaultdict(list)
-    for whole, name in cut.items():
-        alike[name].append(whole)
-    taken = {name for name, several in alike.items() if len(several) == 1}
+    """Cut names to `MAX_LABEL` characters, numbering those that would otherwise coincide.
+
+    Args:
+        names: The short name of each job.
+        full: The full name of each job; equal full names keep equal short names.
+    """
+    short_of = {
+        full_name: _truncate(name, MAX_LABEL) for name, full_name in zip(names, full, strict=True)
+    }
+    full_names_of: dict[str, list[str]] = defaultdict(list)
+    for full_name, short in short_of.items():
+        full_names_of[short].append(full_name)
+    taken = {short for short, full_names in full_names_of.items() if len(full_names) == 1}
     name_of = dict(zip(full, names, strict=True))
-    for several in alike.values():
-        if len(several) == 1:
+    for full_names in full_names_of.values():
+        if len(full_names) == 1:
             continue
         number = 0
-        for whole in several:
-            name = ""
-            while not name or name in taken:
+        for full_name in full_names:
+            short = ""
+            while not short or short in taken:
                 number += 1
-                name = f"{_truncate(name_of[whole], MAX_LABEL - len(f' #{number}'))} #{number}"
-            taken.add(name)
-            cut[whole] = name
-    return [cut[whole] for whole in full]
+                suffix = f" #{number}"
+                short = f"{_truncate(name_of[full_name], MAX_LABEL - len(suffix))}{suffix}"
+            taken.add(short)
+            short_of[full_name] = short
+    return [short_of[full_name] for full_name in full]

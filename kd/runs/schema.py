@@ -1,4 +1,7 @@
-"""What the files of runs and sweeps must say to be used, and how they are read: a damaged one never ends a report."""
+"""Schemas of the files of runs and sweeps, and their validation.
+
+A damaged file is reported, but never ends a report.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +12,7 @@ from pydantic_core import from_json, to_json
 
 from kd.core.errors import first_line
 
-LARGEST = 1e30  # of numbers that are counted: their sums are finite
+LARGEST = 1e30  # limit of numbers that are aggregated, so that their sums are finite
 
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -17,33 +20,40 @@ PathString = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 Bins = Annotated[list[Annotated[Number, Field(ge=0)]], Field(min_length=15, max_length=15)]
 
 
-def _metrics(found: dict[str, float]) -> dict[str, float]:
-    if "test_accuracy" not in found:
+def _metrics(metrics: dict[str, float]) -> dict[str, float]:
+    """Check that the test accuracy is present, and that accuracies are fractions."""
+    if "test_accuracy" not in metrics:
         raise ValueError("test_accuracy is missing")
-    for name, value in found.items():
+    for name, value in metrics.items():
         if name.endswith("accuracy") and not 0 <= value <= 1:
-            raise ValueError(f"{name} should be 0 to 1")
-    return found
+            raise ValueError(f"{name} should be between 0 and 1")
+    return metrics
 
 
 Metrics = Annotated[dict[str, Number], AfterValidator(_metrics)]
 
 
 class Required(BaseModel):
-    """What the tables need of a file. More may be in it."""
+    """The fields of a file that the tables need; it may have more."""
 
     model_config = ConfigDict(strict=True)
 
 
 class Named(Required):
+    """A node that has a name."""
+
     name: str
 
 
 class Trained(Required):
+    """The training length of a student."""
+
     epochs: Count
 
 
 class Config(Required):
+    """The configuration of a run, in its result or config.yaml."""
+
     method: Named
     student: Trained
     batch_size: Count
@@ -51,10 +61,14 @@ class Config(Required):
 
 
 class JobLocation(Required):
+    """The directory of a planned job."""
+
     folder: PathString
 
 
 class Job(JobLocation):
+    """A planned job of a sweep."""
+
     config: Config
     overrides: list[str]
     taught: bool
@@ -65,10 +79,12 @@ class Job(JobLocation):
 
 
 class Plan(RootModel[list[Any]]):
-    """Each `Job` for itself."""
+    """The jobs of a sweep; each is validated separately as a `Job`."""
 
 
 class Study(Required):
+    """The Optuna study of a sweep: its name and storage."""
+
     study: str
     storage: str
 
@@ -83,7 +99,7 @@ class SweepCommand(Required):
 
 
 class StatusRecord(Required):
-    """What `status` reads."""
+    """The contents of status.json."""
 
     state: Literal["planned", "running", "done", "failed", "diverged", "pruned", "killed"]
     reason: str = ""
@@ -91,35 +107,49 @@ class StatusRecord(Required):
 
 
 class ModelSize(Required):
+    """The parameters and multiply-accumulate operations of a model."""
+
     params: Count
     macs: Count
 
 
 class Size(ModelSize):
+    """The size of a student, and the number of parameters of the method itself."""
+
     method_params: Count
 
 
 class Teacher(ModelSize):
+    """The teacher of a run, with its own metrics."""
+
     name: str
     metrics: Metrics
 
 
 class Samples(Required):
+    """The number of samples."""
+
     train: Count
 
 
 class Time(Required):
+    """The training time and throughput."""
+
     train_seconds: Number
     images_per_second: Number
 
 
 class Reliability(Required):
+    """Per confidence bin: number of images, sum of their confidence, number of right ones."""
+
     images: Bins
     confidence: Bins
     right: Bins
 
 
 class Result(Required):
+    """The contents of result.json."""
+
     id: str
     student: str
     metrics: Metrics
@@ -133,31 +163,35 @@ class Result(Required):
 
 
 def read_record(kind: type[BaseModel], path: Path) -> tuple[Any, str]:
-    """(What a JSON or YAML file says, "") if all that `kind` needs is there; (None, what is wrong with it) if not;
-    (None, "") without the file."""
+    """Read and validate a JSON or YAML file.
+
+    Returns:
+        (contents, "") if the file has all that `kind` requires, (None, problem) if it does not, and
+        (None, "") if there is no such file.
+    """
     try:
-        said = path.read_bytes()
+        content = path.read_bytes()
         value = (
-            from_json(said)
+            from_json(content)
             if path.suffix == ".json"
-            else from_json(to_json(yaml.load(said, _YAML)))
+            else from_json(to_json(yaml.load(content, _YAML)))
         )
-        if not (wrong := find_error(kind, value)):
+        if not (problem := find_error(kind, value)):
             return value, ""
     except FileNotFoundError:
         return None, ""
     except OSError as error:
-        wrong = str(error.strerror)
-    except Exception as error:  # PyYAML raises whatever it comes upon
-        wrong = first_line(error)
-    return None, f"{path.name} is damaged: {wrong}"
+        problem = str(error.strerror)
+    except Exception as error:  # PyYAML also raises errors that are not its own
+        problem = first_line(error)
+    return None, f"{path.name} is damaged: {problem}"
 
 
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C reads ten times as fast
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
 
 
 def find_error(kind: type[BaseModel], value: Any) -> str:
-    """What `kind` needs and this is not, or an empty text."""
+    """Return the first validation error of a value on one line, or an empty text if it is valid."""
     try:
         kind.model_validate(value)
     except ValidationError as error:
@@ -165,6 +199,6 @@ def find_error(kind: type[BaseModel], value: Any) -> str:
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "missing":
             return f"{key} is missing"
-        what = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
-        return f"{key}: {what}" if key else what
+        message = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        return f"{key}: {message}" if key else message
     return ""

@@ -1,1 +1,1 @@
-"""Many runs: planning, scheduling, searching."""
+"""Plan and schedule sweeps of many runs, and search hyperparameters with Optuna."""

@@ -1,4 +1,4 @@
-"""What a command would do, without doing it: `dry_run=true`. It reads files and writes none."""
+"""Print what a command would do, for `dry_run=true`; read files and write none."""
 
 import json
 from collections import Counter
@@ -16,71 +16,82 @@ from kd.runs.schema import Result, read_record
 from kd.training.checkpoint import Checkpoints
 
 Job = dict[str, Any]
-Speeds = Mapping[str, float]  # seconds per epoch of what was trained before, by `_kind`
+Speeds = Mapping[str, float]  # seconds per epoch of finished runs, by `_kind`
+
+DUPLICATE = "same as job "  # start of the state of a job whose run an earlier job is
 
 
 class RemainingWork(NamedTuple):
-    """What is left to do of a run: its state, and the seconds it needs, None where nothing is known."""
+    """What is left to do of a run: its state, and the estimated seconds (None if unknown)."""
 
     state: str
     seconds: float | None
 
 
 def describe(jobs: Sequence[tuple[Job, Config]], workers: int | None) -> None:
-    """Print a row per job, the teachers they need, and an estimate of the time on so many workers."""
+    """Print one row per job, the teachers that the jobs need, and the estimated time.
+
+    Args:
+        jobs: The planned jobs with their configurations.
+        workers: Number of worker processes, to divide the time by; None if unknown.
+    """
     if not jobs:
         console.print_line("0 jobs")
         return
-    speeds = _speeds({absolute(config.root.paths.runs) for _, config in jobs})
+    speeds = _measured_speeds({absolute(config.root.paths.runs) for _, config in jobs})
     rows: list[list[str]] = []
     work: list[RemainingWork] = []
     teachers: dict[Path, Config] = {}
-    first: dict[str, int] = {}
-    shared = (
-        set.intersection(*(set(job["overrides"]) for job, _ in jobs)) if len(jobs) > 1 else set()
-    )
+    first_jobs: dict[str, int] = {}  # by folder of the run, the number of the first job that has it
+    shared: set[str] = set()
+    if len(jobs) > 1:
+        shared = set.intersection(*(set(job["overrides"]) for job, _ in jobs))
     for job, config in jobs:
         number = job["number"] + 1
-        own = _work(config, speeds)
-        if (earlier := first.setdefault(job["folder"], number)) != number:
-            own = RemainingWork(f"as job {earlier}", 0.0)
-        work.append(own)
-        differing = [word for word in job["overrides"] if word not in shared]
-        rows.append([str(number), own.state, _time(own), " ".join(differing)])
-        if own.state in ("found", "running") or own.state.startswith("as job"):
+        remaining = _remaining_work(config, speeds)
+        if (earlier := first_jobs.setdefault(job["folder"], number)) != number:
+            remaining = RemainingWork(f"{DUPLICATE}{earlier}", 0.0)
+        work.append(remaining)
+        differing = [override for override in job["overrides"] if override not in shared]
+        rows.append([str(number), remaining.state, _format_time(remaining), " ".join(differing)])
+        if remaining.state in ("found", "running") or remaining.state.startswith(DUPLICATE):
             continue
-        teachers |= {run_dir(one): one for one in _teachers(config)}
-    if common := [word for word in jobs[0][0]["overrides"] if word in shared]:
+        teachers |= {run_dir(teacher): teacher for teacher in _all_teachers(config)}
+    if common := [override for override in jobs[0][0]["overrides"] if override in shared]:
         console.print_line(f"all jobs: {' '.join(common)}")
     console.print_line(
         tabulate(rows, ["job", "state", "time", "overrides"], "plain", disable_numparse=True)
     )
-    beside = {
-        folder: _work(one, speeds) for folder, one in teachers.items() if str(folder) not in first
+    teacher_work = {
+        folder: _remaining_work(teacher, speeds)
+        for folder, teacher in teachers.items()
+        if str(folder) not in first_jobs
     }
     for folder in teachers:
-        own = beside.get(folder, RemainingWork(f"job {first.get(str(folder))}", 0.0))
-        parts = ["teacher", own.state, _time(own), str(console.display_path(folder))]
-        console.print_line("  ".join(part for part in parts if part))
-    _conclude(work, list(beside.values()), workers)
+        among_jobs = RemainingWork(f"job {first_jobs.get(str(folder))}", 0.0)
+        remaining = teacher_work.get(folder, among_jobs)
+        path = str(console.display_path(folder))
+        cells = ["teacher", remaining.state, _format_time(remaining), path]
+        console.print_line("  ".join(cell for cell in cells if cell))
+    _print_totals(work, list(teacher_work.values()), workers)
 
 
-def _conclude(
+def _print_totals(
     work: Sequence[RemainingWork], teachers: Sequence[RemainingWork], workers: int | None
 ) -> None:
     states = Counter(
-        "repeated" if one.state.startswith("as job") else one.state.split(",")[0] for one in work
+        "repeated" if job.state.startswith(DUPLICATE) else job.state.split(",")[0] for job in work
     )
-    console.print_line(
-        f"{len(work)} jobs: {', '.join(f'{n} {state}' for state, n in states.items())}"
-    )
-    unknown = sum(one.seconds is None for one in (*work, *teachers))
-    seconds = sum(one.seconds or 0.0 for one in (*work, *teachers))
+    counts = ", ".join(f"{count} {state}" for state, count in states.items())
+    console.print_line(f"{len(work)} jobs: {counts}")
+    unknown = sum(run.seconds is None for run in (*work, *teachers))
+    seconds = sum(run.seconds or 0.0 for run in (*work, *teachers))
     total = f"about {console.format_duration(seconds)}" if seconds or not unknown else "unknown"
     if workers and workers > 1 and seconds:
         total += f", {console.format_duration(seconds / workers)} on {workers} workers"
     if unknown and seconds:
-        total += f", and {unknown} runs of which nothing similar has been trained"
+        runs = "1 run" if unknown == 1 else f"{unknown} runs"
+        total += f", plus {runs} of unknown duration (nothing similar has been trained)"
     console.print_line(f"time     {total}")
     console.print_line("dry run: nothing was trained or written")
 
@@ -88,13 +99,20 @@ def _conclude(
 def describe_search(
     searched: Sequence[str], settings: Mapping[str, Any], counts: Counter[str], n_trials: int
 ) -> None:
-    """Print what a study searches, and how many of its trials remain."""
-    for word in searched:
-        console.print_line(f"search   {word}")
+    """Print what a study searches, and how many of its trials remain.
+
+    Args:
+        searched: The overrides that span the search space.
+        settings: The sweeper's settings to show, by key.
+        counts: Number of existing trials in each state.
+        n_trials: Number of trials that the study will have.
+    """
+    for override in searched:
+        console.print_line(f"search   {override}")
     for key, value in settings.items():
         console.print_line(f"{key:<8} {value}")
     done = sum(counts.values())
-    states = ", ".join(f"{n} {state}" for state, n in counts.items())
+    states = ", ".join(f"{count} {state}" for state, count in counts.items())
     console.print_line(
         f"trials   {n_trials}: {max(0, n_trials - done)} remain"
         + (f" ({states})" if states else "")
@@ -102,54 +120,55 @@ def describe_search(
     console.print_line("dry run: nothing was trained or written")
 
 
-def _work(config: Config, speeds: Speeds) -> RemainingWork:
-    """What a run would do, whose directory may hold it already or a part of it."""
+def _remaining_work(config: Config, speeds: Speeds) -> RemainingWork:
+    """Return what is left to do of a run, whose directory may already hold some or all of it."""
     folder = run_dir(config)
     if not config.root.rerun and directory.load_result(folder):
         return RemainingWork("found", 0.0)
-    seconds = speeds.get(_kind(config.to_dict(), config.description.fingerprint))
+    seconds_per_epoch = speeds.get(_kind(config.to_dict(), config.description.fingerprint))
     done = None if config.root.rerun else Checkpoints(folder).epoch()
-    left = None if seconds is None else seconds * (config.epochs - (done or 0))
+    seconds = None
+    if seconds_per_epoch is not None:
+        seconds = seconds_per_epoch * (config.epochs - (done or 0))
     if directory.read_status(folder).state == "running":
-        return RemainingWork("running", left)
-    return RemainingWork(
-        "to train" if done is None else f"to resume, {done} of {config.epochs} epochs done", left
-    )
+        return RemainingWork("running", seconds)
+    if done is None:
+        return RemainingWork("to train", seconds)
+    return RemainingWork(f"to resume, {done} of {config.epochs} epochs done", seconds)
 
 
-def _teachers(config: Config) -> Iterator[Config]:
-    """The runs that a run trains if they are missing, with those that they train in turn."""
-    for one in config.trained_teachers():
-        yield from _teachers(one)
-        yield one
+def _all_teachers(config: Config) -> Iterator[Config]:
+    """Yield the teachers that a run trains if they are missing, preceded by their own teachers."""
+    for teacher in config.trained_teachers():
+        yield from _all_teachers(teacher)
+        yield teacher
 
 
-def _speeds(places: set[Path]) -> Speeds:
-    """Seconds per epoch of every kind of run that has finished in these directories."""
-    seconds: dict[str, list[float]] = {}
-    for path in (path for place in places for path in place.glob("*/result.json")):
-        result = read_record(Result, path)[0]
-        epochs = (result or {}).get("time", {}).get("epoch_seconds")
-        if epochs and result.get("config"):
-            seconds.setdefault(_kind(result["config"], result.get("content")), []).append(
-                median(epochs)
-            )
-    return {kind: median(each) for kind, each in seconds.items()}
+def _measured_speeds(runs_dirs: set[Path]) -> Speeds:
+    """Return the seconds per epoch of each kind of run that has finished in these directories."""
+    medians: dict[str, list[float]] = {}  # of the epochs of each run
+    for runs_dir in runs_dirs:
+        for path in runs_dir.glob("*/result.json"):
+            result = read_record(Result, path)[0]
+            epochs = (result or {}).get("time", {}).get("epoch_seconds")
+            if epochs and result.get("config"):
+                kind = _kind(result["config"], result.get("content"))
+                medians.setdefault(kind, []).append(median(epochs))
+    return {kind: median(seconds) for kind, seconds in medians.items()}
 
 
 def _kind(config: Mapping[str, Any], content: str | None) -> str:
-    """What the seconds of an epoch depend on most: method, student, images and batch size."""
+    """Return what mainly determines the duration of an epoch, as JSON.
+
+    That is the method, the student, the images (`content` is their fingerprint) and the batch size.
+    """
     model = {key: value for key, value in config["student"].items() if key != "epochs"}
     return json.dumps(
         [config["method"]["name"], model, content, config["batch_size"]], sort_keys=True
     )
 
 
-def _time(work: RemainingWork) -> str:
-    return (
-        "unknown"
-        if work.seconds is None
-        else ""
-        if work.seconds == 0
-        else console.format_duration(work.seconds)
-    )
+def _format_time(work: RemainingWork) -> str:
+    if work.seconds is None:
+        return "unknown"
+    return "" if work.seconds == 0 else console.format_duration(work.seconds)

@@ -1,4 +1,7 @@
-"""A search's trials in an Optuna study, which any number of processes may be at: none is lost, none is one too many."""
+"""Run a search's trials in an Optuna study that any number of processes may share.
+
+No trial is lost when a process dies, and the study never gets more trials than configured.
+"""
 
 import contextlib
 import hashlib
@@ -18,6 +21,7 @@ from kd.runs.directory import load_result, process_start_time, read_status, writ
 from kd.runs.optuna_storage import absolute, open_storage
 from kd.sweep.worker_pool import Outcome
 
+# The allowed objectives, and the direction in which each is better.
 BEST = {
     "val_accuracy": "maximize",
     "val_agreement": "maximize",
@@ -27,13 +31,11 @@ BEST = {
 }
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("median", "hyperband", "none")
-PATIENCE = 3600.0  # seconds without an epoch after which a trial of another machine counts as lost
-UNSIGNED = 10.0  # seconds between asking for a trial and signing it after which it counts as lost
-TRIES = 3  # how often a trial may lose its process
-SEARCH = "kd.search"  # the study's attribute that holds what is searched
-SETTLED = (
-    1.0  # seconds after which of several processes that describe one new study the last has done so
-)
+PATIENCE = 3600.0  # seconds without an epoch after which another machine's trial counts as lost
+UNSIGNED = 10.0  # seconds that a process has to sign a new trial before it counts as lost
+TRIES = 3  # how often the values of a trial are tried if each process that runs them dies
+SEARCH = "kd.search"  # the study's user attribute that holds what is searched
+SETTLED = 1.0  # seconds to wait until all processes that describe one new study have done so
 
 
 def description(
@@ -42,10 +44,16 @@ def description(
     space: Mapping[str, Any],
     corners: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Describe a search: two searches with equal descriptions may share a study.
+    """Describe a search; two searches with equal descriptions may share a study.
 
-    **Arguments:** `space`: the domain of each searched key; `corners`: for each bound of each searched key what
-    determines a result there, beside the searched keys.
+    Args:
+        objective: The metric to optimize, a key of `BEST`.
+        seeds: The seeds over which each trial is averaged.
+        space: The domain of each searched key.
+        corners: For each bound of each searched key, the other keys that determine a result there.
+
+    Returns:
+        The description, which consists of JSON values.
     """
     (_, fixed), *others = corners.items()
     varying = {name: _changes(fixed, keys) for name, keys in others if keys != fixed}
@@ -54,10 +62,11 @@ def description(
         "direction": BEST[objective],
         "seeds": list(seeds),
         "space": dict(space),
+        "fixed": dict(fixed),
+        "varying": varying,
     }
-    search = {**search, "fixed": dict(fixed), "varying": varying}
-    described: dict[str, Any] = json.loads(json.dumps(search, sort_keys=True))
-    return described
+    json_search: dict[str, Any] = json.loads(json.dumps(search, sort_keys=True))
+    return json_search
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,40 +78,44 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
 
 
 def name_of(search: Mapping[str, Any]) -> str:
-    """Name the study of a search."""
+    """Return the default name of the study of a search, a hash of its description."""
     return hashlib.sha256(json.dumps(search, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
-    """What sets the search of a study apart from another, a key each, as text for an error."""
+    """Yield the differences between two searches, one per key, as text for an error message.
+
+    Args:
+        there: The description of the search that is stored in the study.
+        here: The description of the search that was requested.
+    """
     for key in ("objective", "seeds"):
         yield from _describe_differences({key: there[key]}, {key: here[key]})
-    before, after = (
-        {key: _interval(domain) for key, domain in each["space"].items()} for each in (there, here)
-    )
-    yield from _describe_differences(before, after, "not searched")
-    searched = {*before, *after}
-    before, after = (
-        {k: v for k, v in each["fixed"].items() if k not in searched} for each in (there, here)
-    )
-    yield from _describe_differences(before, after)
+    stored = {key: _interval(domain) for key, domain in there["space"].items()}
+    requested = {key: _interval(domain) for key, domain in here["space"].items()}
+    yield from _describe_differences(stored, requested, "not searched")
+    searched = {*stored, *requested}
+    stored = {key: value for key, value in there["fixed"].items() if key not in searched}
+    requested = {key: value for key, value in here["fixed"].items() if key not in searched}
+    yield from _describe_differences(stored, requested)
     for corner in sorted({*there["varying"], *here["varying"]}):
-        before, after = (each["varying"].get(corner, {}) for each in (there, here))
-        yield from (
-            f"{difference} (with {corner})" for difference in _describe_differences(before, after)
-        )
+        stored = there["varying"].get(corner, {})
+        requested = here["varying"].get(corner, {})
+        for difference in _describe_differences(stored, requested):
+            yield f"{difference} (with {corner})"
 
 
 def _describe_differences(
-    there: Mapping[str, Any], here: Mapping[str, Any], missing: str = "not set"
+    stored: Mapping[str, Any], requested: Mapping[str, Any], missing: str = "not set"
 ) -> Iterator[str]:
-    for key in sorted({*there, *here}):
-        if there.get(key) != here.get(key):
-            yield f"{key} is {there.get(key, missing)} there and {here.get(key, missing)} here"
+    for key in sorted({*stored, *requested}):
+        if stored.get(key) != requested.get(key):
+            in_study = stored.get(key, missing)
+            yield f"{key} is {in_study} in the study and {requested.get(key, missing)} here"
 
 
 def _interval(domain: Mapping[str, Any]) -> str:
-    """A domain as it is typed."""
+    """Return a domain in the syntax of the command line."""
     if domain["kind"] == "choice":
         return f"choice({','.join(domain['choices'])})"
     interval = f"interval({domain['low']},{domain['high']})"
@@ -111,24 +124,35 @@ def _interval(domain: Mapping[str, Any]) -> str:
 
 @dataclass
 class RunningTrial:
-    """A trial whose jobs, one for each seed, are under way."""
+    """A trial whose jobs, one per seed, are being run."""
 
     trial: Any
-    jobs: list[dict[str, Any]]  # the first is the one that the pruner reads
+    jobs: list[dict[str, Any]]  # the pruner reads the first one
     waiting: list[dict[str, Any]] = field(default_factory=list)
     running: set[int] = field(default_factory=set)  # job numbers
-    end: str = ""  # why the trial is given up: pruned, failed or killed
+    end: str = ""  # why the trial is given up: pruned, failed or killed; empty if it is not
 
 
 class Study:
-    """n trials, asked for one by one and told by their jobs' outcomes.
+    """An Optuna study of a fixed number of trials, created or resumed.
 
-    A trial is one setting. It has a job for each seed; its value is the mean of the objective over the seeds. The
-    pruner reads the first seed only, so that it always compares epochs of one and the same seed.
-    A trial whose process is gone fails, and its values wait to be tried again; it is not counted. `storage` is the
-    URL of a database or a path ending in .journal; `search` is the `description` that a study keeps. n_trials, sampler,
-    pruner and their seed are no part of it and may change.
-    **Raises:** UserError when it cannot be opened, or is the study of another search.
+    A trial is one setting. It has one job per seed, and its value is the mean of the objective over
+    the seeds. The pruner reads the first seed only, so it always compares epochs of the same seed.
+    A trial whose process has died fails and is not counted. Its values are enqueued, to be tried
+    again. `n_trials`, the sampler, the pruner and `seed` may change when a study is resumed.
+
+    Args:
+        storage: The URL of a database, or a path that ends in .journal.
+        name: Name of the study.
+        n_trials: Number of trials, over all processes and restarts.
+        search: The `description` of the search, which is stored in the study.
+        sampler: One of `SAMPLERS`.
+        pruner: One of `PRUNERS`.
+        seed: Seed of the sampler; None for a random one.
+
+    Raises:
+        UserError: Optuna is not installed, the study cannot be opened, or it belongs to another
+            search.
     """
 
     def __init__(
@@ -145,16 +169,15 @@ class Study:
             import optuna
         except ImportError as error:
             raise UserError(
-                "hydra/sweeper=optuna needs Optuna: pip install 'kd[optuna]'"
+                "hydra/sweeper: optuna requires the package optuna; run pip install 'kd[optuna]'"
             ) from error
 
-        self.sweep_dir, self.name, self.n_trials, self.objective = (
-            absolute(storage),
-            name,
-            n_trials,
-            search["objective"],
-        )
-        self.kind, self.seed = sampler, seed
+        self.storage = absolute(storage)
+        self.name = name
+        self.n_trials = n_trials
+        self.objective = search["objective"]
+        self.kind = sampler
+        self.seed = seed
         self.running_trials: dict[int, RunningTrial] = {}  # by job number
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         pruners = {
@@ -166,21 +189,22 @@ class Study:
             self.study, created = self._create(search["direction"], pruners[pruner]())
             if created or self._is_undescribed():
                 self._describe(search, 0.0 if created else SETTLED)
-        except Exception as error:  # of Optuna, of SQLAlchemy, of any database's driver
-            what = first_line(error)
+        except Exception as error:  # of Optuna, SQLAlchemy, or the driver of any database
+            reason = first_line(error)
             raise UserError(
-                f"hydra.sweeper.storage: {self.sweep_dir} cannot be opened ({what})"
+                f"hydra.sweeper.storage: {self.storage} cannot be opened ({reason})"
             ) from error
         self._check_same_search(search)
 
     def _create(self, direction: str, pruner: Any) -> tuple[Any, bool]:
-        """(The study of that name, whether it was made here): of several processes one makes it."""
+        """Return (the study of that name, whether this process created it)."""
         import optuna
 
-        file = Path(self.sweep_dir.removeprefix("sqlite:///"))
+        file = Path(self.storage.removeprefix("sqlite:///"))
         if file.is_absolute():
             file.parent.mkdir(parents=True, exist_ok=True)
-        storage, created = open_storage(self.sweep_dir), True
+        storage = open_storage(self.storage)
+        created = True
         try:
             storage.create_new_study([optuna.study.StudyDirection[direction.upper()]], self.name)
         except optuna.exceptions.DuplicatedStudyError:
@@ -191,7 +215,7 @@ class Study:
         return study, created
 
     def _is_undescribed(self) -> bool:
-        """Whether the study has no trials, and the process that made it did not live to describe it."""
+        """Return whether the study has no trials, and its creator died before describing it."""
         deadline = time.monotonic() + UNSIGNED
         while SEARCH not in self.study.user_attrs and not self.study.get_trials(deepcopy=False):
             if time.monotonic() > deadline:
@@ -200,35 +224,42 @@ class Study:
         return False
 
     def _describe(self, search: Mapping[str, Any], seconds: float) -> None:
-        """Store what the study searches, then give others `seconds` to do so: the last one holds for all."""
+        """Store what the study searches, and wait `seconds` for other processes that do the same.
+
+        The description that is stored last is valid for all of them.
+        """
         if SEARCH not in self.study.user_attrs:
             self.study.set_user_attr(SEARCH, dict(search))
             time.sleep(seconds)
 
     def _check_same_search(self, search: Mapping[str, Any]) -> None:
-        """Refuse the study of another search. **Raises:** UserError."""
-        start = f"hydra.sweeper.study: {self.name} in {self.sweep_dir}"
+        """Raise UserError if the study belongs to another search."""
+        prefix = f"hydra.sweeper.study: {self.name} in {self.storage}"
         remedy = "choose another hydra.sweeper.study, or delete that one"
         directions = [direction.name.lower() for direction in self.study.directions]
         if len(directions) > 1:
             raise UserError(
-                f"{start} has {len(directions)} objectives, a search of kd has one; {remedy}"
+                f"{prefix} has {len(directions)} objectives, but a search has only one; {remedy}"
             )
-        there = self.study.user_attrs.get(SEARCH)
-        if there is None:
+        stored = self.study.user_attrs.get(SEARCH)
+        if stored is None:
             raise UserError(
-                f"{start} does not say what it searches: this kd did not make it; {remedy}"
+                f"{prefix} does not record what it searches, so this version of kd did "
+                f"not create it; {remedy}"
             )
-        if there != search:
-            first, *more = differences(there, search)
+        if stored != search:
+            first, *more = differences(stored, search)
             others = f" (and {len(more)} more differences)" if more else ""
-            raise UserError(f"{start} is another search: {first}{others}; {remedy}")
+            raise UserError(f"{prefix} belongs to another search: {first}{others}; {remedy}")
         if directions != [search["direction"]]:
-            wrong, right = directions[0], search["direction"]
-            raise UserError(f"{start} {wrong}s, but {self.objective} is one to {right}; {remedy}")
+            actual = directions[0]
+            required = search["direction"]
+            raise UserError(
+                f"{prefix} {actual}s, but {self.objective} must be {required}d; {remedy}"
+            )
 
     def ask_trial(self) -> Any:
-        """A trial that is this process's to run, or None when the study has, or will have, all."""
+        """Return a new trial for this process to run, or None if the study has enough trials."""
         from optuna.trial import TrialState
 
         def running() -> list[Any]:
@@ -239,12 +270,12 @@ class Study:
             any("owner" not in trial.user_attrs for trial in running())
             and time.monotonic() < deadline
         ):
-            time.sleep(0.1)  # another process has asked, and signs at once, if it lives
+            time.sleep(0.1)  # another process has a new trial, and signs it at once if it is alive
         for trial in running():
             if is_orphaned(trial):
                 self._fail_orphaned_trial(trial.number)
-        counted = [t for t in self.study.get_trials(deepcopy=False) if _counts(t)]
-        if sum(t.state != TrialState.WAITING for t in counted) >= self.n_trials:
+        counted = [trial for trial in self.study.get_trials(deepcopy=False) if _counts(trial)]
+        if sum(trial.state != TrialState.WAITING for trial in counted) >= self.n_trials:
             return None
         trial = self.study.ask()
         try:
@@ -252,106 +283,125 @@ class Study:
                 "owner", [platform.node(), os.getpid(), process_start_time(os.getpid())]
             )
             trial.set_user_attr("beat", time.time())
-        except RuntimeError:  # so slow to sign that another process took it for lost
+        except RuntimeError:  # signed so late that another process took it for lost
             return self.ask_trial()
         self.study.sampler = self._sampler(trial.number)
         numbers = sorted(t.number for t in self.study.get_trials(deepcopy=False) if _counts(t))
         if numbers.index(trial.number) < self.n_trials:
             return trial
         with contextlib.suppress(RuntimeError):
-            trial.set_user_attr("surplus", True)  # others asked at the same moment
+            trial.set_user_attr("surplus", True)  # other processes started trials at this moment
         self._finish_in_storage(trial, None, "FAIL")
         return None
 
     def begin_trial(self, trial: Any, jobs: Sequence[Mapping[str, Any]]) -> None:
-        """`jobs` are what the trial runs, one for each seed; none where another process took this one for dead."""
+        """Record the jobs of a trial, one per seed, to be started by `next_job`.
+
+        Nothing is recorded if another process has taken this one for dead and failed the trial.
+        """
         try:
-            for number, job in enumerate(
-                jobs
-            ):  # an attribute each: a database may limit its length
-                trial.set_user_attr(f"job{number or ''}", dict(job))
+            # One attribute per job, since a database may limit the length of an attribute.
+            for index, job in enumerate(jobs):
+                trial.set_user_attr(f"job{index or ''}", dict(job))
         except RuntimeError:
             return
-        begun = RunningTrial(trial, [dict(job) for job in jobs])
-        begun.waiting = list(begun.jobs)
-        self.running_trials |= {job["number"]: begun for job in begun.jobs}
+        running_trial = RunningTrial(trial, [dict(job) for job in jobs])
+        running_trial.waiting = list(running_trial.jobs)
+        self.running_trials |= {job["number"]: running_trial for job in running_trial.jobs}
 
     def next_job(self) -> dict[str, Any] | None:
-        """The next job of a trial that has begun, or None when all have been started."""
-        for begun in self.running_trials.values():
-            if begun.waiting:
-                job = begun.waiting.pop(0)
-                begun.running.add(job["number"])
+        """Return the next job of a running trial, or None if all have been started."""
+        for running_trial in self.running_trials.values():
+            if running_trial.waiting:
+                job = running_trial.waiting.pop(0)
+                running_trial.running.add(job["number"])
                 return job
         return None
 
     def refuse(self, trial: Any, reason: str) -> None:
-        """These values make no allowed configuration, as alpha + beta > 1."""
+        """Fail a trial whose values make an invalid configuration, such as alpha + beta > 1."""
         with contextlib.suppress(RuntimeError):
             trial.set_user_attr("refused", reason)
         self._finish_in_storage(trial, None, "FAIL")
 
     def report_epoch(self, job: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-        """After an epoch: whether the job shall stop, as the pruner gives its trial up or another seed has failed."""
-        begun = self.running_trials[job["number"]]
+        """Record an epoch of a job, and return whether the job should stop.
+
+        It should stop if the pruner gives its trial up, or if another seed of the trial has failed.
+
+        Args:
+            job: The job.
+            row: The epoch's row of its history, with the objective.
+        """
+        running_trial = self.running_trials[job["number"]]
         try:
-            begun.trial.set_user_attr("beat", time.time())
-            if job["number"] == begun.jobs[0]["number"] and not begun.end:
-                begun.trial.report(row[self.objective], step=int(row["epoch"]))
-                begun.end = "pruned" if begun.trial.should_prune() else ""
+            running_trial.trial.set_user_attr("beat", time.time())
+            if job["number"] == running_trial.jobs[0]["number"] and not running_trial.end:
+                running_trial.trial.report(row[self.objective], step=int(row["epoch"]))
+                running_trial.end = "pruned" if running_trial.trial.should_prune() else ""
         except RuntimeError:  # another process took this one for dead
-            begun.end = begun.end or "pruned"
-        return begun.end in ("pruned", "failed")
+            running_trial.end = running_trial.end or "pruned"
+        return running_trial.end in ("pruned", "failed")
 
     def finish_trial(self, job: Mapping[str, Any], outcome: Outcome) -> None:
-        """A job ended. One that is not done ends its trial: jobs that have not started are not started."""
-        begun = self.running_trials[job["number"]]
-        begun.running.discard(job["number"])
+        """Record the outcome of a job, and finish its trial if it was the trial's last one.
+
+        A job that is not done ends its trial: jobs that have not been started are skipped.
+        """
+        running_trial = self.running_trials[job["number"]]
+        running_trial.running.discard(job["number"])
         if outcome.state != "done":
             ends = {"killed": "killed", "pruned": "pruned"}
-            begun.end = begun.end or ends.get(outcome.state, "failed")
-        if begun.end:
-            self._skip(begun)
-        if begun.running or begun.waiting:
+            running_trial.end = running_trial.end or ends.get(outcome.state, "failed")
+        if running_trial.end:
+            self._skip_waiting(running_trial)
+        if running_trial.running or running_trial.waiting:
             return
         self.running_trials = {
-            number: other for number, other in self.running_trials.items() if other is not begun
+            number: other
+            for number, other in self.running_trials.items()
+            if other is not running_trial
         }
-        results = [load_result(Path(one["folder"])) for one in begun.jobs]
+        results = [load_result(Path(each["folder"])) for each in running_trial.jobs]
         values = [result["metrics"].get(self.objective) for result in results if result]
-        if len(values) == len(begun.jobs) and None not in values:
-            self._finish_in_storage(begun.trial, fmean(values), "COMPLETE")
-        elif begun.end == "killed":
-            self._fail_orphaned_trial(begun.trial.number)
+        if len(values) == len(running_trial.jobs) and None not in values:
+            self._finish_in_storage(running_trial.trial, fmean(values), "COMPLETE")
+        elif running_trial.end == "killed":
+            self._fail_orphaned_trial(running_trial.trial.number)
         else:
-            self._finish_in_storage(
-                begun.trial, None, "PRUNED" if begun.end == "pruned" else "FAIL"
-            )
+            state = "PRUNED" if running_trial.end == "pruned" else "FAIL"
+            self._finish_in_storage(running_trial.trial, None, state)
 
-    def _skip(self, begun: RunningTrial) -> None:
-        """Start no further job of a trial. One that was killed is tried again, and starts them then."""
-        end = {"pruned": "was pruned", "failed": "failed"}.get(begun.end)
-        for job in begun.waiting if end else ():
+    def _skip_waiting(self, running_trial: RunningTrial) -> None:
+        """Start no more jobs of a trial. A killed trial is tried again, and starts them then."""
+        end = {"pruned": "was pruned", "failed": "failed"}.get(running_trial.end)
+        for job in running_trial.waiting if end else ():
             folder = Path(job["folder"])
             if read_status(folder).state == "planned":
                 folder.mkdir(parents=True, exist_ok=True)
                 write_status(folder, "pruned", f"not started: another seed of its trial {end}")
-        begun.waiting.clear()
+        running_trial.waiting.clear()
 
     def close(self) -> None:
-        """Let the trials that have not ended be tried again, by whatever process comes next."""
-        for number in {begun.trial.number for begun in self.running_trials.values()}:
+        """Fail the unfinished trials, and enqueue their values for the next process to try."""
+        for number in {each.trial.number for each in self.running_trials.values()}:
             self._fail_orphaned_trial(number)
         self.running_trials = {}
 
     def jobs(self) -> list[dict[str, Any]]:
-        """The jobs of all trials, whoever ran them; a run that was tried again once."""
-        trials = self.study.get_trials(deepcopy=False)
-        jobs = [job for t in trials for key, job in t.user_attrs.items() if key.startswith("job")]
-        return list({job["folder"]: job for job in jobs}.values())
+        """Return the jobs of all trials of all processes, each run only once."""
+        jobs: dict[str, dict[str, Any]] = {}  # by folder: a retried trial repeats its runs
+        for trial in self.study.get_trials(deepcopy=False):
+            for key, job in trial.user_attrs.items():
+                if key.startswith("job"):
+                    jobs[job["folder"]] = job
+        return list(jobs.values())
 
     def _sampler(self, number: int) -> Any:
-        """Each trial draws from a stream of its own: processes and restarts repeat no other's draws."""
+        """Return a sampler with a random stream for this trial only.
+
+        So processes and restarts do not repeat the draws of another trial.
+        """
         import optuna
 
         seed = None if self.seed is None else self.seed + number
@@ -360,8 +410,10 @@ class Study:
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
     def _fail_orphaned_trial(self, number: int) -> None:
-        """A trial without a result, whose process is gone, fails; its values wait to be tried again, if it is not the
-        trial itself that kills."""
+        """Fail a trial without a result whose process is gone, and enqueue its values again.
+
+        Values that have lost `TRIES` processes are not enqueued: they may be what kills them.
+        """
         from optuna.trial import TrialState
 
         trial = self.study.get_trials(deepcopy=False)[number]
@@ -370,24 +422,32 @@ class Study:
             if not trial.state.is_finished() and tries < TRIES:
                 self.study._storage.set_trial_user_attr(trial._trial_id, "lost", True)
             self.study.tell(number, None, TrialState.FAIL)
-        except (ValueError, RuntimeError):  # another process was first
+        except (ValueError, RuntimeError):  # another process failed it first
             return
         if tries < TRIES:
             self.study.enqueue_trial(trial.params, user_attrs={"again": number, "tries": tries + 1})
 
     def _finish_in_storage(self, trial: Any, value: float | None, state: str) -> None:
+        """Store the end of a trial, unless another process took this one for dead and did so."""
         from optuna.trial import TrialState
 
-        with contextlib.suppress(
-            ValueError, RuntimeError
-        ):  # another process, which took this one for dead, was first
+        with contextlib.suppress(ValueError, RuntimeError):
             self.study.tell(trial, value, TrialState[state])
 
 
 def trials(storage: str, name: str) -> Counter[str]:
-    """How many trials of a study there are in each state, of those that count; it makes neither study nor storage.
+    """Count the trials of a study in each state, without creating the study or its storage.
 
-    **Raises:** UserError when the storage cannot be opened.
+    Args:
+        storage: The URL of a database, or a path that ends in .journal.
+        name: Name of the study.
+
+    Returns:
+        Number of trials by state in lower case. Trials that are waiting, were lost, or are surplus
+        are left out. Empty if there is no such study.
+
+    Raises:
+        UserError: The storage cannot be opened, or Optuna is not installed.
     """
     local = storage.startswith("sqlite:///") or storage.endswith(".journal")
     if local and not Path(storage.removeprefix("sqlite:///")).expanduser().exists():
@@ -400,7 +460,9 @@ def trials(storage: str, name: str) -> Counter[str]:
             study_name=name, storage=open_storage(absolute(storage), skip_table_creation=True)
         )
     except ImportError as error:
-        raise UserError("hydra/sweeper=optuna needs Optuna: pip install 'kd[optuna]'") from error
+        raise UserError(
+            "hydra/sweeper: optuna requires the package optuna; run pip install 'kd[optuna]'"
+        ) from error
     except KeyError:  # no study of that name
         return Counter()
     except Exception as error:
@@ -414,20 +476,23 @@ def trials(storage: str, name: str) -> Counter[str]:
 
 
 def _has_no_tables(error: BaseException) -> bool:
-    """Whether a database was opened in which Optuna has made no tables yet."""
+    """Return whether the error means that Optuna has not created its tables in a database yet."""
     text = f"{error} {error.__cause__} {error.__context__}".lower()
     return "version_info" in text and ("no such table" in text or "exist" in text)
 
 
 def _counts(trial: Any) -> bool:
-    """Whether a trial is one of the n: not one that was lost with its process, nor one too many."""
+    """Return whether a trial counts towards `n_trials`: it is neither lost nor surplus."""
     return not trial.user_attrs.get("lost") and not trial.user_attrs.get("surplus")
 
 
 def is_orphaned(trial: Any) -> bool:
-    """Whether a running trial's process is gone: surely on this machine; by its silence on another."""
+    """Return whether the process of a running trial is gone.
+
+    On this machine that is certain; on another it is assumed after `PATIENCE` without an epoch.
+    """
     host, pid, start = trial.user_attrs.get("owner", (None, None, None))
-    if host is None:  # it died before it could sign
+    if host is None:  # its process died before signing it
         return True
     if host == platform.node():
         return process_start_time(pid) != start

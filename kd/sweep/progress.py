@@ -1,4 +1,4 @@
-"""What a person sees of a sweep that is running: on a terminal a table that changes in place, elsewhere few lines."""
+"""Show a running sweep: as a table that is redrawn on a terminal, and as a few lines elsewhere."""
 
 import logging
 import time
@@ -22,7 +22,7 @@ from kd.sweep.worker_pool import Outcome
 
 log = logging.getLogger(__name__)
 
-SIGN_OF_LIFE = 60.0  # seconds without a line of a job after which there is one
+SIGN_OF_LIFE = 60.0  # seconds between two lines about a job that is still running
 REFRESH = 0.25  # seconds between two drawings of the table
 
 Job = dict[str, Any]
@@ -31,21 +31,19 @@ Result = Mapping[str, Any]
 
 @dataclass
 class RunningJob:
-    """A job in a worker."""
+    """A job that a worker is running. Times are readings of the sweep's clock, in seconds."""
 
     job: Job
     start: float
     epoch: EpochReport | None = None
     epoch_time: float = 0.0  # when that epoch ended
-    line_time: float = 0.0  # when there was a line about it
+    line_time: float = 0.0  # when the last line about the job was logged
 
     def left(self, now: float) -> float | None:
-        """Seconds until the network that is trained now is trained."""
-        return (
-            None
-            if self.epoch is None
-            else max(0.0, self.epoch.seconds_left - (now - self.epoch_time))
-        )
+        """Return the seconds until the network being trained is finished; None before an epoch."""
+        if self.epoch is None:
+            return None
+        return max(0.0, self.epoch.seconds_left - (now - self.epoch_time))
 
 
 @dataclass
@@ -58,18 +56,21 @@ class BestJob:
 
 @dataclass
 class SweepProgress:
-    """Keeps count of a sweep's jobs and tells it in plain lines: one when a job starts, one when it ends.
+    """Counts of a sweep's jobs, logged as one line when a job starts and one when it ends.
 
-    **Arguments:** `total`: how many jobs there are; `fixed`: the overrides that all jobs have.
+    Attributes:
+        total: Number of jobs.
+        fixed: The overrides that all jobs have.
+        clock: Returns the current time in seconds.
     """
 
     total: int
     fixed: Collection[str] = ()
-    already_done: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = time.monotonic
     running: dict[int, RunningJob] = field(default_factory=dict)
     ended: Counter[str] = field(default_factory=Counter)  # by state, or "found"
-    seconds: list[float] = field(default_factory=list)  # of the jobs that were trained here
-    workers: int = 1  # the most jobs at once
+    seconds: list[float] = field(default_factory=list)  # durations of the jobs that were trained
+    workers: int = 1  # the most jobs that have run at once
     best: BestJob | None = None
     shown: set[str] = field(default_factory=set)  # warnings
 
@@ -81,21 +82,27 @@ class SweepProgress:
     ) -> None:
         return None
 
-    # ---- what the scheduler tells
+    # ---- events, reported by the scheduler
 
     def job_started(self, job: Job) -> None:
-        now = self.already_done()
+        """Record and show that a job has started, possibly for another attempt."""
+        now = self.clock()
         again = job["number"] in self.running
         self.running[job["number"]] = RunningJob(job, now, line_time=now)
         self.workers = max(self.workers, len(self.running))
         self._show_start(job, again)
 
     def epoch_ended(self, number: int, epoch: EpochReport) -> None:
+        """Record the last epoch of the running job of this number."""
         if number in self.running:
-            self.running[number].epoch, self.running[number].epoch_time = epoch, self.already_done()
+            self.running[number].epoch = epoch
+            self.running[number].epoch_time = self.clock()
 
     def line(self, number: int, level: int, text: str) -> None:
-        """A line of a job's log. Warnings and notices are shown, the same once; the rest is in its kd.log."""
+        """Log a line from a job's log if it is a warning; show each distinct warning only once.
+
+        All lines are in the job's own kd.log. With hydra.verbose=true all of them are shown.
+        """
         if log.isEnabledFor(logging.DEBUG):  # hydra.verbose=true
             log.log(level, "[%d] %s", number + 1, text)
         elif level >= logging.WARNING and text not in self.shown:
@@ -103,14 +110,15 @@ class SweepProgress:
             log.log(level, "[%d] %s", number + 1, text)
 
     def job_already_done(self, job: Job, result: Result) -> None:
-        """It was done before."""
+        """Record and show that a job had finished before this sweep."""
         self.ended["found"] += 1
         self._compare(job, result["metrics"])
         self._show_found(job)
 
     def job_ended(self, job: Job, outcome: Outcome) -> None:
+        """Record and show that a job has ended."""
         run = self.running.pop(job["number"], None)
-        seconds = None if run is None else self.already_done() - run.start
+        seconds = None if run is None else self.clock() - run.start
         self.ended[outcome.state] += 1
         if outcome.state != "done":
             self._show_failure(job, outcome)
@@ -122,17 +130,17 @@ class SweepProgress:
         self._show_result(job, metrics, seconds)
 
     def tick(self) -> None:
-        """Called at least once a second."""
-        now = self.already_done()
+        """Log a line about each job that has had none for a minute. Call at least once a second."""
+        now = self.clock()
         for run in self.running.values():
             if now - run.line_time >= SIGN_OF_LIFE:
                 run.line_time = now
                 log.info("%s %s", self.name(run.job), self._state(run, now))
 
-    # ---- how it is told
+    # ---- output
 
     def _show_start(self, job: Job, again: bool) -> None:
-        log.info("%s%s: %s", self.name(job), " again" if again else "", self.label(job))
+        log.info("%s%s: %s", self.name(job), " (retry)" if again else "", self.label(job))
 
     def _show_found(self, job: Job) -> None:
         log.info("%s: found in %s", self.name(job), display_path(Path(job["folder"])))
@@ -144,45 +152,51 @@ class SweepProgress:
         )
 
     def _show_result(self, job: Job, metrics: Mapping[str, float], seconds: float | None) -> None:
-        named = {
-            split: metrics[f"{split}_accuracy"]
+        cells = [
+            f"{split} {format_percent(metrics[f'{split}_accuracy'])}"
             for split in ("val", "test")
             if f"{split}_accuracy" in metrics
-        }
-        words = [f"{split} {format_percent(accuracy)}" for split, accuracy in named.items()]
-        words += [] if seconds is None else [format_duration(seconds)]
-        log.info("%s done: %s", self.name(job), "  ".join(words))
+        ]
+        if seconds is not None:
+            cells.append(format_duration(seconds))
+        log.info("%s done: %s", self.name(job), "  ".join(cells))
 
     def _state(self, run: RunningJob, now: float) -> str:
         if run.epoch is None:
-            return f"is in its first epoch, for {format_duration(now - run.start)}"
-        epoch, left = run.epoch, run.left(now)
+            return f"has been in its first epoch for {format_duration(now - run.start)}"
+        epoch = run.epoch
+        left = format_duration(run.left(now) or 0.0)
         val = "" if epoch.val_accuracy is None else f"  val {format_percent(epoch.val_accuracy)}"
-        of = "" if epoch.title == "student" else f"{epoch.title}  "
-        return f"at {of}epoch {epoch.number}/{epoch.total}  loss {epoch.loss:.4f}{val}  left {format_duration(left or 0.0)}"
+        network = "" if epoch.title == "student" else f"{epoch.title}  "
+        progress = f"{network}epoch {epoch.number}/{epoch.total}"
+        return f"at {progress}  loss {epoch.loss:.4f}{val}  left {left}"
 
-    # ---- what is known
+    # ---- queries
 
     def name(self, job: Job) -> str:
+        """Return the job's number and the number of jobs, as "job 3 of 12"."""
         return f"job {job['number'] + 1} of {self.total}"
 
     def label(self, job: Job) -> str:
-        """The overrides that tell it from other jobs."""
-        return " ".join([w for w in job["overrides"] if w not in self.fixed] or job["overrides"])
+        """Return the overrides that distinguish the job from other jobs."""
+        distinct = [override for override in job["overrides"] if override not in self.fixed]
+        return " ".join(distinct or job["overrides"])
 
     def seconds_left(self) -> float | None:
-        """Seconds until the last job has ended, as far as can be known from those that have."""
-        now = self.already_done()
-        each = self._seconds_each(now)
-        if each is None:
+        """Estimate the seconds until the last job ends from those that have ended; None if none."""
+        now = self.clock()
+        per_job = self._seconds_per_job(now)
+        if per_job is None:
             return None
-        own = [
-            _or(run.left(now), max(0.0, each - (now - run.start))) for run in self.running.values()
+        left = [
+            _or(run.left(now), max(0.0, per_job - (now - run.start)))
+            for run in self.running.values()
         ]
         waiting = max(0, self.total - sum(self.ended.values()) - len(self.running))
-        return max([(waiting * each + sum(own)) / self.workers, *own])
+        return max([(waiting * per_job + sum(left)) / self.workers, *left])
 
-    def _seconds_each(self, now: float) -> float | None:
+    def _seconds_per_job(self, now: float) -> float | None:
+        """Return the mean duration of ended jobs, or else of running ones by estimate."""
         seconds = self.seconds or [
             now - run.start + (run.left(now) or 0.0)
             for run in self.running.values()
@@ -201,7 +215,10 @@ def _or(value: float | None, default: float) -> float:
 
 
 class LiveProgress(SweepProgress):
-    """The same on a terminal: a row for each running job, the counts beneath, and lasting lines above for failures."""
+    """The same on a terminal: a row per running job, the counts below, and failures above.
+
+    Only failures and warnings are logged as lines; these stay on the screen above the table.
+    """
 
     def __init__(
         self, total: int, fixed: Collection[str] = (), console: Console | None = None, **more: Any
@@ -215,7 +232,7 @@ class LiveProgress(SweepProgress):
             transient=True,
             vertical_overflow="crop",
         )
-        self.drawn = 0.0
+        self.last_refresh = 0.0
         self.stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -228,8 +245,9 @@ class LiveProgress(SweepProgress):
         self.stack.close()
 
     def tick(self) -> None:
-        if self.already_done() - self.drawn >= REFRESH:
-            self.drawn = self.already_done()
+        """Redraw the table if it is due."""
+        if self.clock() - self.last_refresh >= REFRESH:
+            self.last_refresh = self.clock()
             self.live.refresh()
 
     def _show_start(self, job: Job, again: bool) -> None:
@@ -248,13 +266,16 @@ class LiveProgress(SweepProgress):
     # ---- the table
 
     def render(self) -> Group:
+        """Return the table of running jobs with the counts and the best job below it."""
         footer = [self._counts(), *self._best()]
-        most = max(
-            1, self.console.height - len(footer) - 3
-        )  # with the head and a line that is left out
+        # Leave room for the header and the line about omitted rows, and one line spare.
+        max_rows = max(1, self.console.height - len(footer) - 3)
         runs = sorted(self.running.values(), key=lambda run: run.job["number"])
-        more = [Text(f"... {len(runs) - most} more running", "dim")] if len(runs) > most else []
-        return Group(*([self._table(runs[:most])] if runs else []), *more, *footer)
+        more: list[Text] = []
+        if len(runs) > max_rows:
+            more = [Text(f"... {len(runs) - max_rows} more running", "dim")]
+        table = [self._table(runs[:max_rows])] if runs else []
+        return Group(*table, *more, *footer)
 
     def _table(self, runs: list[RunningJob]) -> Table:
         columns = self._columns()
@@ -271,7 +292,7 @@ class LiveProgress(SweepProgress):
                 ratio=1 if wide else None,
                 min_width=len(str(self.total)) if title == "job" else None,
             )
-        now = self.already_done()
+        now = self.clock()
         for run in runs:
             cells = self._cells(run, now)
             table.add_row(*(Text(cells[title]) for title in columns))
@@ -279,45 +300,38 @@ class LiveProgress(SweepProgress):
 
     def _columns(self) -> list[str]:
         titles = ["job", "method", "settings", "epoch", "loss", "val, %", "left"]
-        narrow = {
-            "loss": 72,
-            "method": 60,
-            "left": 48,
-            "settings": 30,
-            "val, %": 30,
-        }  # the widths from which on there is room for them
-        return [title for title in titles if self.console.width >= narrow.get(title, 0)]
+        # Minimum width of the terminal, in characters, at which each column is shown.
+        min_widths = {"loss": 72, "method": 60, "left": 48, "settings": 30, "val, %": 30}
+        return [title for title in titles if self.console.width >= min_widths.get(title, 0)]
 
     def _cells(self, run: RunningJob, now: float) -> dict[str, str]:
         method = str(run.job["config"]["method"]["name"])
         settings = self.label(run.job)
-        if self.console.width >= 60:
+        if self.console.width >= 60:  # there is a column for the method
             settings = " ".join(word for word in settings.split(" ") if word != f"method={method}")
         cells = {"job": str(run.job["number"] + 1), "method": method, "settings": settings}
-        epoch, left = run.epoch, run.left(now)
+        epoch = run.epoch
+        left = run.left(now)
         if epoch is None or left is None:
             return {**cells, "epoch": "-", "loss": "", "val, %": "", "left": ""}
-        student = epoch.title == "student"
-        val = "" if epoch.val_accuracy is None else f"{100 * epoch.val_accuracy:.2f}"
-        numbers = {
-            "loss": f"{epoch.loss:.4f}",
-            "val, %": val,
-            "left": format_duration(left) if student else f"> {format_duration(left)}",
-        }
+        is_student = epoch.title == "student"
+        progress = f"{epoch.number}/{epoch.total}"
         return {
             **cells,
-            "epoch": f"{'' if student else f'{epoch.title} '}{epoch.number}/{epoch.total}",
-            **numbers,
+            "epoch": progress if is_student else f"{epoch.title} {progress}",
+            "loss": f"{epoch.loss:.4f}",
+            "val, %": "" if epoch.val_accuracy is None else f"{100 * epoch.val_accuracy:.2f}",
+            "left": format_duration(left) if is_student else f"> {format_duration(left)}",
         }
 
     def _counts(self) -> Text:
         waiting = max(0, self.total - sum(self.ended.values()) - len(self.running))
         counts = {"running": len(self.running), **self.ended, "to do": waiting}
         text = Text(f"{self.total} jobs: ", no_wrap=True, overflow="ellipsis")
-        for state, number in counts.items():
-            if number:
+        for state, count in counts.items():
+            if count:
                 bad = state in ("failed", "killed", "diverged")
-                text.append(f"{number} {state}", "bold red" if bad else "").append(", ")
+                text.append(f"{count} {state}", "bold red" if bad else "").append(", ")
         text.right_crop(2)
         left = self.seconds_left()
         return text if left is None else text.append(f"; left {format_duration(left)}")
@@ -325,12 +339,19 @@ class LiveProgress(SweepProgress):
     def _best(self) -> list[Text]:
         if self.best is None:
             return []
-        words = f"best so far: val {format_percent(self.best.accuracy)}, job {self.best.job['number'] + 1}"
-        return [Text(f"{words} ({self.label(self.best.job)})", no_wrap=True, overflow="ellipsis")]
+        accuracy = format_percent(self.best.accuracy)
+        number = self.best.job["number"] + 1
+        line = f"best so far: val {accuracy}, job {number} ({self.label(self.best.job)})"
+        return [Text(line, no_wrap=True, overflow="ellipsis")]
 
 
 def sweep_progress(total: int, fixed: Collection[str] = ()) -> SweepProgress:
-    """The table where standard output is a terminal that can draw one, else lines."""
+    """Return a live table if standard output is a terminal that can draw one, and lines otherwise.
+
+    Args:
+        total: Number of jobs.
+        fixed: The overrides that all jobs have.
+    """
     console = get_console()
     is_terminal = (
         console.is_terminal and not console.is_dumb_terminal and bool(console.file.isatty())

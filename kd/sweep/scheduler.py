@@ -1,4 +1,7 @@
-"""Many jobs: all are checked before the first starts, none stops the others, and a report from files ends them."""
+"""Schedule many jobs: check all before the first starts, isolate failures, and end in a report.
+
+No job's failure stops the others. The report is made from the files that the jobs have written.
+"""
 
 import json
 import logging
@@ -28,7 +31,7 @@ from kd.sweep.worker_pool import Outcome
 from kd.training import tracking
 from kd.training.checkpoint import Checkpoints
 from kd.training.finalize import summary_lines
-from kd.training.run import check_resume_compatible, steps
+from kd.training.run import TrainingRun, check_resume_compatible
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +44,29 @@ def plan(
     before: Sequence[Job] = (),
     total: int = 1,
 ) -> list[Job]:
-    """Check every job (what was typed, its configuration) and write them down in the sweep's directory, after those
-    that came before. **Raises:** UserError naming the first job that cannot be run; then nothing is written."""
-    added, blind = [], False
+    """Check all jobs, and write them to the sweep's directory.
+
+    Args:
+        sweep: The claimed directory.
+        jobs: Overrides and composed configuration of each job.
+        before: Jobs that were planned earlier. They come first in the plan.
+        total: Expected number of jobs, for the progress display.
+
+    Returns:
+        The new jobs.
+
+    Raises:
+        UserError: A job cannot be run; the message names the first one. Nothing is written then.
+    """
+    added: list[Job] = []
+    without_validation = False
     for job, config in check_plan(console.progress(jobs, total, "planning"), len(before)):
         added.append(job)
-        blind |= config.description.val == 0
-    if (
-        blind
-        and len({json.dumps({**job["config"], "seed": None}, sort_keys=True) for job in added}) > 1
-    ):
-        refuse_choice()
+        without_validation |= config.description.val == 0
+    if without_validation:
+        settings = {json.dumps({**job["config"], "seed": None}, sort_keys=True) for job in added}
+        if len(settings) > 1:
+            refuse_choice()
     sweep.write([*before, *added])
     if not before:
         tracking.name_group(sweep.path, added)
@@ -61,24 +76,35 @@ def plan(
 def check_plan(
     jobs: Iterable[tuple[Sequence[str], Mapping[str, Any]]], first: int = 0
 ) -> Iterator[tuple[Job, Config]]:
-    """Check jobs, numbered from `first` on, and write nothing. **Raises:** UserError naming one that cannot be run."""
-    known: dict[Any, Any] = {}
-    for number, (words, composed) in enumerate(jobs, first):
+    """Check jobs one by one, and write nothing.
+
+    Args:
+        jobs: Overrides and composed configuration of each job.
+        first: Number of the first job.
+
+    Yields:
+        Each job as it is planned, and its configuration.
+
+    Raises:
+        UserError: A job cannot be run; the message names it.
+    """
+    memo: dict[Any, Any] = {}  # shared by all jobs: what `validate_config` has read from files
+    for number, (overrides, composed) in enumerate(jobs, first):
         try:
-            config = validate_config(composed, known)
+            config = validate_config(composed, memo)
             check_resume_compatible(config)
         except UserError as error:
             raise UserError(
-                f"{error} (job {number + 1}: {' '.join(words)}; no job was started)"
+                f"{error} (job {number + 1}: {' '.join(overrides)}; no job was started)"
             ) from error
         job = {
             "number": number,
-            "overrides": list(words),
+            "overrides": list(overrides),
             "id": config.identity(),
             "folder": str(run_dir(config)),
             "taught": config.chooses_teacher,
             "baseline": str(run_dir(config.as_standard())),
-            "teachers": [str(run_dir(one)) for one in config.trained_teachers()],
+            "teachers": [str(run_dir(teacher)) for teacher in config.trained_teachers()],
             "content": config.description.fingerprint,
             "config": config.to_dict(),
         }
@@ -87,10 +113,18 @@ def check_plan(
 
 @contextmanager
 def report_on_exit(folder: Path, default: bool = False) -> Iterator[SweepDirectory]:
-    """Whatever happens inside, the planned jobs end in a report in `folder`, which is given on. `default`: the
-    directory is a new one of kd's own naming.
+    """Write a report on the planned jobs to `folder` on exit, whatever happens inside.
 
-    **Raises:** SweepFailedError when a job is not done (a pruned one is); what was raised before anything was planned.
+    Args:
+        folder: The sweep's directory.
+        default: Whether it is a new directory named by kd.
+
+    Yields:
+        The sweep's directory, not yet claimed.
+
+    Raises:
+        SweepFailedError: A job is neither done nor pruned. Before anything is planned, the
+            original exception is raised instead.
     """
     sweep = SweepDirectory(folder, default)
     try:
@@ -108,51 +142,55 @@ def _with_report(sweep: SweepDirectory) -> Iterator[SweepDirectory]:
             raise
         if isinstance(error, UserError):
             raise
-        if not isinstance(error, Exception):  # interrupted: quickly, what there is
-            log.info("interrupted; the same command again goes on")
+        if not isinstance(error, Exception):  # interrupted: no time for figures
+            log.info("interrupted; run the same command again to resume")
             _write_report(folder, figures=False)
             raise
-        what = first_line(error)
-        if what not in {
+        reason = first_line(error)
+        job_reasons = {
             directory.read_status(Path(job["folder"])).reason for job in read_plan(folder)
-        }:  # not a job's own
-            log.error("the launcher failed: %s", what, exc_info=log.isEnabledFor(logging.DEBUG))
-        raise SweepFailedError(_write_report(folder) or f"the launcher failed: {what}") from error
-    if failed := _write_report(folder):
-        raise SweepFailedError(failed)
+        }
+        if reason not in job_reasons:
+            debug = log.isEnabledFor(logging.DEBUG)
+            log.error("the launcher failed: %s", reason, exc_info=debug)
+        failure = _write_report(folder) or f"the launcher failed: {reason}"
+        raise SweepFailedError(failure) from error
+    if failure := _write_report(folder):
+        raise SweepFailedError(failure)
 
 
 def _write_report(folder: Path, figures: bool = True) -> str:
-    """Report on the planned jobs. **Returns:** which are not done, in words; nothing when all are done or pruned."""
+    """Report on the planned jobs; return which did not finish, or "" if all are done or pruned."""
     jobs = read_plan(folder)
-    found = build.write([folder], folder, figures)
-    log.info("\n%s\n", found.text)
+    report = build.write([folder], folder, figures)
+    log.info("\n%s\n", report.text)
     states = [directory.read_status(Path(job["folder"])).state for job in jobs]
-    log.info(
-        "%d jobs: %s", len(jobs), ", ".join(f"{n} {state}" for state, n in Counter(states).items())
-    )
-    log.info("report   %s", console.display_path(found.page or folder))
+    counts = ", ".join(f"{count} {state}" for state, count in Counter(states).items())
+    log.info("%d jobs: %s", len(jobs), counts)
+    log.info("report   %s", console.display_path(report.page or folder))
     if figures and jobs:
-        frames = {name: getattr(found.tables, name) for name in ("runs", "summary")}
-        pictures = [folder / "figures" / f"{name}.png" for name in found.figures]
-        tracking.report_sweep(
-            validate_config(jobs[0]["config"]).root.tracker, folder, frames, pictures, found.text
-        )
-    left = [str(n) for n, state in enumerate(states, 1) if state not in ("done", "pruned")]
-    if figures and jobs and not left:
-        tracking.report_trial(
-            validate_config(jobs[0]["config"]).root.tracker,
-            folder,
-            *_preferred_setting(jobs, found.tables),
-        )
-    return f"{len(left)} of {len(jobs)} jobs are not done: {', '.join(left)}" if left else ""
+        frames = {name: getattr(report.tables, name) for name in ("runs", "summary")}
+        images = [folder / "figures" / f"{name}.png" for name in report.figures]
+        tracker = validate_config(jobs[0]["config"]).root.tracker
+        tracking.report_sweep(tracker, folder, frames, images, report.text)
+    unfinished = [str(n) for n, state in enumerate(states, 1) if state not in ("done", "pruned")]
+    if figures and jobs and not unfinished:
+        tracker = validate_config(jobs[0]["config"]).root.tracker
+        tracking.report_trial(tracker, folder, *_preferred_setting(jobs, report.tables))
+    if not unfinished:
+        return ""
+    return f"{len(unfinished)} of {len(jobs)} jobs are not done: {', '.join(unfinished)}"
 
 
 def _preferred_setting(
     jobs: Sequence[Job], tables: Any
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Of the jobs' settings the best on validation: the results of its runs, and the mean history of these. Nothing
-    where there are several settings and no validation images."""
+    """Return the results and mean history of the setting that is best on validation.
+
+    Returns:
+        The results of the runs of that setting, and one row per epoch with the mean over these
+        runs. Both are empty if there are several settings and no validation images.
+    """
     runs = tables.runs[
         tables.runs["id"].isin([job["id"] for job in jobs]) & (tables.runs["status"] == "done")
     ]
@@ -169,21 +207,34 @@ def _preferred_setting(
         columns=["id", "setting", "method", "seed"]
     )
     rows = history.groupby("epoch", as_index=False).mean(numeric_only=True).to_dict("records")
-    told = [
-        {name: value for name, value in row.items() if not pd.isna(value)} for row in rows
-    ]  # no other's loss terms
-    return results, [{**row, "epoch": int(row["epoch"])} for row in told]
+    return results, [_history_row(row) for row in rows]
+
+
+def _history_row(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a row of mean history without missing values, such as loss terms of other methods."""
+    present = {name: value for name, value in row.items() if not pd.isna(value)}
+    return {**present, "epoch": int(present["epoch"])}
 
 
 # ---- on this machine
 
 
 class LocalScheduler:
-    """Does the jobs of `source` that are not done, in worker processes.
+    """Runs the unfinished jobs of a source in worker processes.
 
-    **Arguments:** `source()` gives planned jobs that go together (mostly one), each with what `work` is to be given
-    for it; `over(job, outcome)`; `heard(job, row)`: after each epoch, whether the job shall stop; `stop_after`: after
-    how many failed jobs no other is started (one that diverged or was pruned has not failed; `failures` did before).
+    Args:
+        source: Returns the next planned jobs that run together in one worker (mostly one job), each
+            with its payload for `work`; None if there are none at present.
+        work: Runs the jobs of one call of `source` in a worker, given their payloads by number.
+        environments: Additional environment variables of each worker.
+        progress: Shows what happens.
+        max_failures: How often to retry a job that failed or was killed.
+        stop_after: Number of failed jobs after which no more are started; None for no limit. A job
+            that diverged or was pruned has not failed.
+        failures: Number of jobs that have failed before.
+        on_job_end: Called as `on_job_end(job, outcome)`.
+        on_epoch: Called as `on_epoch(job, row)` after each epoch; returns whether the job should
+            stop.
     """
 
     def __init__(
@@ -195,45 +246,49 @@ class LocalScheduler:
         max_failures: int = 0,
         stop_after: int | None = None,
         failures: int = 0,
-        over: Callable[[Job, Outcome], None] = lambda job, outcome: None,
-        heard: Callable[[Job, dict[str, Any]], bool] = lambda job, row: False,
+        on_job_end: Callable[[Job, Outcome], None] = lambda job, outcome: None,
+        on_epoch: Callable[[Job, dict[str, Any]], bool] = lambda job, row: False,
     ) -> None:
-        self.source, self.work, self.environments, self.progress = (
-            source,
-            work,
-            environments,
-            progress,
-        )
-        self.max_failures, self.stop_after, self.failures = max_failures, stop_after, failures
-        self.on_job_end, self.on_message = over, heard
+        self.source = source
+        self.work = work
+        self.environments = environments
+        self.progress = progress
+        self.max_failures = max_failures
+        self.stop_after = stop_after
+        self.failures = failures
+        self.on_job_end = on_job_end
+        self.on_epoch = on_epoch
         self.jobs: dict[int, Job] = {}
-        self.packs: dict[int, list[int]] = {}  # the numbers that go together, by the first of them
-        self.next_number: dict[
-            int, dict[int, Any]
-        ] = {}  # what is to be done of each pack, by number
-        self.parts: dict[int, Outcome] = {}  # what came of one of several
+        # A pack is the jobs that run together. It is identified by the number of its first job.
+        self.packs: dict[int, list[int]] = {}  # the job numbers of each pack
+        self.pending: dict[int, dict[int, Any]] = {}  # of each pack, the payloads still to be run
+        self.member_outcomes: dict[int, Outcome] = {}  # of the jobs of packs, by job number
 
     def run(self) -> None:
+        """Run all jobs."""
         with self.progress as progress:
             worker_pool.run(
                 self._next,
                 self.work,
                 self.environments,
-                self._ended,
+                self._pack_ended,
                 self._receive,
                 self.max_failures,
                 progress.tick,
             )
 
     def _next(self) -> tuple[int, Any] | None:
-        """The next jobs that are to be trained, by the number of the first."""
+        """Return the next pack to be trained as its number and its payloads by job number."""
         while not self._has_failed_enough() and (unit := self.source()) is not None:
             self.jobs |= {job["number"]: job for job, _ in unit}
-            left = {job["number"]: work for job, work in unit if not self._skip_finished(job)}
-            if left:
-                first = next(iter(left))
-                self.packs[first], self.next_number[first] = list(left), left
-                return first, left
+            payloads = {
+                job["number"]: payload for job, payload in unit if not self._skip_finished(job)
+            }
+            if payloads:
+                first = next(iter(payloads))
+                self.packs[first] = list(payloads)
+                self.pending[first] = payloads
+                return first, payloads
         return None
 
     def _has_failed_enough(self) -> bool:
@@ -241,68 +296,76 @@ class LocalScheduler:
             return False
         jobs = "1 job" if self.failures == 1 else f"{self.failures} jobs"
         log.error(
-            "%s failed: no other is started (hydra.launcher.stop_after=%d)", jobs, self.stop_after
+            "%s failed: no more jobs will be started (hydra.launcher.stop_after=%d)",
+            jobs,
+            self.stop_after,
         )
         self.stop_after = None
         self.source = lambda: None
         return True
 
     def _skip_finished(self, job: Job) -> bool:
-        """Was it done before?"""
+        """Return whether the job had finished before, after reporting it as done."""
         path = Path(job["folder"])
         result = directory.load_result(path)
         if result is None or job["config"]["rerun"]:
             return False
-        Checkpoints(path).clear()  # of a process that was killed at its very end
+        Checkpoints(path).clear()  # left if the process was killed just before its end
         self.progress.job_already_done(job, result)
         self.on_job_end(job, Outcome("done"))
         return True
 
     def _receive(self, first: int, message: tuple[Any, ...]) -> bool:
-        """A worker that has the pack of this number tells something. **Returns:** whether it shall stop."""
+        """Handle a message from the worker of pack `first`; return whether it should stop."""
         kind, *content = message
         if kind == "started":
-            for number in self.next_number[first]:
-                self.parts.pop(number, None)
+            for number in self.pending[first]:
+                self.member_outcomes.pop(number, None)
                 self.progress.job_started(self.jobs[number])
-        elif kind == "part":
-            number, self.parts[number] = content
-            if (
-                self.parts[number].state != "failed"
-            ):  # should the pack be tried again, this one is not
-                self.next_number[first].pop(number)
+        elif kind == "member_ended":
+            number, outcome = content
+            self.member_outcomes[number] = outcome
+            if outcome.state != "failed":  # a retry of the pack leaves this job out
+                self.pending[first].pop(number)
         elif kind == "line":
             number, line = content
             self.progress.line(first if number is None else number, *line)
         elif kind == "epoch_ended":
             number, epoch = content
             self.progress.epoch_ended(first if number is None else number, epoch)
-        return kind == "epoch" and self.on_message(self.jobs[first], content[0])
+        return kind == "epoch" and self.on_epoch(self.jobs[first], content[0])
 
-    def _ended(self, first: int, outcome: Outcome) -> None:
+    def _pack_ended(self, first: int, outcome: Outcome) -> None:
         for number in self.packs[first]:
-            self._end(self.jobs[number], self.parts.get(number, outcome))
+            self._job_ended(self.jobs[number], self.member_outcomes.get(number, outcome))
 
-    def _end(self, job: Job, outcome: Outcome) -> None:
+    def _job_ended(self, job: Job, outcome: Outcome) -> None:
         path = Path(job["folder"])
-        if outcome.state == "killed" and directory.load_result(path):  # at its very end
-            outcome = Outcome("done")
+        if outcome.state == "killed" and directory.load_result(path):
+            outcome = Outcome("done")  # it was killed after it had written its result
         self.progress.job_ended(job, outcome)
         self.failures += outcome.state in ("failed", "killed")
         if outcome.state != "done":
-            known = directory.read_status(path)
-            if (
-                known != outcome and known.state != "running"
-            ):  # it could not say so itself, nor does another run it
+            recorded = directory.read_status(path)
+            # Record the outcome if the job could not do so itself and no other process runs it.
+            if recorded != outcome and recorded.state != "running":
                 path.mkdir(parents=True, exist_ok=True)
                 directory.write_status(path, *outcome)
         self.on_job_end(job, outcome)
 
 
-def run_job(do: Callable[[], Any], tell: worker_pool.Send) -> Outcome:
-    """In a worker: do one job, its lines told to the parent, and say how it ended."""
-    console.redirect_output(lambda kind, content: tell(kind, None, content))
-    tell("started")
+def run_job(do: Callable[[], Any], send: worker_pool.Send) -> Outcome:
+    """Run one job in a worker process.
+
+    Args:
+        do: Runs the job.
+        send: Receives the job's log lines and epochs, for the parent.
+
+    Returns:
+        How the job ended. An exception of `do` is not raised.
+    """
+    console.redirect_output(lambda kind, content: send(kind, None, content))
+    send("started")
     try:
         do()
     except Exception as error:
@@ -310,39 +373,48 @@ def run_job(do: Callable[[], Any], tell: worker_pool.Send) -> Outcome:
     return Outcome("done")
 
 
-def run_pack(configs: Mapping[int, Config], shared: RunCache, tell: worker_pool.Send) -> Outcome:
-    """In a worker: do several jobs, by number, a step of each in turn, and say how each ended."""
-    numbers = sorted(
-        configs, key=lambda n: str(run_dir(configs[n]))
-    )  # runs are locked in one order by all packs
-    speaker = numbers[:1]
-    console.redirect_output(lambda kind, content: tell(kind, speaker[0], content))
-    tell("started")
+def run_pack(configs: Mapping[int, Config], cache: RunCache, send: worker_pool.Send) -> Outcome:
+    """Run several jobs in a worker process, interleaved step by step.
+
+    Args:
+        configs: Configuration of each job, by number.
+        cache: Holds the data, batches and teacher outputs that the jobs share.
+        send: Receives the jobs' log lines, epochs and outcomes, for the parent.
+
+    Returns:
+        The outcome of the first job that failed, or else of the first job that ended.
+    """
+    # All packs lock their runs in the same order, so that they cannot deadlock.
+    numbers = sorted(configs, key=lambda n: str(run_dir(configs[n])))
+    current_job = numbers[:1]  # a list of one, which the functions below change
+    console.redirect_output(lambda kind, content: send(kind, current_job[0], content))
+    send("started")
     outcomes: list[Outcome] = []
 
     @contextmanager
-    def around(place: int) -> Iterator[None]:
-        speaker[0] = numbers[place]
-        with console.log_to_file(run_dir(configs[numbers[place]]) / "kd.log"):
+    def log_to_own_file(index: int) -> Iterator[None]:
+        current_job[0] = numbers[index]
+        with console.log_to_file(run_dir(configs[numbers[index]]) / "kd.log"):
             yield
 
-    def ended(place: int, end: Any) -> None:
-        number, config = numbers[place], configs[numbers[place]]
-        outcomes.append(_outcome(end) if isinstance(end, Exception) else Outcome("done"))
+    def on_end(index: int, result: Any) -> None:
+        number = numbers[index]
+        config = configs[number]
+        outcomes.append(_outcome(result) if isinstance(result, Exception) else Outcome("done"))
         if outcomes[-1].state == "done":
-            with around(place):
-                for line in summary_lines(config, end, run_dir(config)):
+            with log_to_own_file(index):
+                for line in summary_lines(config, result, run_dir(config)):
                     log.info(line)
-        tell("part", number, outcomes[-1])
+        send("member_ended", number, outcomes[-1])
 
-    with shared.signals.installed():
-        run_interleaved(
-            [steps(configs[n], "student", None, shared, len(numbers)) for n in numbers],
-            around,
-            ended,
-        )
-    shared.forget("step/")
-    return next((o for o in outcomes if o.state == "failed"), outcomes[0])
+    with cache.signals.installed():
+        members = [
+            TrainingRun(configs[number], cache=cache, packed=len(numbers)).steps()
+            for number in numbers
+        ]
+        run_interleaved(members, log_to_own_file, on_end)
+    cache.forget("step/")
+    return next((outcome for outcome in outcomes if outcome.state == "failed"), outcomes[0])
 
 
 def _outcome(error: Exception) -> Outcome:
@@ -351,72 +423,100 @@ def _outcome(error: Exception) -> Outcome:
 
 
 _PER_RUN_KEYS = re.compile(
-    r"seed|(optimizer|schedule)\..*|method\.(alpha|beta|T)|paths\..*|tracker\..*|checkpoint\..*|rerun"
+    r"seed|(optimizer|schedule)\..*|method\.(alpha|beta|T)|paths\..*|tracker\..*"
+    r"|checkpoint\..*|rerun"
 )
 
 
 def group_compatible_jobs(jobs: Sequence[Job], most: int) -> list[list[Job]]:
-    """Jobs that go well together, at most so many: equal but for seed, weights of the method, optimizer and schedule.
+    """Group jobs that can share one process into packs of at most `most` jobs.
 
-    Those of one seed, which share every batch, come side by side. Who stays alone is told why.
+    Jobs are compatible if they differ only in the seed, the weights of the method, the optimizer,
+    the schedule, and keys that do not affect the training (paths, tracker, checkpoint, rerun). Jobs
+    of one seed share every batch, so they are adjacent. For a job that is grouped with no other,
+    the reason is logged.
     """
     groups: dict[str, list[Job]] = {}
     folders: set[str] = set()
-    said = {job["number"]: flatten(job["config"]) for job in jobs}
+    flat_configs = {job["number"]: flatten(job["config"]) for job in jobs}
     for job in jobs:
-        alike = {
+        common = {
             key: value
-            for key, value in said[job["number"]].items()
+            for key, value in flat_configs[job["number"]].items()
             if not _PER_RUN_KEYS.fullmatch(key)
         }
-        again = (
-            job["folder"] in folders
-        )  # the same run a second time: it waits for the first, outside its pack
+        # A second job of the same run waits for the first, so it must be in another pack.
+        is_duplicate = job["folder"] in folders
         folders.add(job["folder"])
-        groups.setdefault(f"{again} {sorted(alike.items())}", []).append(job)
-    found = []
+        groups.setdefault(f"{is_duplicate} {sorted(common.items())}", []).append(job)
+    packs = []
     for group in groups.values():
         group.sort(key=lambda job: job["config"]["seed"])
-        found += [group[i : i + most] for i in range(0, len(group), most)]
+        packs += [group[i : i + most] for i in range(0, len(group), most)]
         if len(group) == 1 and len(groups) > 1:
             number = group[0]["number"]
-            other = next(o[0]["number"] for o in groups.values() if o is not group)
-            differ = [
-                k
-                for k, v in said[number].items()
-                if not _PER_RUN_KEYS.fullmatch(k) and said[other].get(k) != v
+            other_group = next(members for members in groups.values() if members is not group)
+            other = other_group[0]["number"]
+            differing = [
+                key
+                for key, value in flat_configs[number].items()
+                if not _PER_RUN_KEYS.fullmatch(key) and flat_configs[other].get(key) != value
             ]
             log.info(
-                "job %d is not packed: no other job has its %s",
+                "job %d is not packed: no other job has the same %s",
                 number + 1,
-                ", ".join(differ) or "method's keys",
+                ", ".join(differing) or "method keys",
             )
-    return sorted(found, key=lambda pack: pack[0]["number"])
+    return sorted(packs, key=lambda pack: pack[0]["number"])
 
 
 def order_by_teacher(units: Sequence[list[Job]]) -> Iterator[list[Job]]:
-    """As several workers best start them, each chosen when it is asked for: for each teacher that has to be trained one
-    job that does it, then those that can be done beside that, last those that have to wait for it."""
-    left = [(unit, {path for job in unit for path in job.get("teachers", ())}) for unit in units]
-    missing, begun = set[str]().union(*(named for _, named in left)), set[str]()
-    while left:
-        if not missing:  # each comes in its turn: no need to compare it with all others
-            yield from (unit for unit, _ in left)
+    """Yield packs in the order in which several workers should start them.
+
+    For each teacher that has to be trained, one job that trains it comes first. Then come the jobs
+    that can run meanwhile, and last those that have to wait for a teacher. The next one is chosen
+    when it is requested, by the teachers that are finished then.
+    """
+    remaining = [(unit, _teacher_paths(unit)) for unit in units]
+    missing = set[str]().union(*(teachers for _, teachers in remaining))
+    started = set[str]()
+    while remaining:
+        if not missing:  # keep the order, without comparing each job with all others
+            yield from (unit for unit, _ in remaining)
             return
         missing = {path for path in missing if not directory.load_result(Path(path))}
-        ranks = [0 if named & missing - begun else 2 if named & missing else 1 for _, named in left]
-        unit, named = left.pop(ranks.index(min(ranks)))
-        begun |= named
+        ranks = [_start_rank(teachers, missing, started) for _, teachers in remaining]
+        unit, teachers = remaining.pop(ranks.index(min(ranks)))
+        started |= teachers
         yield unit
 
 
-def worker_environments(
-    asked: int | None, jobs: int, device: str, each_core: bool = True
-) -> list[dict[str, str]]:
-    """What each worker's environment adds: a GPU of its own, or its share of the CPU's cores.
+def _teacher_paths(unit: list[Job]) -> set[str]:
+    """Return the directories of all teachers that the jobs of a pack need."""
+    return {path for job in unit for path in job.get("teachers", ())}
 
-    **Arguments:** `asked`: how many workers; None: one for each GPU or, on the CPU and with `each_core`, for each core
-    (one thread a training wastes the least), else one.
+
+def _start_rank(teachers: set[str], missing: set[str], started: set[str]) -> int:
+    """Rank a pack by its teachers: 0 starts to train one, 1 needs no missing one, 2 has to wait."""
+    if teachers & (missing - started):
+        return 0
+    return 2 if teachers & missing else 1
+
+
+def worker_environments(
+    slots: int | None, jobs: int, device: str, each_core: bool = True
+) -> list[dict[str, str]]:
+    """Return what each worker's environment adds: a GPU of its own, or its share of the CPU cores.
+
+    Args:
+        slots: Number of workers. None for one per GPU or, on the CPU with `each_core`, one per core
+            (a single thread per training wastes the least), and otherwise one.
+        jobs: Number of jobs. There are no more workers than jobs.
+        device: The configured device.
+        each_core: Whether to use one worker per CPU core by default.
+
+    Returns:
+        One mapping of environment variables per worker.
     """
     import torch
 
@@ -428,7 +528,7 @@ def worker_environments(
         device == "auto" and not gpus and not torch.backends.mps.is_available()
     )
     default = len(gpus) or (torch.get_num_threads() if on_cpu and each_core else 1)
-    count = max(1, min(asked or default, jobs))
+    count = max(1, min(slots or default, jobs))
     if gpus:
         return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
     if count == 1:

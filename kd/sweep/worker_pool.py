@@ -1,7 +1,8 @@
-"""Worker processes that each run many jobs. A worker that dies is replaced; when the parent dies, none is left.
+"""Run many jobs in worker processes, replacing workers that die and leaving none behind.
 
-It knows nothing of what a job is: `work` is any picklable callable. Messages are tuples; a job speaks to the parent
-through the `tell` it is given, and is asked through its answer to stop early.
+The pool does not depend on what a job is: `work` is any picklable callable. Messages are tuples. A
+job sends messages to the parent process with the `send` function that it receives, which returns
+True when the job should stop early. If the parent process dies, its workers exit too.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 from kd.core import streams
 
-GRACE_SECONDS = 6.0  # seconds a worker has to leave in order before it is killed
+GRACE_SECONDS = 6.0  # seconds that a worker has to exit in order before it is killed
 
 
 class Outcome(NamedTuple):
@@ -28,151 +29,173 @@ class Outcome(NamedTuple):
     reason: str = ""
 
 
-Send = Callable[..., bool]  # send a message to the parent; True: please stop
-Work = Callable[[Any, Send], Outcome]  # do the job that this picklable thing describes
+Send = Callable[..., bool]  # send a message to the parent; True: the job should stop
+Work = Callable[[Any, Send], Outcome]  # run the job that the first argument (picklable) describes
 
 
 def run(
     source: Callable[[], tuple[int, Any] | None],
     work: Work,
     slots: Sequence[Mapping[str, str]],
-    ended: Callable[[int, Outcome], None],
-    heard: Callable[[int, tuple[Any, ...]], bool],
+    on_end: Callable[[int, Outcome], None],
+    on_message: Callable[[int, tuple[Any, ...]], bool],
     max_failures: int = 0,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Do `work(job, tell)` for each (number, job) of `source`, one worker a slot, and report each outcome once.
+    """Run `work(job, send)` for each (number, job) of `source`, with one worker per slot.
 
-    **Arguments:** `source()` is asked when a slot is free; None: there is nothing to do for now, and nothing at all
-    when no job is running. `slots`: what each worker's environment has beside this process's; `ended(number,
-    outcome)`; `heard(number, message)`: what a job told, answered with whether it shall stop; `max_failures`: how
-    often a job that failed or was killed is tried again (a diverged one would only diverge again); `tick()`: called at
-    least once a second.
-    On KeyboardInterrupt the workers are ended, their jobs are reported as killed, and the interrupt goes on.
+    Args:
+        source: Called whenever a slot is free. None means that there is no job at present; if no
+            job is running either, it means that there are no more jobs.
+        work: Runs one job in a worker process.
+        slots: Environment variables of each worker, in addition to those of this process.
+        on_end: Called as `on_end(number, outcome)`, exactly once for each job.
+        on_message: Called as `on_message(number, message)` for each message of a job. Returns
+            whether the job should stop.
+        max_failures: How often to retry a job that failed or was killed. A diverged job is not
+            retried, since it would diverge again.
+        tick: Called at least once per second.
+
+    Raises:
+        KeyboardInterrupt: The process was interrupted. First the workers are stopped, and their
+            jobs are reported as killed.
     """
-    again, tries = deque[tuple[int, Any]](), Counter[int]()
+    retry_queue = deque[tuple[int, Any]]()
+    retries = Counter[int]()  # by job number
     workers = [_Worker(work, environment) for environment in slots]
 
     def finish(worker: _Worker, outcome: Outcome) -> None:
-        assert worker.job is not None
-        (number, _), worker.job = (job := worker.job), None
-        if outcome.state in ("failed", "killed") and tries[number] < max_failures:
-            tries[number] += 1
-            again.append(job)
+        job = worker.job
+        assert job is not None
+        worker.job = None
+        number = job[0]
+        if outcome.state in ("failed", "killed") and retries[number] < max_failures:
+            retries[number] += 1
+            retry_queue.append(job)
         else:
-            ended(number, outcome)
+            on_end(number, outcome)
 
     try:
         while True:
             for worker in workers:
-                if worker.job is None and (job := again.popleft() if again else source()):
+                if worker.job is None and (
+                    job := retry_queue.popleft() if retry_queue else source()
+                ):
                     worker.submit(*job)
-            if all(w.job is None for w in workers):
+            if all(worker.job is None for worker in workers):
                 break
             tick()
-            wait([handle for w in workers for handle in w.handles()], timeout=1.0)
+            handles = [handle for worker in workers for handle in worker.handles()]
+            wait(handles, timeout=1.0)
             for worker in workers:
-                death = worker.exit_reason()  # asked before its last words are read
+                exit_reason = worker.exit_reason()  # before its last messages are read
                 for message in worker.messages():
                     if message[0] == "ended":
                         finish(worker, message[1])
-                    elif worker.job is not None and heard(worker.job[0], message):
+                    elif worker.job is not None and on_message(worker.job[0], message):
                         worker.request_stop()
-                if death and worker.job is not None:
-                    finish(worker, Outcome("killed", death))
+                if exit_reason and worker.job is not None:
+                    finish(worker, Outcome("killed", exit_reason))
     finally:
-        _end(workers)
+        _stop_workers(workers)
         for worker in workers:
             for message in worker.messages():
                 if message[0] == "ended" and worker.job is not None:
-                    ended(worker.job[0], message[1])
+                    on_end(worker.job[0], message[1])
                     worker.job = None
             if worker.job is not None:
-                ended(worker.job[0], Outcome("killed", "interrupted"))
+                on_end(worker.job[0], Outcome("killed", "interrupted"))
 
 
-def _end(workers: Sequence["_Worker"]) -> None:
-    """Let idle workers go, end busy ones, and leave none behind, however impatient the user."""
-    living = [w.process for w in workers if w.process is not None and w.process.is_alive()]
+def _stop_workers(workers: Sequence["_Worker"]) -> None:
+    """Shut down idle workers, terminate busy ones, and kill what remains even if interrupted."""
+    processes = [w.process for w in workers if w.process is not None and w.process.is_alive()]
     for worker in workers:
         worker.shutdown()
     try:
         deadline = time.monotonic() + GRACE_SECONDS
-        for process in living:
+        for process in processes:
             process.join(max(0.0, deadline - time.monotonic()))
     finally:
-        for process in living:
+        for process in processes:
             if process.pid is not None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL)  # its group: also what it started
+                    os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
             process.kill()
             process.join()
 
 
 class _Worker:
-    """One slot: a process, started when it is first needed and again when it died."""
+    """One slot: a process that is started when it is first needed, and again after it died."""
 
     def __init__(self, work: Work, environment: Mapping[str, str]):
-        self.work, self.environment = work, environment
+        self.work = work
+        self.environment = environment
         self.process: Any = None
         self.connection: Connection | None = None
         self.job: tuple[int, Any] | None = None
 
     def submit(self, number: int, job: Any) -> None:
+        """Give the worker a job, starting its process if necessary."""
         for _ in range(2):
             if self.process is None or not self.process.is_alive():
                 self._start()
             assert self.connection is not None
-            with contextlib.suppress(OSError):  # it died this very moment: start another
+            with contextlib.suppress(OSError):  # it died at this moment: start another
                 self.connection.send(("job", job))
                 break
         self.job = number, job
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
+        self.connection, child_connection = context.Pipe()
         self.process = context.Process(
-            target=_worker_main, args=(theirs, self.work), name="kd-worker"
+            target=_worker_main, args=(child_connection, self.work), name="kd-worker"
         )
-        before = {name: os.environ.get(name) for name in self.environment}
+        previous = {name: os.environ.get(name) for name in self.environment}
         os.environ.update(self.environment)
-        handler = signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # it inherits this: a Ctrl-C is the parent's to answer
+        # The worker inherits this: the parent alone handles Ctrl-C.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             self.process.start()
         finally:
             signal.signal(signal.SIGINT, handler)
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
-        theirs.close()
+            for name, value in previous.items():
+                if value is None:
+                    os.environ.pop(name)
+                else:
+                    os.environ[name] = value
+        child_connection.close()
 
     def handles(self) -> list[Any]:
+        """Return what becomes ready when the worker sends a message or exits."""
         return [] if self.process is None else [self.connection, self.process.sentinel]
 
     def messages(self) -> Iterable[tuple[Any, ...]]:
+        """Yield the messages that have arrived, without waiting for more."""
         with contextlib.suppress(EOFError, OSError):
             while self.connection is not None and self.connection.poll():
                 yield self.connection.recv()
 
     def exit_reason(self) -> str:
-        """Why the process is gone, or an empty text."""
+        """Return why the process has ended, once; empty while it is alive or not started."""
         if self.process is None or self.process.is_alive():
             return ""
         self.process.join()
-        code, self.process = self.process.exitcode, None
-        return (
-            f"its process died of {signal.Signals(-code).name}"
-            if code < 0
-            else f"its process left with code {code}"
-        )
+        code = self.process.exitcode
+        self.process = None
+        if code < 0:
+            return f"its process was killed by {signal.Signals(-code).name}"
+        return f"its process exited with code {code}"
 
     def request_stop(self) -> None:
+        """Request the job to stop: from now on its `send` returns True."""
         with contextlib.suppress(OSError):
             assert self.connection is not None
             self.connection.send(("stop", None))
 
     def shutdown(self) -> None:
+        """Let an idle process exit, and terminate a busy one."""
         if self.process is None:
             return
         with contextlib.suppress(OSError, ProcessLookupError):
@@ -183,16 +206,20 @@ class _Worker:
 
 
 def _worker_main(connection: Connection, work: Work) -> None:
-    """A worker's life: in a process group of its own, deaf to Ctrl-C (the parent decides), until told to go."""
+    """Run jobs until shutdown, in a process group of its own.
+
+    SIGINT is ignored, because the parent handles it.
+    """
     os.setsid()
     streams.protect()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _raise_interrupt)
     jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    stop, lock = threading.Event(), threading.Lock()
+    stop = threading.Event()
+    lock = threading.Lock()
 
-    def tell(*message: Any) -> bool:
+    def send(*message: Any) -> bool:
         with lock, contextlib.suppress(OSError):
             connection.send(message)
         return stop.is_set()
@@ -201,7 +228,7 @@ def _worker_main(connection: Connection, work: Work) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         while (job := jobs.get()) is not None:
             stop.clear()
-            tell("ended", work(job, tell))
+            send("ended", work(job, send))
 
 
 def _raise_interrupt(*_: Any) -> None:
@@ -209,11 +236,18 @@ def _raise_interrupt(*_: Any) -> None:
 
 
 def _listen(connection: Connection, jobs: "queue.SimpleQueue[Any]", stop: threading.Event) -> None:
-    """Hear the parent. Silence that cannot be broken means that it died: leave in order, or else be killed."""
+    """Receive jobs and stop requests from the parent until shutdown.
+
+    A broken connection means that the parent died: interrupt this process so that it exits in
+    order, and kill its process group if it has not done so after the grace period.
+    """
     try:
         while True:
             kind, job = connection.recv()
-            stop.set() if kind == "stop" else jobs.put(job)
+            if kind == "stop":
+                stop.set()
+            else:
+                jobs.put(job)
             if kind == "job" and job is None:
                 return
     except (EOFError, OSError):

@@ -1,1 +1,1 @@
-"""Training and evaluating one student or teacher."""
+"""Training and evaluation of one student or teacher."""

@@ -1,4 +1,4 @@
-"""A run's checkpoints: the last two, each whole, each named by its position and by a digest of its content."""
+"""Checkpoints of a run: the last two, each named after its position and its checksum."""
 
 import hashlib
 import io
@@ -19,74 +19,103 @@ KEEP_LAST = 2
 
 
 class Checkpoints:
-    """`checkpoints/` in a run's directory, one written every `epochs` epochs and every `minutes` minutes."""
+    """The directory `checkpoints/` of one run.
+
+    Args:
+        folder: The run's directory.
+        epochs: Write a checkpoint every so many epochs; None disables this trigger.
+        minutes: Write a checkpoint every so many minutes; None disables this trigger.
+    """
 
     def __init__(self, folder: Path, epochs: int | None = None, minutes: float | None = None):
-        self.folder, self.epochs, self.minutes = folder / "checkpoints", epochs, minutes
-        self.saved = time.monotonic()
-        self.failed = False
+        self.folder = folder / "checkpoints"
+        self.epochs = epochs
+        self.minutes = minutes
+        self.last_save_time = time.monotonic()
+        self.write_failed = False
 
     def load(self) -> dict[str, Any] | None:
-        """The content of the newest that is whole, its tensors on the CPU. No code in it is executed."""
+        """Return the content of the newest intact checkpoint, or None if there is none.
+
+        Its tensors are on the CPU. No code from the file is executed.
+        """
         for path in reversed(self._all()):
             try:
                 content = path.read_bytes()
                 if _digest(content) == path.stem.rpartition("-")[2]:
-                    found: dict[str, Any] = torch.load(
+                    state: dict[str, Any] = torch.load(
                         io.BytesIO(content), map_location="cpu", weights_only=True
                     )
-                    return found
-                what = "it is damaged"
-            except Exception as error:  # of the disk, of pickle, of zip
-                what = first_line(error)
+                    return state
+                reason = "checksum mismatch"
+            except Exception as error:  # from the disk, the pickle or the zip archive
+                reason = first_line(error)
             log.warning(
-                "the checkpoint %s cannot be read (%s); an earlier one is taken", path, what
+                "the checkpoint %s cannot be read (%s); trying an earlier one", path, reason
             )
         return None
 
     def exists(self) -> bool:
+        """Return whether there is any checkpoint, intact or not."""
         return bool(self._all())
 
     def epoch(self) -> int | None:
-        """The epochs that were done at the newest one; None without any."""
+        """Return the number of epochs completed at the newest checkpoint; None without any."""
         return max((int(path.name.partition("-")[0]) for path in self._all()), default=None)
 
     def due(self, epoch: int, step: int) -> bool:
-        """Is it time for one, after so many epochs and steps of the next?"""
-        after = step == 0 and self.epochs is not None and epoch % self.epochs == 0
-        return after or (
-            self.minutes is not None and time.monotonic() - self.saved > 60 * self.minutes
+        """Return whether to write a checkpoint now.
+
+        Args:
+            epoch: Completed epochs.
+            step: Completed steps of the next epoch.
+        """
+        epoch_due = step == 0 and self.epochs is not None and epoch % self.epochs == 0
+        return epoch_due or (
+            self.minutes is not None and time.monotonic() - self.last_save_time > 60 * self.minutes
         )
 
     def save(self, epoch: int, step: int, content: dict[str, Any]) -> bool:
-        """Write one and remove all but the last two. Where that fails the training goes on; it is said once."""
-        self.saved = time.monotonic()
-        file = io.BytesIO()
-        torch.save(content, file)
-        name = f"{epoch:06d}-{step:08d}-{_digest(file.getbuffer())}.pt"
+        """Write a checkpoint and remove all but the last two.
+
+        Training continues if writing fails; only the first failure is logged.
+
+        Args:
+            epoch: Completed epochs.
+            step: Completed steps of the next epoch.
+            content: Plain values and tensors.
+
+        Returns:
+            Whether the checkpoint was written.
+        """
+        self.last_save_time = time.monotonic()
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        name = f"{epoch:06d}-{step:08d}-{_digest(buffer.getbuffer())}.pt"
         try:
             self.folder.mkdir(exist_ok=True)
             remove_partial_files(self.folder)
-            with atomic_write(self.folder / name) as part:
-                part.write_bytes(file.getbuffer())
+            with atomic_write(self.folder / name) as partial:
+                partial.write_bytes(buffer.getbuffer())
             for path in self._all()[:-KEEP_LAST]:
                 path.unlink()
         except OSError as error:
-            if not self.failed:
+            if not self.write_failed:
                 log.warning(
-                    "no checkpoint can be written to %s (%s); the training goes on",
+                    "cannot write checkpoints to %s (%s); training continues",
                     self.folder,
                     error.strerror,
                 )
-            self.failed = True
+            self.write_failed = True
             return False
         return True
 
     def clear(self) -> None:
-        """Remove them: the run is over."""
+        """Remove all checkpoints of a run that is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _all(self) -> list[Path]:
+        """Return the checkpoint files from oldest to newest."""
         return sorted(self.folder.glob("[0-9]*.pt"))
 
 

@@ -1,4 +1,4 @@
-"""Where training runs, in which precision, and with whose kernels."""
+"""The device, precision and kernels used for training."""
 
 import contextlib
 import ctypes
@@ -25,20 +25,28 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class Device(NamedTuple):
-    """A torch device and the dtype that convolutions and matrix products run in (loss math is always float32)."""
+    """A torch device, and how networks run on it.
+
+    `dtype` applies to convolutions and matrix products; losses are always computed in float32.
+    """
 
     torch: torch.device
     dtype: torch.dtype
-    kernels: Any = None  # kd's own, see kd/models/kernels.py
+    kernels: Any = None  # the library of kd's own CPU kernels, see kd/models/kernels.py
     compile: bool = False
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context manager that runs operations in `dtype`."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.torch.type, self.dtype)
 
     def forward(self, net: Net) -> Callable[..., ModelOutput]:
-        """`net.forward_taps`, compiled if that is wanted: on a GPU into CUDA graphs, as small networks wait for launches."""
+        """Return `net.forward_taps`, compiled if `compile` is set.
+
+        On a GPU it is compiled into CUDA graphs, because kernel launches limit the speed of small
+        networks.
+        """
         if not self.compile:
             return net.forward_taps
         return torch.compile(
@@ -48,7 +56,10 @@ class Device(NamedTuple):
         )
 
     def prepare_module(self, module: Module) -> Module:
-        """`module` itself, moved here, its convolution weights in channels_last order."""
+        """Move a module to the device in place, convert it to channels_last, and return it.
+
+        Operations for which there are kernels are replaced by them.
+        """
         module.to(self.torch).to(memory_format=torch.channels_last)
         if self.kernels is not None:
             kernels.fuse_modules(module, self.kernels)
@@ -58,37 +69,45 @@ class Device(NamedTuple):
 def resolve(
     device: str, precision: str, cache: Path, own_kernels: bool = True, compile: bool = False
 ) -> Device:
-    """`auto` takes CUDA, then Apple's MPS, then the CPU; and bfloat16 where it is right and faster.
+    """Choose the device and precision that the configuration describes.
 
-    **Arguments:** `cache`: the directory in which what was found out about this machine is remembered.
-    **Raises:** UserError for a device that this machine does not have.
+    Args:
+        device: Name of a torch device. `auto` selects CUDA, then Apple's MPS, then the CPU.
+        precision: `fp32`, `bf16` or `auto`, which selects bfloat16 where it is correct and faster.
+        cache: Directory for measurements of this machine and for compiled kernels.
+        own_kernels: Use kd's own kernels on a CPU, unless `compile` is set.
+        compile: Compile the student with torch.compile.
+
+    Raises:
+        UserError: This machine does not have the device, or has no compiler for torch.compile.
     """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    cuda = torch.cuda.is_available()
+    mps = torch.backends.mps.is_available()
     if device == "auto":
         device = "cuda" if cuda else "mps" if mps else "cpu"
     kind, _, number = device.partition(":")
-    present = {"cuda": torch.cuda.device_count() if cuda else 0, "mps": int(mps), "cpu": 1}
-    if int(number or 0) >= present[kind]:
-        have = ", ".join(
-            f"{name}:{i}" if name == "cuda" else name
-            for name, n in present.items()
-            for i in range(n)
-        )
+    counts = {"cuda": torch.cuda.device_count() if cuda else 0, "mps": int(mps), "cpu": 1}
+    if int(number or 0) >= counts[kind]:
+        available = ["auto"]
+        for name, count in counts.items():
+            available += [f"{name}:{i}" if name == "cuda" else name for i in range(count)]
         raise UserError(
-            f"device: {device} is not on this machine; it has {have}; device=auto chooses"
+            f"device: {device} is not available on this machine; allowed: {', '.join(available)}"
         )
     if compile and kind == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise UserError(
-            "compile: on a CPU torch.compile needs g++, which is not on this machine; use compile=false"
+            "compile: on a CPU torch.compile needs g++, which was not found; set compile=false"
         )
     if precision == "auto":
         precision = "bf16" if _bf16_is_faster(kind, cache) else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    ours = kernels.library(cache, dtype) if own_kernels and not compile and kind == "cpu" else None
-    return Device(torch.device(device), dtype, ours, compile)
+    use_own_kernels = own_kernels and not compile and kind == "cpu"
+    library = kernels.library(cache, dtype) if use_own_kernels else None
+    return Device(torch.device(device), dtype, library, compile)
 
 
 def _bf16_is_faster(kind: str, cache: Path) -> bool:
+    """Return whether to use bfloat16 on a device type; on a CPU, measure it once per machine."""
     if kind == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     if kind != "cpu" or not (
@@ -99,26 +118,29 @@ def _bf16_is_faster(kind: str, cache: Path) -> bool:
     path = cache / f"bf16-{hashlib.sha256(machine.encode()).hexdigest()[:12]}.json"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        # one process tries, by itself, and all others believe it
-        with locks.hold(path.with_suffix(".lock"), "waiting for the process that tries bfloat16"):
+        # one process measures without competition, and the others use its verdict
+        with locks.hold(path.with_suffix(".lock"), "waiting for the process that tests bfloat16"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 return bool(json.loads(path.read_text())["pays"])
-            found = try_bf16()
-            write_json(path, found)
-    except OSError:  # it cannot be remembered
-        found = try_bf16()
-    return bool(found["pays"])
+            measurement = try_bf16()
+            write_json(path, measurement)
+    except OSError:  # the measurement cannot be stored
+        measurement = try_bf16()
+    return bool(measurement["pays"])
 
 
 def try_bf16() -> dict[str, float]:
-    """Is a convolution's step in bfloat16 right (some CPUs compute it wrongly), and faster than in float32 (some
-    emulate it)? **Returns:** the milliseconds of each, the largest relative error of outputs and gradients, and the
-    verdict."""
-    draw = torch.Generator().manual_seed(0)
-    x, weight = (
-        torch.randn(64, 32, 16, 16, generator=draw),
-        torch.randn(32, 32, 3, 3, generator=draw) / 17,
-    )
+    """Test whether a training step of a convolution in bfloat16 is correct and faster than float32.
+
+    Some CPUs compute bfloat16 incorrectly, and some emulate it.
+
+    Returns:
+        `fp32_ms` and `bf16_ms` (milliseconds per step), `error` (the largest relative error of the
+        output and the gradients) and `pays` (whether to use bfloat16).
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 32, 16, 16, generator=generator)
+    weight = torch.randn(32, 32, 3, 3, generator=generator) / 17
 
     def step(dtype: torch.dtype) -> list[Tensor]:
         a, b = (
@@ -128,32 +150,31 @@ def try_bf16() -> dict[str, float]:
         y.backward(y.detach())
         return [t.float() for t in (y.detach(), a.grad, b.grad) if t is not None]
 
-    spent = {}
+    milliseconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         times = []
         for _ in range(7):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             step(dtype)
-            times.append(1e3 * (time.perf_counter() - begun))
-        spent[dtype] = min(times)
+            times.append(1e3 * (time.perf_counter() - start))
+        milliseconds[dtype] = min(times)
     pairs = zip(step(torch.float32), step(torch.bfloat16), strict=True)
     error = max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)
-    fp32, bf16 = spent[torch.float32], spent[torch.bfloat16]
+    fp32 = milliseconds[torch.float32]
+    bf16 = milliseconds[torch.bfloat16]
     return {"fp32_ms": fp32, "bf16_ms": bf16, "error": error, "pays": error < 0.03 and bf16 < fp32}
 
 
 def configure_process(threads: int | None) -> None:
-    """Once a process: the number of CPU threads, and a C library that keeps freed memory for the next step.
+    """Set the number of CPU threads, and make the C library keep freed memory for the next step.
 
-    Without the second, glibc hands every large activation back to the kernel and faults it in again each step.
+    Call this once per process. By default glibc returns every large activation to the kernel, so
+    that each step has to fault it in again.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        for option, value in (
-            (-4, 0),
-            (-1, 2**31 - 1),
-            (-2, 64 << 20),
-        ):  # MMAP_MAX, TRIM_THRESHOLD, TOP_PAD
+        # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):
             libc.mallopt(option, value)

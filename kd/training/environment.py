@@ -1,4 +1,4 @@
-"""What a training runs on."""
+"""The hardware and software that a run used."""
 
 import platform
 from typing import Any
@@ -11,7 +11,10 @@ from kd.training.device import Device
 
 
 def numerics(device: Device) -> dict[str, Any]:
-    """What the last bits of a training depend on, beside its configuration: of a Device, in this process."""
+    """Return what, besides the configuration, affects the exact bits of a training run.
+
+    The values describe `device` and the current process.
+    """
     return {
         "device": device.torch.type,
         "precision": str(device.dtype).removeprefix("torch."),
@@ -22,7 +25,7 @@ def numerics(device: Device) -> dict[str, Any]:
 
 
 def environment(device: Device) -> dict[str, Any]:
-    """What the numbers were made on."""
+    """Return a description of the machine, the software and the command behind a result."""
     on_gpu = device.torch.type == "cuda"
     return {
         **numerics(device),

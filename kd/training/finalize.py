@@ -1,4 +1,4 @@
-"""What a run leaves: it reads the test images, once, and keeps weights, metrics and the words that sum them up."""
+"""The end of a run: read the test images once, then save the weights, metrics and summary."""
 
 import tempfile
 from contextlib import suppress
@@ -22,25 +22,39 @@ from kd.training.teacher_cache import TeacherCache
 
 
 class RunComponents(NamedTuple):
-    """What a run is made of."""
+    """The objects that make up a run."""
 
-    images: Data
+    dataset: Data
     device: Device
-    tutor: Teacher | None
+    teacher: Teacher | None
     student: Net
     method: Method
-    teach: TeacherCache | None
+    teacher_cache: TeacherCache | None
 
 
 def measure(
     config: Config, rows: list[dict[str, Any]], parts: RunComponents, times: dict[str, Any]
 ) -> tuple[dict[str, Any], torch.Tensor]:
-    """Read the test images, once. **Returns:** what result.json is to hold, and the test logits."""
-    images, device, tutor, method = parts.images, parts.device, parts.tutor, parts.method
+    """Evaluate a trained student on the test images, which are read only here.
+
+    Args:
+        config: Configuration of the run.
+        rows: The history, one row per epoch.
+        parts: The run's components.
+        times: Training time in seconds (`train_seconds`), the number of interleaved runs that
+            shared it (`packed`), and how often the run was resumed (`resumed`).
+
+    Returns:
+        The content of `result.json`, and the student's logits of the test images [n, classes].
+    """
+    dataset = parts.dataset
+    device = parts.device
+    teacher = parts.teacher
+    method = parts.method
     deployed = method.deploy(parts.student)
-    logits = metrics.predict(deployed, images.test, device)
-    taught = metrics.predict(tutor.net, images.test, device) if tutor else None
-    test = metrics.metrics(logits, images.test.targets, taught)
+    logits = metrics.predict(deployed, dataset.test, device)
+    teacher_logits = metrics.predict(teacher.net, dataset.test, device) if teacher else None
+    test_metrics = metrics.metrics(logits, dataset.test.targets, teacher_logits)
     last = rows[-1]
     result = {
         "id": config.identity(),
@@ -48,25 +62,24 @@ def measure(
         "student": model_name(config.student),
         "seed": config.root.seed,
         "epochs": config.epochs,
-        "metrics": {f"test_{k}": v for k, v in test.items()}
+        "metrics": {f"test_{k}": v for k, v in test_metrics.items()}
         | {k: last[k] for k in last if k.startswith("val_")},
-        "teacher": _describe_teacher(config, tutor, taught, images),
-        "reliability": metrics.reliability(logits, images.test.targets),
-        "size": metrics.size(deployed, images.size)
+        "teacher": _describe_teacher(config, teacher, teacher_logits, dataset),
+        "reliability": metrics.reliability(logits, dataset.test.targets),
+        "size": metrics.size(deployed, dataset.size)
         | {"method_params": metrics.count(method.parameters())},
         "time": {
-            **times,  # of the training; `packed`: runs that shared them; `resumed`: how often it went on
+            **times,
             "epoch_seconds": [row["seconds"] for row in rows],
             "images_per_second": sum(row["images_per_second"] for row in rows) / len(rows),
-            "teacher_read": parts.teach.hit_rate
-            if parts.teach
-            else None,  # the part it need not compute
+            # the fraction of images for which the teacher did not have to run
+            "teacher_read": parts.teacher_cache.hit_rate if parts.teacher_cache else None,
         },
         "content": config.description.fingerprint,
         "samples": {
-            "train": images.train.epoch_size,
-            "val": len(images.val or ()),
-            "test": len(images.test),
+            "train": dataset.train.epoch_size,
+            "val": len(dataset.val or ()),
+            "test": len(dataset.test),
         },
         "environment": environment(device),
         "config": config.to_dict(),
@@ -75,81 +88,100 @@ def measure(
 
 
 def save_result(
-    config: Config, kept: directory.RunDirectory, parts: RunComponents, result: dict[str, Any]
+    config: Config,
+    run_directory: directory.RunDirectory,
+    parts: RunComponents,
+    result: dict[str, Any],
 ) -> None:
-    """Write weights and result. **Raises:** UserError where that cannot be done; then they lie in another place."""
-    images, train = parts.images, parts.images.train
-    card = weights.build_metadata(
-        config.student.model_dump(), images.classes, images.size, train.mean, train.std
+    """Write the weights and the result of a run.
+
+    Args:
+        config: Configuration of the run.
+        run_directory: Where to write.
+        parts: The run's components.
+        result: Content of `result.json`.
+
+    Raises:
+        UserError: Writing failed; the files were then saved to a temporary directory, if possible.
+    """
+    dataset = parts.dataset
+    train = dataset.train
+    metadata = weights.build_metadata(
+        config.student.model_dump(), dataset.classes, dataset.size, train.mean, train.std
     )
     if parts.method.graft is not None:
-        card["graft"] = {"teacher": config.teacher.model_dump(), **parts.method.graft}
+        metadata["graft"] = {"teacher": config.teacher.model_dump(), **parts.method.graft}
 
-    def write(folder: Path) -> None:
-        weights.save(parts.method.deploy(parts.student), folder / "student.safetensors", card)
-        if extra := parts.method.state_dict():
-            with io.atomic_write(folder / "method.safetensors") as part:
-                tensors.save(extra, part)
+    def write_weights(folder: Path) -> None:
+        weights.save(parts.method.deploy(parts.student), folder / "student.safetensors", metadata)
+        if method_state := parts.method.state_dict():
+            with io.atomic_write(folder / "method.safetensors") as partial:
+                tensors.save(method_state, partial)
 
     try:
-        write(kept.folder)
-        kept.finish(result)
+        write_weights(run_directory.folder)
+        run_directory.finish(result)
     except OSError as error:
-        what, then = (
-            f"paths.runs: cannot write to {kept.folder} ({error.strerror})",
-            "it is lost: no room elsewhere",
-        )
+        problem = f"paths.runs: cannot write to {run_directory.folder} ({error.strerror})"
+        outcome = "the result is lost: no space elsewhere"
         with suppress(OSError):
-            rescued = directory.RunDirectory(
-                Path(tempfile.mkdtemp(prefix=f"kd-{kept.folder.name}-")), config.to_dict()
-            )
-            rescued.write_history(kept.rows)
-            write(rescued.folder)
+            rescue_folder = Path(tempfile.mkdtemp(prefix=f"kd-{run_directory.folder.name}-"))
+            rescued = directory.RunDirectory(rescue_folder, config.to_dict())
+            rescued.write_history(run_directory.rows)
+            write_weights(rescued.folder)
             rescued.finish(result)
-            then = f"the finished run is in {rescued.folder}: make room, and move its files"
-        raise UserError(f"{what}; {then}") from error
+            outcome = (
+                f"the finished run was saved to {rescued.folder}; "
+                "free some space and move its files into the run's directory"
+            )
+        raise UserError(f"{problem}; {outcome}") from error
 
 
 def _describe_teacher(
-    config: Config, tutor: Teacher | None, taught: Any, images: Data
+    config: Config, teacher: Teacher | None, teacher_logits: Any, dataset: Data
 ) -> dict[str, Any] | None:
-    """What the result says of its teacher."""
-    if tutor is None:
+    """Return the entry `teacher` of `result.json`."""
+    if teacher is None:
         return None
-    measured = {f"test_{k}": v for k, v in metrics.metrics(taught, images.test.targets).items()}
-    size = metrics.size(tutor.net, images.size)
-    source = tutor.sources[0] if len(tutor.sources) == 1 else list(tutor.sources)
-    said = {"name": config.teacher_name, "source": source, "chosen": config.chooses_teacher}
-    return {**said, "metrics": tutor.metrics | measured, **size}
+    test_metrics = metrics.metrics(teacher_logits, dataset.test.targets)
+    measured = {f"test_{k}": v for k, v in test_metrics.items()}
+    size = metrics.size(teacher.net, dataset.size)
+    source = teacher.sources[0] if len(teacher.sources) == 1 else list(teacher.sources)
+    origin = {"name": config.teacher_name, "source": source, "chosen": config.chooses_teacher}
+    return {**origin, "metrics": teacher.metrics | measured, **size}
 
 
 def summary_lines(config: Config, result: dict[str, Any], folder: Path) -> list[str]:
-    """The last lines of a run: teacher, student, how much of the gap was closed, where the files are."""
+    """Return a run's last lines of output: teacher, student, difference to the baseline, files.
+
+    Args:
+        config: Configuration of the run.
+        result: Content of `result.json`.
+        folder: Directory of the run.
+    """
     accuracy = result["metrics"]["test_accuracy"]
     lines = []
     if result["teacher"]:
-        tutor = result["teacher"]
-        top = tutor["metrics"]["test_accuracy"]
+        teacher = result["teacher"]
+        teacher_accuracy = teacher["metrics"]["test_accuracy"]
         lines.append(
-            f"teacher  {tutor['name']:<10} test {console.format_percent(top)}  {tutor['params']:,} parameters"
+            f"teacher  {teacher['name']:<10} test {console.format_percent(teacher_accuracy)}"
+            f"  {teacher['params']:,} parameters"
         )
     lines.append(
-        f"student  {result['student']:<10} test {console.format_percent(accuracy)}  {result['size']['params']:,} parameters"
+        f"student  {result['student']:<10} test {console.format_percent(accuracy)}"
+        f"  {result['size']['params']:,} parameters"
         f"  (method={result['method']}, seed={result['seed']}, {result['epochs']} epochs)"
     )
     standard = directory.load_result(run_dir(config.as_standard()))
     if result["teacher"] and standard:
-        base = standard["metrics"]["test_accuracy"]
-        gap = (
-            f", {100 * (accuracy - base) / (top - base):.0f} % of its gap to the teacher closed"
-            if top > base
-            else ""
-        )
+        baseline = standard["metrics"]["test_accuracy"]
         lines.append(
-            f"against  standard   test {console.format_percent(base)}  {100 * (accuracy - base):+.2f} points{gap}"
+            f"baseline standard   test {console.format_percent(baseline)}"
+            f"  {100 * (accuracy - baseline):+.2f} points"
         )
     elif result["teacher"]:
         lines.append(
-            "against  standard   not run yet: the same command with method=standard gives the baseline"
+            "baseline standard   not run yet; run the same command with method=standard to get it"
         )
     return [*lines, f"files    {console.display_path(folder)}"]

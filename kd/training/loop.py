@@ -1,14 +1,15 @@
-"""The hot loop. It knows no configuration file, no directory, no tracker: it yields a row an epoch."""
+"""The training loop. It knows no configuration file, no directory and no tracker."""
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
 from kd.core.errors import DivergedError
-from kd.core.interleave import RunCache, random_state, restore_random_state
-from kd.core.rng import named_seed
+from kd.core.interleave import RunCache
+from kd.core.rng import named_seed, random_state, restore_random_state
 from kd.data.augment import Augment
 from kd.data.batch import Batch
 from kd.data.loader import Split, batches
@@ -17,27 +18,37 @@ from kd.models.base import ModelOutput, Net
 from kd.optim import Optimizer, Schedule
 from kd.training.device import Device
 
-TeacherOutputs = Callable[
-    [Batch], ModelOutput
-]  # what the frozen teacher says of a batch: float32, without gradients
+# Outputs of the frozen teacher for a batch: float32, without gradients
+TeacherOutputs = Callable[[Batch], ModelOutput]
+
+EpochMetrics = dict[str, Any]  # "epoch", "lr", "accuracy", "loss", each loss term, ...
+
+
+class Recipe(NamedTuple):
+    """How long and on which batches a student is trained."""
+
+    epochs: int
+    batch_size: int
+    seed: int  # of order, views and dropout
+    augment: Augment
+    schedule: Schedule
 
 
 class TrainingState:
-    """All that training changes, as it is between two steps: what a checkpoint must hold."""
+    """Everything that training changes, as it is between two steps: the content of a checkpoint."""
 
     def __init__(self, student: Net, method: Method, optimizer: Optimizer):
-        self.student, self.method = student, method
+        self.student = student
+        self.method = method
         self.optimizers = optimizer.build([*student.parameters(), *method.parameters()])
-        self.base_lrs = [
-            (group, group["lr"]) for o in self.optimizers for group in o.param_groups
-        ]  # at factor 1
-        self.epoch = self.step = 0  # epochs done; steps done of the next
-        self.step_metrics: dict[
-            str, list[torch.Tensor]
-        ] = {}  # of these steps: a scalar each, on the device
+        groups = [group for o in self.optimizers for group in o.param_groups]
+        self.base_lrs = [(group, group["lr"]) for group in groups]  # where the schedule is 1
+        self.epoch = 0  # epochs done
+        self.step = 0  # steps done of the next epoch
+        self.step_metrics: dict[str, list[torch.Tensor]] = {}  # scalars on the device, per step
 
     def dump(self) -> dict[str, Any]:
-        """Plain values and tensors."""
+        """Return the state as plain values and tensors."""
         return {
             "student": self.student.state_dict(),
             "method": self.method.state_dict(),
@@ -48,99 +59,117 @@ class TrainingState:
             "random": random_state(),
         }
 
-    def load(self, kept: dict[str, Any]) -> None:
-        """Be as `dump` found it. **Raises:** RuntimeError, ValueError or KeyError when that was of something else."""
-        self.student.load_state_dict(kept["student"])
-        self.method.load_state_dict(kept["method"])
-        for o, was in zip(self.optimizers, kept["optimizers"], strict=True):
-            o.load_state_dict(was)  # makes new groups
+    def load(self, saved: dict[str, Any]) -> None:
+        """Restore the state returned by `dump`.
+
+        Raises:
+            RuntimeError, ValueError, KeyError: The state belongs to another model or method.
+        """
+        self.student.load_state_dict(saved["student"])
+        self.method.load_state_dict(saved["method"])
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)  # replaces the parameter groups
         groups = [group for o in self.optimizers for group in o.param_groups]
         self.base_lrs = [(group, lr) for group, (_, lr) in zip(groups, self.base_lrs, strict=True)]
         device = next(self.student.parameters()).device
-        self.epoch, self.step = kept["epoch"], kept["step"]
+        self.epoch = saved["epoch"]
+        self.step = saved["step"]
         self.step_metrics = {
-            name: list(values.to(device)) for name, values in kept["values"].items()
+            name: list(values.to(device)) for name, values in saved["values"].items()
         }
-        restore_random_state(kept["random"])
+        restore_random_state(saved["random"])
 
     def means(self) -> dict[str, float]:
-        """The means of the epoch's values. **Raises:** DivergedError."""
-        table = (
-            torch.stack([torch.stack(values) for values in self.step_metrics.values()])
-            .cpu()
-            .double()
-        )
-        where = f"epoch {self.epoch + 1}, step"
+        """Return the mean of each metric over the epoch's steps.
+
+        Raises:
+            DivergedError: A loss term or a weight is not finite.
+        """
+        columns = [torch.stack(values) for values in self.step_metrics.values()]
+        table = torch.stack(columns).cpu().double()
         for step in (~table.isfinite()).any(dim=0).nonzero()[:1, 0].tolist():
-            said = dict(zip(self.step_metrics, table[:, step].tolist(), strict=True))
-            name = next(
-                name for name in reversed(said) if not math.isfinite(said[name])
-            )  # the loss itself comes first
-            what = f"the loss term {name!r} is {said[name]}"
-            raise DivergedError(f"{where} {step + 1}: {what}; try a smaller optimizer.lr")
-        held = [*self.student.state_dict().values(), *self.method.state_dict().values()]
-        if not torch.stack([value.isfinite().all() for value in held]).all():
+            values = dict(zip(self.step_metrics, table[:, step].tolist(), strict=True))
+            broken = [name for name, value in values.items() if not math.isfinite(value)]
+            term = broken[-1]  # the loss itself comes before its terms
             raise DivergedError(
-                f"{where} {self.step}: the student's weights are not finite; try a smaller optimizer.lr"
+                f"epoch {self.epoch + 1}, step {step + 1}: the loss term {term!r} is "
+                f"{values[term]}; try a smaller optimizer.lr"
+            )
+        weights = [*self.student.state_dict().values(), *self.method.state_dict().values()]
+        if not torch.stack([value.isfinite().all() for value in weights]).all():
+            raise DivergedError(
+                f"epoch {self.epoch + 1}, step {self.step}: the student's weights are not finite; "
+                "try a smaller optimizer.lr"
             )
         return dict(zip(self.step_metrics, table.mean(dim=1).tolist(), strict=True))
 
 
 def train(
     state: TrainingState,
-    teach: TeacherOutputs | None,
+    teacher: TeacherOutputs | None,
     data: Split,
-    augment: Augment,
-    schedule: Schedule,
-    epochs: int,
-    batch_size: int,
-    seed: int,
+    recipe: Recipe,
     device: Device,
-    shared: RunCache | None = None,
-) -> Iterator[dict[str, float] | None]:
-    """Train `state`'s student (and the method's own parts) in place, from where it is; yield None after each step, and
-    after each epoch a row: {"epoch", "lr", "accuracy", "loss" and each term}.
+    cache: RunCache | None = None,
+) -> Iterator[EpochMetrics | None]:
+    """Train the student of `state`, and the method's own modules, in place and from where they are.
 
-    `accuracy` (0..1) is of the training views, in train mode. Terms are means over the epoch's batches, before
-    weighting. After the last epoch the student is the result.
+    Args:
+        state: Student, method and optimizers; the trained student is in it afterwards.
+        teacher: Called with each batch; None for methods without a teacher.
+        data: The training images.
+        recipe: Epochs, batch size, seed, augmentation and schedule.
+        device: Runs the forward passes in its precision.
+        cache: Shares batches with interleaved runs.
+
+    Yields:
+        None after each step. After each epoch its metrics: "epoch", "lr", "accuracy" (0 to 1, on
+        augmented images in train mode), "loss" and each loss term, as means over the steps.
+
+    Raises:
+        DivergedError: A loss term or a weight is not finite.
     """
     student, method = state.student, state.method
     labelled = (data.targets >= 0).float().mean()
-    per_epoch, forward = data.batches(batch_size), device.forward(student)
-    for epoch in range(state.epoch, epochs):
-        student.train(), method.train()
+    steps = data.batches(recipe.batch_size)
+    forward = device.forward(student)
+    epoch_batches = partial(
+        batches,
+        data,
+        recipe.batch_size,
+        recipe.seed,
+        augment=recipe.augment,
+        views_each=method.views,
+        mixed=method.mixed,
+        shared=cache,
+    )
+    for epoch in range(state.epoch, recipe.epochs):
+        student.train()
+        method.train()
         if state.step == 0:
-            torch.manual_seed(named_seed(seed, f"dropout/{epoch}"))
+            torch.manual_seed(named_seed(recipe.seed, f"dropout/{epoch}"))
             state.step_metrics = {}
-        for batch in batches(
-            data, batch_size, seed, epoch, augment, method.views, shared, state.step, method.mixed
-        ):
+        for batch in epoch_batches(epoch, start=state.step):
+            factor = recipe.schedule.factor(epoch * steps + state.step, recipe.epochs * steps)
             for group, lr in state.base_lrs:
-                group["lr"] = lr * schedule.factor(
-                    epoch * per_epoch + state.step, epochs * per_epoch
-                )
+                group["lr"] = lr * factor
             with device.autocast():
-                s = forward(batch.x, method.student_taps).float()
-            terms = method(batch, s, teach(batch) if teach else None)
-            loss = sum(
-                (weight * value for weight, value in terms.values()),
-                torch.zeros((), device=batch.y.device),
-            )
+                output = forward(batch.x, method.student_taps).float()
+            terms = method(batch, output, teacher(batch) if teacher else None)
+            zero = torch.zeros((), device=batch.y.device)
+            loss = sum((weight * value for weight, value in terms.values()), zero)
             loss.backward()
-            for o in state.optimizers:
-                o.step()
-                o.zero_grad(set_to_none=True)
-            right = (s.logits.argmax(dim=1) == batch.y).float().mean() / labelled
-            for name, value in {
-                "accuracy": right,
-                "loss": loss,
-                **{n: v for n, (_, v) in terms.items()},
-            }.items():
-                state.step_metrics.setdefault(name, []).append(
-                    value.detach()
-                )  # stays on the device: no wait in the loop
+            for optimizer in state.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            correct = (output.logits.argmax(dim=1) == batch.y).float().mean() / labelled
+            values = {name: value for name, (_, value) in terms.items()}
+            for name, value in {"accuracy": correct, "loss": loss, **values}.items():
+                # Stays on the device, so the loop does not wait for it
+                state.step_metrics.setdefault(name, []).append(value.detach())
             state.step += 1
             yield None
-        row = {"epoch": epoch + 1, "lr": state.base_lrs[0][0]["lr"], **state.means()}
-        state.epoch, state.step = epoch + 1, 0
-        yield row
+        metrics = {"epoch": epoch + 1, "lr": state.base_lrs[0][0]["lr"], **state.means()}
+        state.epoch = epoch + 1
+        state.step = 0
+        yield metrics

@@ -1,4 +1,4 @@
-"""What is measured of a network: accuracy, calibration, agreement with the teacher, size."""
+"""Measurements of a network: accuracy, calibration, agreement with the teacher, and size."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,11 @@ from kd.training.device import Device
 
 
 def predict(net: nn.Module, data: Split, device: Device) -> Tensor:
-    """float32 logits [n, classes] of a split's images, in eval mode, on the CPU; the net's mode is restored."""
+    """Return the logits of a split's images in eval mode, and restore the network's mode.
+
+    Returns:
+        Float32 tensor [n, classes] on the CPU.
+    """
     training = net.training
     net.eval()
     with torch.inference_mode(), device.autocast():
@@ -22,71 +26,99 @@ def predict(net: nn.Module, data: Split, device: Device) -> Tensor:
 
 
 def metrics(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> dict[str, float]:
-    """Accuracy (0..1), NLL (nats), ECE (0..1, 15 equal bins; Guo et al. 2017, arXiv 1706.04599); and, given the
-    teacher's logits, top-1 agreement with it (0..1) and KL(teacher || student) (nats, T = 1).
+    """Compute accuracy, calibration and, given the teacher's logits, agreement with the teacher.
 
-    **Arguments:** logits [n, classes], labels int64 [n], teacher logits [n, classes] of the same images.
+    Args:
+        logits: Tensor [n, classes].
+        labels: Int64 tensor [n].
+        teacher: The teacher's logits of the same images, [n, classes].
+
+    Returns:
+        `accuracy` (0..1), `nll` (nats) and `ece` (0..1, 15 equal bins; Guo et al. 2017, arXiv
+        1706.04599). With `teacher` also `agreement` (of the top-1 classes, 0..1) and `teacher_kl`,
+        KL(teacher || student) (nats, T = 1).
     """
-    logits, labels = logits.double(), labels.cpu()
+    logits = logits.double()
+    labels = labels.cpu()
     log_p = F.log_softmax(logits, dim=1)
     confidence, predicted = log_p.exp().max(dim=1)
     right = predicted == labels
-    found = {
+    values = {
         "accuracy": right.double().mean().item(),
         "nll": F.nll_loss(log_p, labels).item(),
         "ece": _ece(*_bins(confidence, right)),
     }
     if teacher is not None:
         log_t = F.log_softmax(teacher.double(), dim=1)
-        found["agreement"] = (predicted == teacher.argmax(dim=1)).double().mean().item()
-        found["teacher_kl"] = F.kl_div(log_p, log_t, reduction="batchmean", log_target=True).item()
-    return found
+        values["agreement"] = (predicted == teacher.argmax(dim=1)).double().mean().item()
+        values["teacher_kl"] = F.kl_div(log_p, log_t, reduction="batchmean", log_target=True).item()
+    return values
 
 
 BINS = 15
 
 
 def _bins(confidence: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(images, sum of confidences, right answers) of each bin (a, b] of confidence: float64 [BINS]."""
-    place = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    """Sum (images, confidences, right answers) per bin (a, b] of confidence: float64 [BINS]."""
+    bin_index = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
     zero = torch.zeros(BINS, dtype=torch.float64)
     return tuple(
-        zero.index_add(0, place, x.double())
+        zero.index_add(0, bin_index, x.double())
         for x in (torch.ones_like(confidence), confidence, right)
     )  # type: ignore[return-value]
 
 
 def _ece(images: Tensor, confidence: Tensor, right: Tensor) -> float:
+    """Return the expected calibration error, given the sums of each bin."""
     return ((confidence - right).abs().sum() / images.sum()).item()
 
 
 def reliability(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:
-    """What a reliability diagram shows: for each of 15 equal bins of confidence the number of images, the sum of
-    their confidences, and how many were right."""
+    """Return the data of a reliability diagram, for 15 equal bins of confidence.
+
+    Args:
+        logits: Tensor [n, classes].
+        labels: Int64 tensor [n].
+
+    Returns:
+        Per bin the number of `images`, the sum of their `confidence`, and how many were `right`.
+    """
     confidence, predicted = F.softmax(logits.double(), dim=1).max(dim=1)
-    found = _bins(confidence, predicted == labels.cpu())
-    return dict(
-        zip(("images", "confidence", "right"), (part.tolist() for part in found), strict=True)
-    )
+    images, confidences, right = _bins(confidence, predicted == labels.cpu())
+    return {
+        "images": images.tolist(),
+        "confidence": confidences.tolist(),
+        "right": right.tolist(),
+    }
 
 
 def confusion(logits: Tensor, labels: Tensor, classes: int) -> list[list[int]]:
-    """counts[true class][predicted class]."""
+    """Return the confusion matrix: counts[true class][predicted class]."""
     cells = labels.cpu() * classes + logits.argmax(dim=1)
     return torch.bincount(cells, minlength=classes**2).reshape(classes, classes).tolist()
 
 
 def size(net: nn.Module, image: int) -> dict[str, int]:
-    """Parameters, and multiply-accumulates of the convolutions and matrix products for one image of that size."""
+    """Count a network's parameters and its multiply-accumulate operations for one image.
+
+    Only convolutions and matrix products count as operations.
+
+    Args:
+        net: The network.
+        image: Height and width of the image in pixels.
+
+    Returns:
+        `params` and `macs`.
+    """
     import copy
 
-    meta = (
-        copy.deepcopy(net).to("meta").eval().requires_grad_(False)
-    )  # the counter fails on modules fed a parameter
+    # without gradients: the counter fails on modules that receive a parameter as their input
+    meta = copy.deepcopy(net).to("meta").eval().requires_grad_(False)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         meta(torch.empty(1, 3, image, image, device="meta"))
     return {"params": count(net.parameters()), "macs": counter.get_total_flops() // 2}
 
 
 def count(parameters: Iterable[Tensor]) -> int:
+    """Return the total number of elements of the parameters."""
     return sum(p.numel() for p in parameters)

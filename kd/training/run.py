@@ -1,472 +1,422 @@
-"""One run, from a checked configuration to its directory: data, teacher, student, training, evaluation, record."""
+"""One run, from a checked configuration to its directory."""
 
 import logging
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from kd import data, models
-from kd.config.schema import Config, absolute, file_digest, run_dir
+from kd.config.schema import Config, absolute, run_dir
 from kd.core import console, locks
 from kd.core.errors import DivergedError, PrunedError, UserError, first_line
 from kd.core.interleave import RunCache, run_to_completion
 from kd.core.rng import seeded
 from kd.core.settings import flatten
+from kd.core.signals import SignalHandler
 from kd.data import Data
 from kd.data.batch import Batch
 from kd.data.loader import misalign_batch
 from kd.methods import MethodContext
 from kd.models import ModelOutput
 from kd.runs import directory, schema
-from kd.training import metrics, teacher, teacher_cache, tracking
+from kd.training import metrics, tracking
+from kd.training.callbacks import Callback, CheckpointWriter, ProgressLog, Pruner, on_epoch
 from kd.training.checkpoint import Checkpoints
 from kd.training.device import Device, resolve
 from kd.training.environment import numerics
 from kd.training.finalize import RunComponents, measure, save_result
-from kd.training.loop import TrainingState, train
-from kd.training.teacher import Teacher, TeacherForward
-from kd.training.teacher_cache import TeacherCache, TeacherCacheSpec
+from kd.training.loop import EpochMetrics, Recipe, TrainingState, train
+from kd.training.teacher_source import get_teacher, open_teacher_cache
 
 log = logging.getLogger(__name__)
 
 
-def run(
-    config: Config,
-    title: str = "student",
-    tell: Callable[..., bool] | None = None,
-    shared: RunCache | None = None,
-    single: bool = False,
-) -> dict[str, Any]:
-    """Train, evaluate and record what `config` says, unless that was done before; return the content of result.json.
+class TrainingRun:
+    """One training of a student, or of a teacher, with its evaluation and its files.
 
-    A run that was interrupted goes on from its last checkpoint. `tell("epoch", row)` is called after each epoch of the
-    student; its answer True ends the run. `shared` keeps images and teacher for the next run of this process. A signal
-    that ends the process waits for the end of a step, and for a checkpoint. `single`: see kd.training.tracking.open.
-    **Raises:** UserError for what a user can mend; DivergedError when the loss is not finite; PrunedError.
+    Args:
+        config: The checked configuration.
+        title: "student", "teacher" or "teacher 2", for the log.
+        report: `report("epoch", metrics)` is called after each epoch and returns True to end the run.
+        cache: Shares data set and teacher with other runs of this process.
+        packed: The number of runs that are interleaved with this one, itself included.
+        single: The command is for this run alone; see `kd.training.tracking.open`.
     """
-    shared = shared or RunCache()
-    try:
-        with shared.signals.installed():
-            return run_to_completion(steps(config, title, tell, shared, single=single))
-    finally:
-        shared.forget("step/")
 
+    def __init__(
+        self,
+        config: Config,
+        title: str = "student",
+        report: Callable[..., bool] | None = None,
+        cache: RunCache | None = None,
+        packed: int = 1,
+        single: bool = False,
+    ) -> None:
+        self.config = config
+        self.title = title
+        self.report = report
+        self.cache = cache or RunCache()
+        self.packed = packed
+        self.single = single
+        self.folder = run_dir(config)
+        self.result: dict[str, Any] = {}
 
-def steps(
-    config: Config,
-    title: str,
-    tell: Callable[..., bool] | None,
-    shared: RunCache,
-    packed: int = 1,
-    single: bool = False,
-) -> Generator[None, None, dict[str, Any]]:
-    """`run`, a step at a time, so that several can go in turn (`packed`: how many do)."""
-    check_single_seed(config)
-    folder, root = run_dir(config), config.root
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _run_lock(folder, title, shared):
-        found = directory.load_result(folder)
-        if found is not None and not root.rerun:
-            Checkpoints(folder).clear()  # of a process that was killed at its very end
-            notice = {"notice": title == "student"}
-            log.info(
-                "%s: found in %s (rerun=true trains it again)",
-                title,
-                console.display_path(folder),
-                extra=notice,
-            )
-            if single:
-                tracking.republish(config, folder, found)
-            return found
-        if root.rerun:
-            directory.archive_previous_run(folder)
-        check_resume_compatible(config)
-        cache = absolute(root.paths.cache)
-        device = resolve(root.device, root.precision, cache, root.kernels == "auto", root.compile)
-        kept = directory.RunDirectory(folder, config.to_dict())
+    def execute(self) -> dict[str, Any]:
+        """Train, evaluate and record the run, unless it is done. Return the content of result.json.
+
+        An interrupted run is resumed from its last checkpoint. A signal that ends the process takes
+        effect after the current step, when a checkpoint has been written.
+
+        Raises:
+            UserError: A mistake that the user can mend.
+            DivergedError: The loss or a weight is not finite.
+            PrunedError: `report` ended the run.
+        """
         try:
-            with kept.running():
-                same = config.data, config.description, cache, device.torch
-                images = shared.get_or_create(
-                    "images", same, lambda: data.load(*same), "teacher", "step/"
-                )
-                result = yield from _distill(
-                    config, kept, images, device, title, tell, shared, packed, single
-                )
-        except (Exception, KeyboardInterrupt) as error:
-            shared.forget("teacher")  # whatever happened to it is over with this run
-            states = {DivergedError: "diverged", PrunedError: "pruned", KeyboardInterrupt: "killed"}
-            kept.mark_ended(
-                next((name for kind, name in states.items() if isinstance(error, kind)), "failed"),
-                error,
+            with self.signals.installed():
+                for _ in self.steps():
+                    pass
+        finally:
+            self.cache.forget("step/")
+        return self.result
+
+    def steps(self) -> Generator[None, None, dict[str, Any]]:
+        """Do the work of `execute`, yielding after each step so that runs can be interleaved."""
+        check_single_seed(self.config)
+        with self._lock():
+            if self._load_existing_result():
+                return self.result
+            self.device = self._resolve_device()
+            with self._recording():
+                self.build()
+                self.restore()
+                with self._tracking() as tracker:
+                    callbacks = self._callbacks(tracker)
+                    for trained in self._training():
+                        metrics = self._with_validation(trained)
+                        for callback in callbacks:
+                            callback(metrics)
+                        self.signals.raise_if_requested()
+                        self.pruner.raise_if_pruned()
+                        if metrics is None:
+                            with self.checkpoint_writer.saving_on_interrupt():
+                                yield
+                        self.stopwatch.start()
+                    self.result = self.finalize(tracker)
+            self.checkpoints.clear()
+            return self.result
+
+    def build(self) -> None:
+        """Load the data, get the teacher, and build student, method and optimizers."""
+        config, root = self.config, self.config.root
+        source = config.data, config.description, absolute(root.paths.cache), self.device.torch
+        dataset = self.cache.get_or_create(
+            "images", source, lambda: data.load(*source), "teacher", "step/"
+        )
+        self.components = build_components(config, dataset, self.device, self.cache)
+        self.recipe = Recipe(
+            config.epochs, root.batch_size, root.seed, config.data.augment, root.schedule
+        )
+        self.state = TrainingState(self.components.student, self.components.method, root.optimizer)
+        self.checkpoints = Checkpoints(self.folder, *root.checkpoint.model_dump().values())
+        self.checkpoint_writer = CheckpointWriter(
+            self.checkpoints, self.state, self.run_dir, self.device, self.signals, self.title
+        )
+        self.stopwatch = self.checkpoint_writer.stopwatch
+        self.pruner = Pruner(self.report)
+
+    def restore(self) -> None:
+        """Restore the last checkpoint, if there is one.
+
+        Raises:
+            UserError: The checkpoint was written on another device, in another precision, with
+                other kernels, or by another version of the code.
+        """
+        checkpoint = self.checkpoints.load()
+        if checkpoint is not None:
+            self._check_numerics(checkpoint["numerics"])
+            where = console.display_path(self.folder)
+            try:
+                self.state.load(checkpoint)
+            except (RuntimeError, ValueError, KeyError, IndexError) as error:
+                raise UserError(
+                    f"rerun: the checkpoint in {where} does not fit this version of kd "
+                    f"({first_line(error)}); set rerun=true to start over"
+                ) from error
+            self.run_dir.write_history(checkpoint["rows"])
+            log.info(
+                "%s: resuming after epoch %d and %d steps, from %s",
+                self.title,
+                self.state.epoch,
+                self.state.step,
+                where,
+                extra={"notice": True},
             )
-            raise
-        Checkpoints(folder).clear()
+        self.checkpoint_writer.start(checkpoint)
+        self.progress = ProgressLog(self.title, self.config.epochs, self.run_dir.rows)
+
+    def finalize(self, tracker: tracking.WandbRun) -> dict[str, Any]:
+        """Check that the teacher stayed frozen, read the test images once, and write the result.
+
+        Raises:
+            RuntimeError: The teacher's weights changed during training.
+        """
+        parts = self.components
+        if parts.teacher and parts.teacher_cache:
+            try:
+                parts.teacher.guard.check()
+            except RuntimeError:
+                parts.teacher_cache.discard()
+                raise
+        times = {
+            "train_seconds": self.checkpoint_writer.train_seconds,
+            "packed": self.packed,
+            "resumed": self.checkpoint_writer.times_resumed,
+        }
+        result, logits = measure(self.config, self.run_dir.rows, parts, times)
+        tracker.finish(result, parts.dataset, logits)
+        save_result(self.config, self.run_dir, parts, result)
+        tracker.log_weights(self.config, self.folder, result)
         return result
+
+    @property
+    def signals(self) -> SignalHandler:
+        """The signal handler that interleaved runs share."""
+        return self.cache.signals
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Let one process at a time train this run; the others wait and then find its result."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        path = self.folder.with_name(f".{self.folder.name}.lock")
+        waiting = f"{self.title}: waiting for the process that trains it"
+        # Signals of interleaved runs, which may be between two steps, are answered while waiting
+        with locks.hold(path, waiting, patience=0, pause=self.signals.raise_if_requested):
+            yield
+
+    def _load_existing_result(self) -> bool:
+        """Load the result of an earlier process, if there is one and `rerun` is false."""
+        existing = directory.load_result(self.folder)
+        if existing is None or self.config.root.rerun:
+            if self.config.root.rerun:
+                directory.archive_previous_run(self.folder)
+            check_resume_compatible(self.config)
+            return False
+        Checkpoints(self.folder).clear()  # left by a process that was killed at its very end
+        log.info(
+            "%s: found in %s (rerun=true trains it again)",
+            self.title,
+            console.display_path(self.folder),
+            extra={"notice": self.title == "student"},
+        )
+        if self.single:
+            tracking.republish(self.config, self.folder, existing)
+        self.result = existing
+        return True
+
+    def _resolve_device(self) -> Device:
+        root = self.config.root
+        cache = absolute(root.paths.cache)
+        return resolve(root.device, root.precision, cache, root.kernels == "auto", root.compile)
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Create the run's directory and record how the run ends."""
+        self.run_dir = directory.RunDirectory(self.folder, self.config.to_dict())
+        try:
+            with self.run_dir.running():
+                yield
+        except (Exception, KeyboardInterrupt) as error:
+            self.cache.forget("teacher")  # do not reuse it for the next run
+            states = {DivergedError: "diverged", PrunedError: "pruned", KeyboardInterrupt: "killed"}
+            matching = (state for kind, state in states.items() if isinstance(error, kind))
+            self.run_dir.mark_ended(next(matching, "failed"), error)
+            raise
+
+    @contextmanager
+    def _tracking(self) -> Iterator[tracking.WandbRun]:
+        """Open W&B's run and the progress bar; report the epochs before an interruption again.
+
+        Inside, signals wait until `raise_if_requested` is called.
+        """
+        with (
+            tracking.open(self.config, self.folder, self.title, self.single) as tracker,
+            self.progress,
+            self.signals.deferring(),
+        ):
+            for row in self.run_dir.rows:
+                tracker.log_epoch(row)
+                self.pruner(row)
+            yield tracker
+
+    def _callbacks(self, tracker: tracking.WandbRun) -> list[Callback]:
+        """Return what is called after each step, in this order."""
+        return [
+            on_epoch(self.progress.log_epoch),
+            on_epoch(self.run_dir.append_epoch),
+            self.checkpoint_writer,
+            on_epoch(tracker.log_epoch),
+            self.pruner,
+        ]
+
+    def _training(self) -> Iterator[EpochMetrics | None]:
+        """Start the stopwatch and the training loop."""
+        self.stopwatch.start()
+        return train(
+            self.state,
+            self._teacher_outputs if self.components.teacher_cache else None,
+            self.components.dataset.train,
+            self.recipe,
+            self.device,
+            self.cache,
+        )
+
+    def _teacher_outputs(self, batch: Batch) -> ModelOutput:
+        """Return the teacher's outputs for a batch, computed once for all interleaved runs."""
+        config, seed = self.config, self.config.root.seed
+        dataset = self.components.dataset
+        method = self.components.method
+        outputs = self.components.teacher_cache
+        assert outputs is not None
+        if config.misaligned:
+            batch = misalign_batch(batch, dataset.train, seed, config.data.augment, method.views)
+        # The folder's name depends on everything else that the outputs depend on
+        cache_key = (
+            dataset,
+            outputs.spec.folder,
+            method.teacher_taps,
+            (seed, method.views, method.mixed, len(batch.x), batch.epoch, config.misaligned),
+        )
+        return self.cache.get_or_create(f"step/teacher/{seed}", cache_key, lambda: outputs(batch))
+
+    def _with_validation(self, trained: EpochMetrics | None) -> EpochMetrics | None:
+        """Add validation metrics, seconds and images per second to an epoch's metrics."""
+        seconds = self.stopwatch.stop()
+        if trained is None:
+            return None
+        images = self.components.dataset.train.batches(self.recipe.batch_size)
+        images *= self.recipe.batch_size
+        speed = images / max(seconds, 1e-9)
+        self.stopwatch.start()
+        validation = self._validate()
+        seconds = self.stopwatch.stop()
+        self.stopwatch.reset()
+        return {**trained, **validation, "seconds": seconds, "images_per_second": speed}
+
+    def _validate(self) -> dict[str, float]:
+        parts = self.components
+        if parts.dataset.val is None:
+            return {}
+        logits = metrics.predict(
+            parts.method.deploy(parts.student), parts.dataset.val, parts.device
+        )
+        teacher_logits = parts.teacher.val_logits if parts.teacher else None
+        values = metrics.metrics(logits, parts.dataset.val.targets, teacher_logits)
+        return {f"val_{name}": value for name, value in values.items()}
+
+    def _check_numerics(self, saved: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another device, precision or kernels; warn about other versions."""
+        current = numerics(self.device)
+        where = console.display_path(self.folder)
+        for key in ("device", "precision", "kernels"):
+            if saved[key] != current[key]:
+                raise UserError(
+                    f"{key}: cannot resume {where}: {key} was {saved[key]} and is now "
+                    f"{current[key]}; resume it there, or set rerun=true to start over"
+                )
+        changes = [
+            f"{key} {value} (now {current.get(key)})"
+            for key, value in saved.items()
+            if value != current.get(key)
+        ]
+        if changes:
+            log.warning(
+                "%s was interrupted with %s: the result may not be bit-identical to that of an "
+                "uninterrupted run",
+                where,
+                ", ".join(changes),
+            )
+
+
+def build_components(
+    config: Config, dataset: Data, device: Device, cache: RunCache
+) -> RunComponents:
+    """Get the teacher and build student and method, each from its own random stream."""
+    seed = config.root.seed
+
+    def train_teacher(teacher_config: Config, title: str) -> dict[str, Any]:
+        result = run_to_completion(TrainingRun(teacher_config, title, cache=cache).steps())
+        return dict(result)
+
+    teacher = None
+    if config.needs_teacher:
+        teacher = get_teacher(config, dataset, device, cache, train_teacher)
+    with seeded(seed, "student"):
+        network = models.build(config.student, len(dataset.classes), dataset.size)
+        student = device.prepare_module(network)
+    if config.labels < 1:
+        full = dataset
+        dataset = cache.get_or_create(
+            f"step/labels/{seed}",
+            (full, config.labels, config.needs_teacher),
+            lambda: data.keep_label_fraction(full, config.labels, seed, config.needs_teacher),
+        )
+    labels = torch.full((dataset.samples,), -1)
+    labels[dataset.train.index.cpu()] = dataset.train.targets.cpu()
+    context = MethodContext(
+        student=student.shapes(dataset.size),
+        teacher=teacher.net.shapes(dataset.size) if teacher else {},
+        classes=len(dataset.classes),
+        samples=dataset.samples,
+        student_net=student,
+        teacher_net=teacher.net if teacher else None,
+        epochs=config.epochs,
+        labels=labels,
+    )
+    with seeded(seed, "method"):
+        method = device.prepare_module(config.method_class(config.method, context))
+    outputs = open_teacher_cache(config, teacher, dataset, method, device) if teacher else None
+    if config.misaligned:
+        log.warning(
+            "teacher.outputs=misaligned: every image is taught, on purpose, with the teacher's "
+            "outputs for another image"
+        )
+    return RunComponents(dataset, device, teacher, student, method, outputs)
 
 
 def check_single_seed(config: Config) -> None:
-    """Refuse the configuration of several runs. **Raises:** UserError."""
+    """Refuse a configuration that stands for several runs.
+
+    Raises:
+        UserError: `seeds` is set.
+    """
     if config.root.seeds is not None:
         remedy = "they need -m, without hydra.mode=RUN, and hydra/sweeper=grid or optuna"
         raise UserError(f"seeds: several seeds are several runs; {remedy}")
 
 
 def check_resume_compatible(config: Config) -> None:
-    """A run that was interrupted goes on as it began, or not at all. **Raises:** UserError, which says what differs.
+    """Refuse to resume an interrupted run with settings that would change its numbers.
 
-    Most keys name another run, with a directory of its own. This is for those that do not, and yet change its numbers.
+    Most settings name another run, with a directory of its own. Those checked here do not.
+
+    Raises:
+        UserError: A setting differs from that of the interrupted run.
     """
     check_single_seed(config)
     folder = run_dir(config)
     if config.root.rerun or not Checkpoints(folder).exists() or directory.load_result(folder):
         return
-    said, _ = schema.read_record(schema.Config, folder / "config.yaml")
-    if said is None:
+    saved_config, _ = schema.read_record(schema.Config, folder / "config.yaml")
+    if saved_config is None:
         return
-    began, now = flatten(said), flatten(config.to_dict())
-    differ = [
-        key for key in ("device", "kernels", "compile", "threads") if began.get(key) != now[key]
-    ]
-    if differ:
-        said = ", ".join(f"{key}={began.get(key)} then and {key}={now[key]} now" for key in differ)
-        where = console.display_path(folder)
-        raise UserError(
-            f"{differ[0]}: the run in {where} was interrupted with {said}; give the same, or rerun=true"
-        )
-
-
-@contextmanager
-def _run_lock(folder: Path, title: str, shared: RunCache) -> Iterator[None]:
-    """One process has a run; who wants the same waits, and then finds it."""
-    path, waiting = (
-        folder.with_name(f".{folder.name}.lock"),
-        f"{title}: waiting for the process that trains it",
-    )
-    # of others in this process, which may be between two steps
-    with locks.hold(path, waiting, patience=0, pause=shared.signals.raise_if_requested):
-        yield
-
-
-def _build_components(
-    config: Config, images: Data, device: Device, shared: RunCache
-) -> RunComponents:
-    seed = config.root.seed
-    tutor = _teacher(config, images, device, shared) if config.needs_teacher else None
-    with seeded(seed, "student"):
-        student = device.prepare_module(
-            models.build(config.student, len(images.classes), images.size)
-        )
-    taught_by = tutor.net if tutor else None
-    if config.labels < 1:
-        given = images, config.labels, config.needs_teacher
-        images = shared.get_or_create(
-            f"step/labels/{seed}",
-            given,
-            lambda: data.keep_label_fraction(images, config.labels, seed, config.needs_teacher),
-        )
-    shapes = taught_by.shapes(images.size) if taught_by else {}
-    labels = torch.full((images.samples,), -1)
-    labels[images.train.index.cpu()] = images.train.targets.cpu()
-    spec = MethodContext(
-        student.shapes(images.size),
-        shapes,
-        len(images.classes),
-        images.samples,
-        student,
-        taught_by,
-        config.epochs,
-        labels,
-    )
-    with seeded(seed, "method"):
-        method = device.prepare_module(config.method_class(config.method, spec))
-    teach = _teacher_cache(config, tutor, images, method, device) if tutor else None
-    if config.misaligned:
-        log.warning(
-            "teacher.outputs=misaligned: every image is taught, on purpose, with another image's outputs"
-        )
-    return RunComponents(images, device, tutor, student, method, teach)
-
-
-def _distill(
-    config: Config,
-    kept: directory.RunDirectory,
-    images: Data,
-    device: Device,
-    title: str,
-    tell: Callable[..., bool] | None,
-    shared: RunCache,
-    packed: int,
-    single: bool,
-) -> Generator[None, None, dict[str, Any]]:
-    parts = _build_components(config, images, device, shared)
-    state = TrainingState(parts.student, parts.method, config.root.optimizer)
-    checkpoints = Checkpoints(kept.folder, *config.root.checkpoint.model_dump().values())
-    began = _restore_checkpoint(checkpoints, state, kept, device, title)
-    started, clock = time.monotonic(), EpochTimer(began["clock"])
-
-    def save() -> None:
-        seconds = began["seconds"] + time.monotonic() - started
-        more = {
-            "rows": kept.rows,
-            "clock": clock.seconds,
-            "seconds": seconds,
-            "numerics": numerics(device),
-        }
-        if checkpoints.save(
-            state.epoch, state.step, {**state.dump(), **more, "resumed": began["resumed"]}
-        ):
-            log.debug("%s: checkpoint after epoch %d and %d steps", title, state.epoch, state.step)
-
-    with tracking.open(config, kept.folder, title, single) as mirror, shared.signals.deferring():
-        for row in kept.rows:
-            mirror.log_epoch(row)
-        stop = [tell("epoch", row) for row in kept.rows] if tell else []
-        rows = _rows(config, parts, state, clock, shared)
-        for new in console.log_progress(title, rows, config.epochs, kept.rows):
-            if new is not None:
-                kept.append_epoch(new)
-            if checkpoints.due(state.epoch, state.step) or shared.signals.pending:
-                save()
-            if new is not None:
-                mirror.log_epoch(new)
-                stop = [tell("epoch", new)] if tell else []
-            shared.signals.raise_if_requested()
-            if stop and stop[-1]:
-                raise PrunedError(f"stopped after epoch {kept.rows[-1]['epoch']} by its search")
-            if new is None:
-                try:
-                    yield
-                except KeyboardInterrupt:
-                    save()
-                    raise
-        if parts.tutor and parts.teach:
-            try:
-                parts.tutor.guard.check()
-            except RuntimeError:
-                parts.teach.discard()
-                raise
-        seconds = began["seconds"] + time.monotonic() - started
-        times = {"train_seconds": seconds, "packed": packed, "resumed": began["resumed"]}
-        result, logits = measure(config, kept.rows, parts, times)
-        mirror.finish(result, images, logits)
-        save_result(config, kept, parts, result)
-        mirror.log_weights(config, kept.folder, result)
-    return result
-
-
-class EpochTimer:
-    """The seconds of an epoch. While other runs have their turn it stands still."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.started_at = seconds, time.monotonic()
-
-    def start(self) -> None:
-        self.started_at = time.monotonic()
-
-    def stop(self) -> float:
-        self.seconds += time.monotonic() - self.started_at
-        return self.seconds
-
-
-def _rows(
-    config: Config, parts: RunComponents, state: TrainingState, clock: EpochTimer, shared: RunCache
-) -> Iterator[dict[str, Any] | None]:
-    """The training, with what is known of the validation images after each epoch."""
-    root, images, method, teach = config.root, parts.images, parts.method, parts.teach
-
-    def said(batch: Batch) -> ModelOutput:
-        assert teach is not None
-        if config.misaligned:
-            batch = misalign_batch(
-                batch, images.train, root.seed, config.data.augment, method.views
-            )
-        asked = root.seed, method.views, method.mixed, len(batch.x), batch.epoch, config.misaligned
-        same = (
-            images,
-            teach.spec.folder,
-            method.teacher_taps,
-            asked,
-        )  # the folder is named by all that it depends on
-        return shared.get_or_create(f"step/teacher/{root.seed}", same, lambda: teach(batch))
-
-    def validate() -> dict[str, float]:
-        if images.val is None:
-            return {}
-        logits = metrics.predict(method.deploy(parts.student), images.val, parts.device)
-        found = metrics.metrics(
-            logits, images.val.targets, parts.tutor.val_logits if parts.tutor else None
-        )
-        return {f"val_{name}": value for name, value in found.items()}
-
-    clock.start()
-    for row in train(
-        state,
-        said if teach else None,
-        images.train,
-        config.data.augment,
-        root.schedule,
-        config.epochs,
-        root.batch_size,
-        root.seed,
-        parts.device,
-        shared,
-    ):
-        spent = clock.stop()
-        if row is not None:
-            speed = images.train.batches(root.batch_size) * root.batch_size / max(spent, 1e-9)
-            clock.start()
-            row = {**row, **validate(), "seconds": clock.stop(), "images_per_second": speed}
-            clock.seconds = 0.0
-        yield row
-        clock.start()
-
-
-def _restore_checkpoint(
-    checkpoints: Checkpoints,
-    state: TrainingState,
-    kept: directory.RunDirectory,
-    device: Device,
-    title: str,
-) -> dict[str, Any]:
-    """Take up the run where its last checkpoint left it, if there is one. **Raises:** UserError when it cannot."""
-    found = checkpoints.load()
-    if found is None:
-        return {"clock": 0.0, "seconds": 0.0, "resumed": 0}
-    now, was, where = numerics(device), found["numerics"], console.display_path(kept.folder)
-    for what in ("device", "precision", "kernels"):
-        if was[what] != now[what]:
-            said = f"{what} {was[what]}, here it is {now[what]}"
+    saved = flatten(saved_config)
+    current = flatten(config.to_dict())
+    for key in ("device", "kernels", "compile", "threads"):
+        if saved.get(key) != current[key]:
             raise UserError(
-                f"{what}: the run in {where} was interrupted with {said}; go on there, or rerun=true"
+                f"{key}: cannot resume {console.display_path(folder)}: {key} was {saved.get(key)} "
+                f"and is now {current[key]}; set it back, or set rerun=true to start over"
             )
-    if was != now:
-        said = ", ".join(f"{k} {v} (now {now[k]})" for k, v in was.items() if v != now[k])
-        log.warning(
-            "%s was interrupted with %s: its last bits may differ from those of a whole run",
-            where,
-            said,
-        )
-    try:
-        state.load(found)
-    except (RuntimeError, ValueError, KeyError, IndexError) as error:
-        what = first_line(error)
-        raise UserError(
-            f"rerun: the checkpoint in {where} does not fit ({what}); rerun=true begins anew"
-        ) from error
-    kept.write_history(found["rows"])
-    what = "%s: goes on after epoch %d and %d steps, from %s"
-    log.info(what, title, state.epoch, state.step, where, extra={"notice": True})
-    return {**found, "resumed": found["resumed"] + 1}
-
-
-def _teacher(config: Config, images: Data, device: Device, shared: RunCache) -> Teacher:
-    """Find or train the teacher, say how good it is, and warn when it has nothing to teach."""
-    if config.teacher_settings.checkpoint is not None:
-        found = [
-            _load_teacher(
-                config,
-                images,
-                device,
-                shared,
-                Path(config.teacher_settings.checkpoint).expanduser(),
-                None,
-            )
-        ]
-    else:
-        found = []
-        for one in config.as_teachers():
-            kind = f"teacher {len(found) + 1}" if config.teacher_settings.members > 1 else "teacher"
-            try:
-                trained = run_to_completion(steps(one, kind, None, shared))
-            except DivergedError as error:
-                raise DivergedError(
-                    f"the teacher's {error}".replace("optimizer.lr", "teacher.optimizer.lr")
-                ) from error
-            source = run_dir(one) / "student.safetensors"
-            found.append(_load_teacher(config, images, device, shared, source, trained, len(found)))
-    tutor = found[0]
-    if len(found) > 1:
-        same = images, tuple(one.net for one in found), config.teacher_settings.mean
-        tutor = shared.get_or_create(
-            "teacher/all",
-            same,
-            lambda: teacher.build_ensemble(found, config.teacher_settings.mean, images, device),
-        )
-    known = "  ".join(
-        f"{split} {console.format_percent(tutor.metrics[f'{split}_accuracy'])}"
-        for split in ("val", "test")
-        if f"{split}_accuracy" in tutor.metrics
-    )
-    log.info("teacher %s: %s", config.teacher_name, known or "not measured yet (data.val_size=0)")
-    standard = directory.load_result(run_dir(config.as_standard()))
-    for split in ("val", "test"):
-        name = f"{split}_accuracy"
-        if standard and name in standard["metrics"] and name in tutor.metrics:
-            if standard["metrics"][name] >= tutor.metrics[name]:
-                log.warning(
-                    "this student trained without a teacher already reaches %s on %s: the teacher has nothing to add",
-                    console.format_percent(standard["metrics"][name]),
-                    split,
-                )
-            break
-    return tutor
-
-
-def _load_teacher(
-    config: Config,
-    images: Data,
-    device: Device,
-    shared: RunCache,
-    source: Path,
-    trained: Any,
-    number: int = 0,
-) -> Teacher:
-    """A teacher from its weights, or the one that was loaded from them before."""
-    same = images, source, file_digest(source), config.teacher, str(device)
-    found: Teacher = shared.get_or_create(
-        f"teacher/{number}",
-        same,
-        lambda: teacher.load(config, images, device, source, trained),
-        "teacher/all",
-    )
-    return found
-
-
-def _teacher_cache(
-    config: Config, tutor: Teacher, images: Data, method: Any, device: Device
-) -> TeacherCache:
-    """What the teacher says, kept beside it (or, of a file of the user's own, in the cache)."""
-    live, wanted = (
-        TeacherForward(tutor.net, method.teacher_taps, device),
-        config.teacher_settings.store,
-    )
-    weights = [Path(source) for source in tutor.sources]
-    beside = (
-        weights[0].parent
-        if config.teacher_settings.checkpoint is None
-        else absolute(config.root.paths.cache)
-    )
-    augment, content = config.data.augment, config.description.fingerprint
-    digest = "+".join(map(file_digest, weights)) + (
-        f" {config.teacher_settings.mean}" if len(weights) > 1 else ""
-    )
-    name = teacher_cache.key(
-        digest, config.teacher, content, images.train, augment, device, method.mixed
-    )
-    small = (
-        len(images.train) * augment.views * images.size**2 < 1e10
-    )  # pixels to look at: seconds on a GPU
-    whole = wanted.fill == "whole" or (
-        wanted.fill == "auto" and device.torch.type == "cuda" and small
-    )
-    place = TeacherCacheSpec(
-        beside / "outputs" / name, wanted.gigabytes, wanted.maps, whole and not method.mixed
-    )
-    return TeacherCache(
-        live, images.train, augment, config.root.seed, method.views, place, method.mixed
-    )

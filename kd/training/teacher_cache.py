@@ -1,14 +1,17 @@
-"""Teacher outputs, computed once for all runs of a teacher.
+"""A cache of teacher outputs, which are computed once for all runs of a teacher.
 
-A crop after padding by 4 and a flip leave only 162 views of an image, and what a frozen teacher says of (image, view)
-depends on nothing else: not on the seed, the epoch, the batch, T, alpha, beta or the student. So its outputs are a
-table with a row for each (image, view), in a memory-mapped file that every run of that teacher reads and completes.
-Where the views are too many for that, there is a table of each epoch of each seed, whose views are known as well.
+A crop after padding by 4 pixels and a flip leave only 162 views of an image, and the output of a
+frozen teacher depends on (image, view) only: not on the seed, the epoch, the batch, T, alpha, beta
+or the student. The outputs therefore form a table with one row per (image, view), in a
+memory-mapped file that every run of that teacher reads and completes. If there are too many views
+for such a table, each epoch of each seed has its own, because its views are known as well.
 
-A row carries a checksum of its values and its own number. That is all there is of locks and lists: a row that was
-never written, was torn by a crash or by another process that is just writing it, or was damaged, does not check, and
-is computed again. Values are float16. A teacher in bfloat16 loses nothing by it (but below 6e-5), one in float32 keeps
-11 bits.
+Each row has a checksum of its values and its row number, which makes locks and lists of valid rows
+unnecessary. The checksum does not match if a row was never written, was torn by a crash or by
+another process that is still writing it, or was damaged; such a row is recomputed.
+
+Values are float16. This is lossless for a teacher in bfloat16 (except for values below 6e-5), and
+keeps 11 bits of one in float32.
 """
 
 import hashlib
@@ -35,62 +38,76 @@ from kd.training.teacher import TeacherForward
 
 log = logging.getLogger(__name__)
 
-GRAIN = (
-    32  # images: what is missing is computed in multiples of it, so that few shapes of batch occur
-)
+# missing outputs are computed in multiples of this many images, for fewer different batch shapes
+GRAIN = 32
 
 
 class Table:
-    """`rows` rows of `width` float16 values in a file that several processes may read and write at once."""
+    """A file of float16 rows that several processes may read and write at the same time.
+
+    Args:
+        path: The file. It is created, at its full size and empty, if it does not exist.
+        rows: Number of rows.
+        width: Number of values per row.
+
+    Raises:
+        OSError: The file cannot be opened or created, for example because the disk is too full.
+    """
 
     def __init__(self, path: Path, rows: int, width: int):
-        """Open the file at `path`, or make it, whole and empty. **Raises:** OSError, also when the disk is too full."""
         size = Table.bytes(rows, width)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locks.hold(
-            path.with_suffix(".lock"), f"waiting for the process that makes {path.name}"
-        ):
+        waiting = f"waiting for the process that creates {path.name}"
+        with locks.hold(path.with_suffix(".lock"), waiting):
             remove_partial_files(path.parent, path.name)
             if not path.exists() or path.stat().st_size != size:
                 _allocate(path, size)
             raw = torch.from_file(str(path), shared=True, size=size // 2, dtype=torch.int16)
-        self.path, self.raw = path, raw.view(rows, width + 2)
-        self.weights = views.random_floats(0, "checksum", 0, torch.arange(width)) | 1
+        self.path = path
+        self.raw = raw.view(rows, width + 2)
+        self.checksum_weights = views.random_floats(0, "checksum", 0, torch.arange(width)) | 1
 
     @staticmethod
     def bytes(rows: int, width: int) -> int:
+        """Return the size of a table's file in bytes."""
         return rows * (width + 2) * 2  # the checksum has 32 bits
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(float16 [n, width], bool [n]: which of them are known) of the int64 `rows` [n]."""
+        """Read rows.
+
+        Args:
+            rows: Int64 tensor [n] of row numbers.
+
+        Returns:
+            Float16 values [n, width], and a bool tensor [n] that is true for the valid rows.
+        """
         raw = self.raw[rows]
-        bits, kept = raw[:, :-2].contiguous(), raw[:, -2:].contiguous().view(torch.int32)[:, 0]
-        return bits.view(torch.float16), kept == self._checksum(rows, bits)
+        bits = raw[:, :-2].contiguous()
+        checksums = raw[:, -2:].contiguous().view(torch.int32)[:, 0]
+        return bits.view(torch.float16), checksums == self._checksum(rows, bits)
 
     def write(self, rows: Tensor, values: Tensor) -> None:
-        """Keep float16 values [n, width] as `rows` [n]."""
+        """Write float16 values [n, width] to the rows with the numbers `rows` [n]."""
         bits = values.contiguous().view(torch.int16)
-        self.raw[rows] = torch.cat(
-            [bits, self._checksum(rows, bits)[:, None].view(torch.int16)], dim=1
-        )
+        checksums = self._checksum(rows, bits)[:, None].view(torch.int16)
+        self.raw[rows] = torch.cat([bits, checksums], dim=1)
 
     def values(self) -> Tensor:
-        """All of it, float16 [rows, width], unknown rows included."""
+        """Return all rows, valid or not: float16 [rows, width]."""
         return self.raw[:, :-2].contiguous().view(torch.float16)
 
     def _checksum(self, rows: Tensor, bits: Tensor) -> Tensor:
-        """int32 [n], never 0, which is what an empty row has."""
-        return (
-            views.hash_integers((bits.long() * self.weights).sum(1) + views.hash_integers(rows + 1))
-            | 1
-        ).to(torch.int32)
+        """Return int32 checksums [n] that are never 0, the value in an empty row."""
+        content = (bits.long() * self.checksum_weights).sum(1)
+        hashes = views.hash_integers(content + views.hash_integers(rows + 1))
+        return (hashes | 1).to(torch.int32)
 
 
 def _allocate(path: Path, size: int) -> None:
-    """An empty file of that size whose room on the disk is its own: writing to its memory later cannot fail."""
+    """Create an empty file with reserved disk space, so that writes to its memory cannot fail."""
     if shutil.disk_usage(path.parent).free < 2 * size:
         raise OSError(28, "the disk is too full", str(path))
-    with atomic_write(path) as part, open(part, "wb") as file:
+    with atomic_write(path) as partial, open(partial, "wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
         else:
@@ -99,13 +116,12 @@ def _allocate(path: Path, size: int) -> None:
 
 
 class TeacherCacheSpec(NamedTuple):
-    """Where the outputs of one teacher, for one augmentation and precision, are kept, and how much of the disk they
-    may take."""
+    """Location and limits of the cache of one teacher, for one augmentation and precision."""
 
     folder: Path
-    max_gb: float
-    feature_maps: bool  # feature maps [C, H, W] as well
-    eager: bool  # compute all that a run can ask for before it begins (on a GPU: seconds)
+    max_gb: float  # limit of the disk space, in gigabytes
+    feature_maps: bool  # also cache feature maps [C, H, W]
+    eager: bool  # compute all outputs that a run may need before it starts (on a GPU: seconds)
 
 
 def key(
@@ -117,12 +133,18 @@ def key(
     device: Device,
     mixed: bool = False,
 ) -> str:
-    """12 hex digits that name all that the outputs depend on.
+    """Return a cache key of 12 hex digits that depends on everything that affects the outputs.
 
-    **Arguments:** `weights`, `content`: digests of the teacher's file and of the images; `mixed`: the images are blends
-    of those that are trained on.
+    Args:
+        weights: Digest of the teacher's weight file.
+        model: Settings of the teacher's network.
+        content: Digest of the images.
+        data: The training images.
+        augment: Their augmentation.
+        device: Where the teacher runs, and in which precision.
+        mixed: Whether the inputs are blends of training images.
     """
-    said = {
+    dependencies = {
         "format": 1,
         "weights": weights,
         "model": model.model_dump(),
@@ -134,142 +156,167 @@ def key(
         "device": device.torch.type,
     }
     if mixed:
-        said["mixed"] = hashlib.sha256(data.index.cpu().numpy().tobytes()).hexdigest()
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+        dependencies["mixed"] = hashlib.sha256(data.index.cpu().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:12]
 
 
-Values = dict[str, Tensor]  # float16 [B, width] of each output
+Values = dict[str, Tensor]  # name of an output -> float16 [B, width]
 
 
 class TeacherCache:
-    """`outputs(batch)` is what the frozen teacher says of a batch: read where it is known, else computed and kept.
+    """The outputs of a frozen teacher, read from its cache where known, else computed and cached.
 
-    What cannot be kept (no room, no permission) is computed in every step. Either way it is rounded to float16, so a
-    run ends with the same bits whatever was known.
+    Outputs that cannot be cached (no space, no permission) are computed in every step. All outputs
+    are rounded to float16, so a run's result is bit-identical whatever was cached.
+
+    Args:
+        teacher: The teacher's forward pass.
+        data: The training images.
+        augment: Their augmentation.
+        seed: Seed of the views.
+        views_per_sample: Number of views of each image in a batch.
+        spec: Location and limits of the cache.
+        mixed: Whether the inputs are blends of images, which a view does not identify. There is
+            then one table per epoch, which is filled lazily.
     """
 
     def __init__(
         self,
-        live: TeacherForward,
+        teacher: TeacherForward,
         data: Split,
         augment: Augment,
         seed: int,
-        views_each: int,
-        place: TeacherCacheSpec,
+        views_per_sample: int,
+        spec: TeacherCacheSpec,
         mixed: bool = False,
     ):
-        """`mixed`: images are blends, which no view names: there is a table of each epoch, completed lazily."""
-        self.live, self.data, self.augment, self.spec = live, data, augment, place
-        self.seed, self.views_each, self.mixed = seed, views_each, mixed
-        shapes = {
-            name: torch.Size(shape) for name, shape in live.net.shapes(data.images.shape[1]).items()
-        }
+        self.teacher = teacher
+        self.data = data
+        self.augment = augment
+        self.spec = spec
+        self.seed = seed
+        self.views_per_sample = views_per_sample
+        self.mixed = mixed
+        tap_shapes = teacher.net.shapes(data.images.shape[1])
+        shapes = {name: torch.Size(shape) for name, shape in tap_shapes.items()}
         self.shapes = {
             "logits": list(shapes.values())[-1],
-            **{tap: shapes[tap.removesuffix(PRE)] for tap in live.taps},
+            **{tap: shapes[tap.removesuffix(PRE)] for tap in teacher.taps},
         }
-        self.requested = self.computed = 0  # images
+        self.requested = 0  # images
+        self.computed = 0  # images
         self.epoch = -1
         self.tables: dict[str, Table] = {}
-        self.finite: dict[
-            str, bool
-        ] = {}  # a row for each (image, view), or for each image in this epoch
-        self.folder_held: Values | None = None  # the whole tables on the device
-        self.trusted = False
+        # true: the output's table has a row per (image, view); false: a row per image of this epoch
+        self.covers_all_epochs: dict[str, bool] = {}
+        self.values_on_device: Values | None = None  # all rows of all tables, if computed eagerly
+        self.verified = False
 
     def __call__(self, batch: Batch) -> ModelOutput:
+        """Return the outputs for a batch, in float32."""
         self._open_epoch_tables(int(batch.epoch))
         self.requested += len(batch.x)
         rows = {name: self._rows(name, batch.index, batch.view) for name in self.tables}
-        if self.folder_held is not None:
+        if self.values_on_device is not None:
             return self._to_output(
-                {name: held[rows[name]] for name, held in self.folder_held.items()}
+                {name: values[rows[name]] for name, values in self.values_on_device.items()}
             )
-        if len(self.tables) < len(self.shapes):  # what is not kept needs a whole pass
-            values, self.computed = self._compute(batch.x), self.computed + len(batch.x)
+        if len(self.tables) < len(self.shapes):  # an output without a table needs a full pass
+            values = self._compute(batch.x)
+            self.computed += len(batch.x)
             for name, table in self.tables.items():
                 table.write(rows[name], values[name])
             return self._to_output(values)
         values, known = self._read(rows)
-        some = torch.nonzero(known)[:GRAIN, 0]
-        if not self._verify_cached_rows(
-            batch.x[some], {name: value[some] for name, value in values.items()}
-        ):
+        probe = torch.nonzero(known)[:GRAIN, 0]
+        cached = {name: value[probe] for name, value in values.items()}
+        if not self._verify_cached_rows(batch.x[probe], cached):
             self._rebuild()
             self.requested -= len(batch.x)
             return self(batch)
         missing = torch.nonzero(~known)[:, 0]
         self.computed += len(missing)
         if len(missing):
-            spare = min(-len(missing) % GRAIN, len(known) - len(missing))
-            said = self._compute(batch.x[torch.cat([missing, missing[:1].expand(spare)])])
+            padding = min(-len(missing) % GRAIN, len(known) - len(missing))
+            computed = self._compute(batch.x[torch.cat([missing, missing[:1].expand(padding)])])
             for name, table in self.tables.items():
-                values[name][missing] = new = said[name][: len(missing)]
-                table.write(rows[name][missing], new)
+                new_values = computed[name][: len(missing)]
+                values[name][missing] = new_values
+                table.write(rows[name][missing], new_values)
         return self._to_output(values)
 
     @property
     def hit_rate(self) -> float:
-        """The part of the images asked for (0..1) for which this run's teacher did not have to run."""
+        """Fraction of the requested images (0..1) for which the teacher did not have to run."""
         return max(0.0, 1 - self.computed / self.requested) if self.requested else 1.0
 
     def discard(self) -> None:
-        """Throw away what is kept: the teacher is not to be trusted."""
+        """Delete the open tables, because their content cannot be trusted."""
         for table in self.tables.values():
             table.path.unlink(missing_ok=True)
 
     def _compute(self, x: Tensor) -> Values:
-        """The teacher's pass; what is too large for float16 becomes its largest number."""
-        out = self.live.of(x)
-        said = {name: out.logits if name == "logits" else out.taps[name] for name in self.shapes}
-        # maps as [B, H, W, C], the order in which networks here compute them
+        """Run the teacher; values too large for float16 become its largest number."""
+        output = self.teacher.of(x)
+        values = {
+            name: output.logits if name == "logits" else output.taps[name] for name in self.shapes
+        }
+        # feature maps as [B, H, W, C], the memory order in which the networks compute them
         return {
             name: value.movedim(1, -1).flatten(1).clamp(-65504, 65504).half()
-            for name, value in said.items()
+            for name, value in values.items()
         }
 
     def _read(self, rows: dict[str, Tensor]) -> tuple[Values, Tensor]:
-        """What the tables hold, and bool [B]: of which images all is known."""
-        found = {name: table.read(rows[name]) for name, table in self.tables.items()}
-        known = torch.stack([known for _, known in found.values()]).all(dim=0)
-        return {name: values for name, (values, _) in found.items()}, known
+        """Return the cached values, and a bool tensor [B]: the images with all outputs cached."""
+        tables = {name: table.read(rows[name]) for name, table in self.tables.items()}
+        known = torch.stack([known for _, known in tables.values()]).all(dim=0)
+        return {name: values for name, (values, _) in tables.items()}, known
 
     def _rows(self, name: str, index: Tensor, view: Tensor) -> Tensor:
-        if self.finite[name]:
+        """Return the row numbers in an output's table: int64 [B]."""
+        if self.covers_all_epochs[name]:
             return index * self.augment.views + view
-        nth = torch.arange(self.views_each, device=index.device)
-        return nth.repeat_interleave(len(index) // self.views_each) * len(self.data.images) + index
+        nth = torch.arange(self.views_per_sample, device=index.device)
+        nth_of_row = nth.repeat_interleave(len(index) // self.views_per_sample)
+        return nth_of_row * len(self.data.images) + index
 
     def _to_output(self, values: Values) -> ModelOutput:
-        said = {}
+        """Convert table values to float32 tensors of the outputs' shapes."""
+        outputs = {}
         for name, value in values.items():
             channels, *size = self.shapes[name]
-            said[name] = value.float().view(-1, *size, channels).movedim(-1, 1)
-        return ModelOutput(said.pop("logits"), said)
+            outputs[name] = value.float().view(-1, *size, channels).movedim(-1, 1)
+        return ModelOutput(outputs.pop("logits"), outputs)
 
-    def _verify_cached_rows(self, x: Tensor, kept: Values) -> bool:
-        """Does the teacher still say what is kept of the images `x`? Asked once a run."""
-        if self.trusted or not len(x):
+    def _verify_cached_rows(self, x: Tensor, cached: Values) -> bool:
+        """Return whether the teacher still reproduces the cached outputs; done once per run.
+
+        Args:
+            x: Normalised images [B, 3, H, W].
+            cached: Their cached outputs.
+        """
+        if self.verified or not len(x):
             return True
-        self.trusted = True
+        self.verified = True
         pairs = (
-            (now.float(), kept[name].float())
-            for name, now in self._compute(x).items()
-            if name in kept
+            (new.float(), cached[name].float())
+            for name, new in self._compute(x).items()
+            if name in cached
         )
-        return all((now - then).abs().max() <= 0.05 * now.abs().max() + 1e-3 for now, then in pairs)
+        return all((new - old).abs().max() <= 0.05 * new.abs().max() + 1e-3 for new, old in pairs)
 
     # ---- the tables of an epoch
 
     def _open_epoch_tables(self, epoch: int) -> None:
-        """Open the tables of this epoch, where they are not open yet."""
-        if epoch == self.epoch or (self.epoch >= 0 and all(self.finite.values())):
+        """Open the tables of an epoch unless they are open already."""
+        if epoch == self.epoch or (self.epoch >= 0 and all(self.covers_all_epochs.values())):
             return
-        self.epoch, self.tables, self.folder_held = epoch, {}, None
+        self.epoch = epoch
+        self.tables = {}
+        self.values_on_device = None
         on_cpu = self.data.images.device.type == "cpu"
-        if (
-            not on_cpu and not self.spec.eager
-        ):  # to ask which rows are known would be to wait for the device
+        if not on_cpu and not self.spec.eager:  # finding the missing rows would stall the device
             return
         for name, shape in self.shapes.items():
             if len(shape) == 1 or self.spec.feature_maps:
@@ -283,78 +330,96 @@ class TeacherCache:
             if not intact:
                 self._rebuild()
                 return
-            self.folder_held = {
+            self.values_on_device = {
                 name: table.values().to(self.data.images.device)
                 for name, table in self.tables.items()
             }
 
     def _open(self, name: str, width: int, epoch: int) -> None:
-        """One table for all epochs or, where it has no room, one for this. Says so where there is none."""
+        """Open an output's table for all epochs or, if it is too large, for this epoch only.
+
+        If neither is possible, log it and leave the output without a table.
+        """
         limit = self.spec.max_gb * 1e9
-        of_epoch = f"-s{self.seed}-e{epoch}", self.views_each
+        # (suffix of the file's name, rows per image)
+        epoch_table = (f"-s{self.seed}-e{epoch}", self.views_per_sample)
+        full_table = ("", self.augment.views)
+        candidates = [epoch_table] if self.mixed else [full_table, epoch_table]
         try:
-            for suffix, each in (of_epoch,) if self.mixed else (("", self.augment.views), of_epoch):
-                path, rows = (
-                    self.spec.folder / f"{name}{suffix}.table",
-                    len(self.data.images) * each,
-                )
+            for suffix, rows_per_image in candidates:
+                path = self.spec.folder / f"{name}{suffix}.table"
+                rows = len(self.data.images) * rows_per_image
                 others = (file for file in self.spec.folder.glob("*.table") if file != path)
                 if sum(file.stat().st_size for file in others) + Table.bytes(rows, width) <= limit:
-                    self.tables[name], self.finite[name] = Table(path, rows, width), not suffix
+                    self.tables[name] = Table(path, rows, width)
+                    self.covers_all_epochs[name] = not suffix
                     return
         except (OSError, RuntimeError) as error:
-            why, place = getattr(error, "strerror", None) or error, self.spec.folder
             log.warning(
-                "the teacher's outputs cannot be kept in %s (%s); it runs in every step", place, why
+                "the teacher's outputs cannot be cached in %s (%s); the teacher runs in every step",
+                self.spec.folder,
+                getattr(error, "strerror", None) or error,
             )
         else:
             if limit:
                 log.info(
-                    "the teacher's %s need more than teacher.store.gigabytes: it runs in every step",
+                    "teacher.store.gigabytes is too small for the teacher's %s; "
+                    "the teacher runs in every step",
                     name,
                 )
 
     def _rebuild(self) -> None:
-        why = "has its model's code changed?"
+        """Replace tables whose content no longer matches the teacher by empty ones."""
         log.warning(
-            "the teacher does not say what is kept in %s (%s); it is asked anew",
+            "the teacher's outputs cached in %s no longer match the teacher "
+            "(did the code of its model change?); recomputing them",
             self.spec.folder,
-            why,
         )
         self.discard()
-        epoch, self.epoch = self.epoch, -1
+        epoch = self.epoch
+        self.epoch = -1
         self._open_epoch_tables(epoch)
 
     def _complete(self, epoch: int) -> bool:
-        """Compute all that the training images can ask of these tables (until the epoch's end) and is not known.
-        **Returns:** whether what is known still holds."""
-        index, device, n = self.data.index.cpu(), self.data.images.device, self.augment.views
-        if all(self.finite.values()):
-            view, index = torch.arange(n).repeat(len(index)), index.repeat_interleave(n)
-        else:
-            each = [
-                views.sample_views(self.seed, epoch, index, self.augment, nth)
-                for nth in range(self.views_each)
-            ]
-            view, index = torch.cat(each), index.repeat(self.views_each)
-        places = {name: self._rows(name, index, view) for name in self.tables}
-        most = max(1 << 11, (1 << 22) // max(shape.numel() for shape in self.shapes.values()))
+        """Compute all missing rows that the training images can need until the end of the epoch.
 
-        def shown(some: Tensor) -> Tensor:
+        Returns:
+            Whether the cached rows still match the teacher; if not, nothing more is computed.
+        """
+        index = self.data.index.cpu()
+        device = self.data.images.device
+        n_views = self.augment.views
+        if all(self.covers_all_epochs.values()):
+            view = torch.arange(n_views).repeat(len(index))
+            index = index.repeat_interleave(n_views)
+        else:
+            views_of_epoch = [
+                views.sample_views(self.seed, epoch, index, self.augment, nth)
+                for nth in range(self.views_per_sample)
+            ]
+            view = torch.cat(views_of_epoch)
+            index = index.repeat(self.views_per_sample)
+        rows = {name: self._rows(name, index, view) for name in self.tables}
+        largest = max(shape.numel() for shape in self.shapes.values())
+        chunk_size = max(1 << 11, (1 << 22) // largest)
+
+        def load_images(positions: Tensor) -> Tensor:
             pixels = views.apply_view(
-                self.data.images, index[some].to(device), view[some].to(device), self.augment
+                self.data.images,
+                index[positions].to(device),
+                view[positions].to(device),
+                self.augment,
             )
             return views.normalise(pixels, self.data.mean, self.data.std)
 
-        for part in torch.arange(len(index)).split(most):
-            values, known = self._read({name: rows[part] for name, rows in places.items()})
-            some = torch.nonzero(known)[:GRAIN, 0]
-            if not self._verify_cached_rows(
-                shown(part[some]).float(), {k: v[some].to(device) for k, v in values.items()}
-            ):
+        for chunk in torch.arange(len(index)).split(chunk_size):
+            values, known = self._read({name: numbers[chunk] for name, numbers in rows.items()})
+            probe = torch.nonzero(known)[:GRAIN, 0]
+            cached = {name: value[probe].to(device) for name, value in values.items()}
+            if not self._verify_cached_rows(load_images(chunk[probe]).float(), cached):
                 return False
             self.computed += int((~known).sum())
-            for some in part[~known].split(1 << 11):
-                for name, new in self._compute(shown(some)).items():
-                    self.tables[name].write(places[name][some], new.cpu())
+            for positions in chunk[~known].split(1 << 11):
+                for name, new_values in self._compute(load_images(positions)).items():
+                    self.tables[name].write(rows[name][positions], new_values.cpu())
         return True

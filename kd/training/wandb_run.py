@@ -1,4 +1,8 @@
-"""Starts and finishes W&B runs. W&B cannot stop, hang or prompt here: what is not online is offline, and complete."""
+"""Starting and finishing W&B runs.
+
+W&B cannot stop, hang or prompt here. A run that cannot be logged online is logged offline, and is
+complete there.
+"""
 
 import contextlib
 import json
@@ -25,11 +29,11 @@ from kd.training import dashboard
 
 log = logging.getLogger(__name__)
 
-FINISH_SECONDS = (
-    4.0  # times the timeout of a start: how long the end of a run waits for its last uploads
-)
-FLUSH_SECONDS = 20.0  # seconds after which W&B's service has written to its file what it was told (measured: up to 16)
-# kd decides these itself, for each of its runs; and W&B's service of another process ends with that process
+# how long the end of a run waits for its last uploads, as a multiple of the timeout of a start
+FINISH_SECONDS = 4.0
+# seconds after which W&B's service has written all it received to its file (measured: up to 16)
+FLUSH_SECONDS = 20.0
+# kd sets these itself for each of its runs; also, W&B's service of another process ends with it
 HIDDEN = (
     "WANDB_MODE",
     "WANDB_PROJECT",
@@ -54,7 +58,7 @@ HIDDEN = (
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a W&B run is called and what it is a run of. `trial`: the run that exists for it on the server."""
+    """The name, type and other properties of a W&B run."""
 
     name: str
     job_type: str
@@ -64,31 +68,50 @@ class RunSettings:
     config: Mapping[str, Any] = field(default_factory=dict)
     id: str = field(default_factory=lambda: secrets.token_hex(6))
     resume: bool = False
-    trial: Trial | None = None
+    trial: Trial | None = None  # the run that exists for it on the server
 
 
 @contextlib.contextmanager
-def started(settings: TrackerSettings, folder: Path, about: RunSettings) -> Iterator[Any]:
-    """A W&B run, or None when there is to be none or none can be had. After an error in the block it is failed."""
+def started(settings: TrackerSettings, folder: Path, run_settings: RunSettings) -> Iterator[Any]:
+    """Start a W&B run, and finish it at the end of the block: as failed after an error.
+
+    Args:
+        settings: The configuration keys `tracker.*`.
+        folder: Directory for W&B's files.
+        run_settings: Properties of the W&B run.
+
+    Yields:
+        The W&B run, or None if W&B is disabled or no run could be started.
+    """
     mode = wandb_env.mode() if settings.mode == "auto" else settings.mode
     if mode == "disabled":
         yield None
         return
-    run, code = _start(settings, folder, mode, about), 1
+    run = _start(settings, folder, mode, run_settings)
+    exit_code = 1
     try:
         yield run
-        code = 0
+        exit_code = 0
     finally:
         if run is not None:
-            _finish(run, code, max(FINISH_SECONDS * settings.timeout, FLUSH_SECONDS))
+            _finish(run, exit_code, max(FINISH_SECONDS * settings.timeout, FLUSH_SECONDS))
 
 
-def _start(settings: TrackerSettings, folder: Path, mode: Mode | None, about: RunSettings) -> Any:
-    """wandb.init that cannot prompt, hang or fail: online falls back to offline, offline to nothing."""
+def _start(
+    settings: TrackerSettings, folder: Path, mode: Mode | None, run_settings: RunSettings
+) -> Any:
+    """Call wandb.init so that it cannot prompt, hang or fail.
+
+    If starting online fails, the run is started offline; if that fails too, return None.
+    """
     root = _root(folder)
-    if about.trial and about.trial.sweep_id:  # its runs are in its project, wherever others are
-        own = {"project": os.environ.get("WANDB_PROJECT"), "entity": os.environ.get("WANDB_ENTITY")}
-        settings = settings.model_copy(update=own)
+    if run_settings.trial and run_settings.trial.sweep_id:
+        # the runs of a W&B sweep belong to its project, whatever the project of other runs
+        sweep_project = {
+            "project": os.environ.get("WANDB_PROJECT"),
+            "entity": os.environ.get("WANDB_ENTITY"),
+        }
+        settings = settings.model_copy(update=sweep_project)
     _make_home_usable(root / "wandb" / "local")
     with _environment():
         if mode != "offline":
@@ -97,34 +120,37 @@ def _start(settings: TrackerSettings, folder: Path, mode: Mode | None, about: Ru
             return None
         if (
             mode == "online"
-            and about.resume
+            and run_settings.resume
             and any(run.offline for run in _session()._active_runs)
         ):
             log.warning(
-                "W&B (online): another run of this process found no server; this one is kept offline, too"
+                "W&B (online): another run of this process could not reach the server; "
+                "this run is logged offline, too"
             )
-            mode = "offline"  # an id that is tried in vain could not be kept
+            mode = "offline"  # a failed attempt to go online would cost the run its id
         if mode == "online":
-            before = segments(root / "wandb", about.id)
+            earlier_segments = segments(root / "wandb", run_settings.id)
             try:
-                run = _init(settings, root, "online", about)
+                run = _init(settings, root, "online", run_settings)
                 with contextlib.suppress(Exception):
-                    run._public_api()  # the first table asks for it, and would be lost if the server is gone by then
+                    # logging the first table needs this, and would fail if the server is gone then
+                    run._public_api()
                 return run
             except Exception as error:
-                log.warning("W&B (online): %s; it is kept offline", first_line(error))
-            for path in segments(root / "wandb", about.id):
-                if path not in before:  # it holds a name and no more
+                log.warning("W&B (online): %s; logging offline", first_line(error))
+            for path in segments(root / "wandb", run_settings.id):
+                if path not in earlier_segments:  # it contains only a name
                     shutil.rmtree(path, ignore_errors=True)
-            about = _without_active_run(about)
+            run_settings = _without_active_run(run_settings)
         try:
-            return _init(settings, root, "offline", about)
+            return _init(settings, root, "offline", run_settings)
         except Exception as error:
-            log.warning("W&B (offline): %s; this run is not mirrored", first_line(error))
+            log.warning("W&B (offline): %s; this run is not logged to W&B", first_line(error))
             return None
 
 
-def _init(settings: TrackerSettings, root: Path, mode: Mode, about: RunSettings) -> Any:
+def _init(settings: TrackerSettings, root: Path, mode: Mode, run_settings: RunSettings) -> Any:
+    """Call wandb.init, which may fail."""
     import wandb
 
     options: dict[str, Any] = {
@@ -136,44 +162,47 @@ def _init(settings: TrackerSettings, root: Path, mode: Mode, about: RunSettings)
         "silent": True,
         **dashboard.settings(),
     }
-    if about.trial and about.trial.sweep_id:
-        options["sweep_id"] = about.trial.sweep_id
+    if run_settings.trial and run_settings.trial.sweep_id:
+        options["sweep_id"] = run_settings.trial.sweep_id
     return wandb.init(
         mode=mode,
         dir=str(root),
-        id=about.id,
-        # a sync of an offline segment that says `resume` appends it to what the server has of earlier ones
-        resume="allow" if mode == "online" and about.resume else None,
+        id=run_settings.id,
+        # not offline: syncing a segment with `resume` would append it to earlier ones on the server
+        resume="allow" if mode == "online" and run_settings.resume else None,
         project=settings.project or _session().settings.project or "kd",
         entity=settings.entity,
-        name=about.name,
-        job_type=about.job_type,
-        group=about.group,
-        tags=list(about.tags),
-        notes=about.notes,
-        config=_config(about),
+        name=run_settings.name,
+        job_type=run_settings.job_type,
+        group=run_settings.group,
+        tags=list(run_settings.tags),
+        notes=run_settings.notes,
+        config=_config(run_settings),
         settings=wandb.Settings(**options),
     )
 
 
-def _config(about: RunSettings) -> dict[str, Any]:
-    """The configuration of a run, and what a sweep's agent has chosen, under the sweep's own names: where the choice of
-    a group (`method: logits`) has the name of a mapping, that mapping is there by its dotted keys (`method.T`)."""
-    chosen = about.trial.parameters if about.trial else {}
+def _config(run_settings: RunSettings) -> dict[str, Any]:
+    """Merge a run's configuration with the parameters that a sweep agent chose.
+
+    The parameters keep the names that the sweep gives them. If the choice of a config group
+    (`method: logits`) has the name of a mapping, the mapping is replaced by its dotted keys
+    (`method.T`).
+    """
+    parameters = run_settings.trial.parameters if run_settings.trial else {}
     config: dict[str, Any] = {}
-    for name, value in about.config.items():
-        displaced = name in chosen and isinstance(value, Mapping)
+    for name, value in run_settings.config.items():
+        displaced = name in parameters and isinstance(value, Mapping)
         config.update(flatten(value, f"{name}.") if displaced else {name: value})
-    return {**config, **chosen}
+    return {**config, **parameters}
 
 
 def segments(directory: Path, run_id: str) -> list[Path]:
-    """The folders of W&B's files in `directory` that are of the run `run_id`: one for each time that it was started."""
-    form = re.compile(
-        rf"(offline-)?run-\d{{8}}_\d{{6}}-{re.escape(run_id)}(-\d+)?"
-    )  # two of one second: -1
+    """Return the folders of a run's W&B files in `directory`: one per start of the run."""
+    # the last group tells apart two starts in the same second
+    pattern = re.compile(rf"(offline-)?run-\d{{8}}_\d{{6}}-{re.escape(run_id)}(-\d+)?")
     try:
-        folders = [path for path in directory.iterdir() if form.fullmatch(path.name)]
+        folders = [path for path in directory.iterdir() if pattern.fullmatch(path.name)]
     except OSError:
         return []
     return [
@@ -184,52 +213,60 @@ def segments(directory: Path, run_id: str) -> list[Path]:
 
 
 def _session() -> Any:
-    """W&B's state of this process, which prints nothing. Its settings come from files and from the environment."""
+    """Return W&B's state of this process, which prints nothing.
+
+    Its settings come from files and from the environment.
+    """
     import wandb
 
     return wandb.setup(wandb.Settings(silent=True))
 
 
 def _with_key(mode: Mode | None) -> Mode:
-    """`mode`, by default online; but offline where W&B finds no key, since it would prompt for one."""
+    """Return `mode` (default: online), or offline if W&B would prompt for a missing API key."""
     try:
         from wandb.sdk.lib import wbauth
 
-        known = _session().settings
-        if mode is None and known.mode != "online":  # `wandb offline` writes it to a file
-            return wandb_env.MODES.get(known.mode, "offline")
+        session_settings = _session().settings
+        # `wandb offline` writes the mode to a file
+        if mode is None and session_settings.mode != "online":
+            return wandb_env.MODES.get(session_settings.mode, "offline")
         if (
-            known.api_key
-            or known.identity_token_file
-            or wbauth.read_netrc_auth(host=known.base_url)
+            session_settings.api_key
+            or session_settings.identity_token_file
+            or wbauth.read_netrc_auth(host=session_settings.base_url)
         ):
             return "online"
-    except Exception as error:  # such as for a home that cannot be read
-        log.warning("W&B: cannot look for a key (%s); it is kept offline", first_line(error))
+    except Exception as error:  # for example if the home directory cannot be read
+        log.warning("W&B: cannot look up the API key (%s); logging offline", first_line(error))
         return "offline"
     if mode == "online":
         log.warning(
-            "W&B: there is no key for %s (`wandb login` stores one); it is kept offline",
-            known.base_url,
+            "W&B: no API key for %s (`wandb login` stores one); logging offline",
+            session_settings.base_url,
         )
     return "offline"
 
 
-def _without_active_run(about: RunSettings) -> RunSettings:
-    """The same run after a start that failed: W&B's service would refuse its id for as long as it lives."""
+def _without_active_run(run_settings: RunSettings) -> RunSettings:
+    """Return settings with which a run can be started again after a failed start.
+
+    W&B's running service would refuse the same id. It is stopped, or else the id is changed.
+    """
     import wandb
 
-    if _session()._active_runs:  # which a new service would end
-        return replace(about, id=secrets.token_hex(6))
+    if _session()._active_runs:  # stopping the service would end these
+        return replace(run_settings, id=secrets.token_hex(6))
     with contextlib.suppress(Exception, SystemExit):
         wandb.teardown()
-    return about
+    return run_settings
 
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """Inside, W&B does not see the variables that kd decides about, nor those that it would fail on."""
-    os.environ.pop("WANDB_SERVICE", None)  # the service of an agent's process, say, ends with that
+    """Hide the variables from W&B that kd handles itself, and those that would make W&B fail."""
+    # set for example by an agent, whose service ends with the agent's process
+    os.environ.pop("WANDB_SERVICE", None)
     hidden = {name: os.environ.pop(name) for name in HIDDEN if name in os.environ}
     try:
         for name in [name for name in os.environ if name.startswith("WANDB_")]:
@@ -242,7 +279,7 @@ def _environment() -> Iterator[None]:
 
 
 def _problem(name: str) -> str:
-    """What W&B has against the value of a variable, or an empty text."""
+    """Return W&B's error about the value of a variable, or an empty string."""
     import wandb
 
     try:
@@ -255,42 +292,44 @@ def _problem(name: str) -> str:
 
 
 def _root(folder: Path) -> Path:
-    """Where W&B keeps its files: WANDB_DIR if that can be used, else the run's own directory."""
-    given = os.environ.get("WANDB_DIR")
-    if given and not _usable(Path(given)):
+    """Return the directory for W&B's files: WANDB_DIR if it is usable, else the run's directory."""
+    wandb_dir = os.environ.get("WANDB_DIR")
+    if wandb_dir and not _usable(Path(wandb_dir)):
         log.warning(
             "W&B: cannot write to WANDB_DIR=%s; its files go to %s",
-            given,
+            wandb_dir,
             console.display_path(folder),
         )
-    return Path(given).absolute() if given and _usable(Path(given)) else folder
+    return Path(wandb_dir).absolute() if wandb_dir and _usable(Path(wandb_dir)) else folder
 
 
-def _make_home_usable(instead: Path) -> None:
-    """Where W&B cannot use its directories in the home, it gets others, for as long as this process lives."""
+def _make_home_usable(fallback: Path) -> None:
+    """Replace W&B's directories in the home by ones in `fallback` where they cannot be used.
+
+    This applies to the rest of the process.
+    """
     from wandb import env
 
     for name, default in (("CACHE", env.get_cache_dir), ("DATA", env.get_data_dir)):
         try:
             path = Path(str(default()))
-        except (
-            RuntimeError
-        ):  # there is no home, and W&B computes its default even where a variable replaces it
-            path = instead / name.lower()
+        except RuntimeError:
+            # there is no home, and W&B computes its default even if a variable overrides it
+            path = fallback / name.lower()
             os.environ[f"XDG_{name}_HOME"] = str(path)
         if not path.is_absolute() or not _usable(path):
-            path = instead / name.lower()
-        if "HOME" not in os.environ or path.is_relative_to(
-            instead
-        ):  # without HOME W&B's service finds no default
+            path = fallback / name.lower()
+        # without HOME, W&B's service has no default either
+        if "HOME" not in os.environ or path.is_relative_to(fallback):
             os.environ[f"WANDB_{name}_DIR"] = str(path)
     try:
         Path("~").expanduser()
     except RuntimeError:
-        os.environ.setdefault("WANDB_CONFIG_DIR", str(instead / "config"))
+        os.environ.setdefault("WANDB_CONFIG_DIR", str(fallback / "config"))
 
 
 def _usable(path: Path) -> bool:
+    """Return whether a directory exists, or can be created, and is accessible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -299,26 +338,35 @@ def _usable(path: Path) -> bool:
 
 
 def _finish(run: Any, code: int, seconds: float) -> None:
-    """Finish a run, and say where to find it: on the server, or in files that can be uploaded."""
+    """Finish a run, and log where to find it: on the server, or in files that can be uploaded."""
     uploaded = _finish_within(run, code, None if run.offline else seconds)
     with contextlib.suppress(Exception):
-        place = console.display_path(Path(run.dir).parent)
+        files = console.display_path(Path(run.dir).parent)
+        level = logging.INFO
         if run.offline:
-            level, line = (
-                logging.INFO,
-                f"offline; to see it: wandb leet {place}; to upload it: wandb sync {place}",
-            )
-        elif uploaded and not _upload_errors(place / "logs" / "debug-internal.log"):
-            level, line = logging.INFO, str(run.url)
+            line = f"offline; to see it: wandb leet {files}; to upload it: wandb sync {files}"
+        elif uploaded and not _upload_errors(files / "logs" / "debug-internal.log"):
+            line = str(run.url)
         else:
             level = logging.WARNING
-            line = f"the server did not take all of it; to upload it: wandb sync --include-online {place}"
+            line = (
+                "some of the data did not reach the server; "
+                f"to upload it: wandb sync --include-online {files}"
+            )
         if level > logging.INFO or not wandb_env.flag("WANDB_SILENT"):
             log.log(level, "W&B      %s", line)
 
 
 def _finish_within(run: Any, code: int, seconds: float | None) -> bool:
-    """Whether a run finishes in time. An artifact that cannot be uploaded blocks W&B's own limit."""
+    """Finish a run, and return whether that succeeded in time.
+
+    W&B's own time limit does not work for an artifact that cannot be uploaded.
+
+    Args:
+        run: The W&B run.
+        code: Exit code of the run.
+        seconds: Time limit; None for no limit.
+    """
     errors: list[BaseException] = []
 
     def finish() -> None:
@@ -340,7 +388,10 @@ def _finish_within(run: Any, code: int, seconds: float | None) -> bool:
 
 
 def _kill_service(run: Any) -> None:
-    """End W&B's service of this process, which would block the end of the process as well. It has written its files."""
+    """Kill W&B's service of this process, which would otherwise block the exit of the process.
+
+    It has written its files by now. It is left alone if other runs use it.
+    """
     import wandb
 
     with contextlib.suppress(Exception, SystemExit):
@@ -350,19 +401,15 @@ def _kill_service(run: Any) -> None:
             wandb.teardown()
 
 
-_PARTS = (
-    "filestream:",
-    "runupserter:",
-    "runfiles:",
-    "fileTransfer:",
-)  # of W&B's service, which upload
+# the parts of W&B's service that upload
+_UPLOADERS = ("filestream:", "runupserter:", "runfiles:", "fileTransfer:")
 
 
 def _upload_errors(path: Path) -> bool:
-    """Whether W&B's service gave something up, which `finish` passes over in silence."""
+    """Return whether W&B's service logged a failed upload, which `finish` does not report."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         records = [json.loads(line) for line in lines if '"ERROR' in line]
     except (OSError, ValueError):
         return False
-    return any(str(record.get("msg", "")).startswith(_PARTS) for record in records)
+    return any(str(record.get("msg", "")).startswith(_UPLOADERS) for record in records)

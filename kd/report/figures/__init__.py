@@ -1,4 +1,7 @@
-"""Figures of a sweep, from its tables alone. The sweep's shape decides which are drawn; the report names the others."""
+"""Figures of a sweep, drawn from its tables.
+
+The keys that a sweep varies determine which figures are drawn; the report lists the others.
+"""
 
 from kd.report.figures.calibration import reliability
 from kd.report.figures.drawing import Figure, SkippedFigure, draw, numeric

@@ -1,5 +1,6 @@
-"""Which figures a sweep calls for, and how they reach the disk."""
+"""Choose the figures that apply to a sweep, draw them and write them to disk."""
 
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,11 +22,14 @@ from kd.report.figures.style import short, style
 from kd.report.figures.sweeps import response
 from kd.report.tables import Tables
 
-Maker = Callable[[], tuple[Any, str]]  # draws a figure, and gives it with its caption
+Maker = Callable[[], tuple[Any, str]]  # draws a figure; returns it with its caption
 
 
 class Figure(NamedTuple):
-    """A drawn figure: `name`.png and `name`.svg lie in the report's folder; `shape` is width by height."""
+    """A drawn figure, written to the figures folder as `name`.png and `name`.svg.
+
+    `shape` is the ratio of width to height.
+    """
 
     name: str
     title: str
@@ -34,7 +38,7 @@ class Figure(NamedTuple):
 
 
 class SkippedFigure(NamedTuple):
-    """A figure that was not drawn, and why."""
+    """A figure that was not drawn, and the reason."""
 
     title: str
     reason: str
@@ -43,91 +47,94 @@ class SkippedFigure(NamedTuple):
 def draw(
     tables: Tables, folder: Path, studies: Sequence[tuple[Mapping[str, str] | None, str]] = ()
 ) -> tuple[list[Figure], list[SkippedFigure]]:
-    """Draw what the sweep's shape calls for into `folder`, as PNG and SVG. Each of `studies` names an Optuna study, or
-    says why it cannot be named.
+    """Draw the figures that apply to the sweep into `folder`, as PNG and SVG.
 
-    **Returns:** (drawn, left out).
+    Args:
+        tables: The tables of the sweep.
+        folder: Where the files are written; it is created if it does not exist.
+        studies: For each Optuna study, (its name and storage, ""), or (None, the reason why it
+            cannot be identified).
+
+    Returns:
+        (drawn figures, skipped figures).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    drawn, left = [], []
+    drawn = []
+    skipped = []
     with style() as plt:
         for name, title, make in _applicable_figures(tables, studies):
             try:
                 figure, caption = make()
-                for ending in ("png", "svg"):
-                    _save(figure, folder, name, ending)
+                for extension in ("png", "svg"):
+                    _save(figure, folder, name, extension)
                 width, height = figure.get_size_inches()
                 drawn.append(Figure(name, title, caption, width / height))
-            except FigureNotApplicable as why:
-                left.append(SkippedFigure(title, str(why)))
+            except FigureNotApplicable as error:
+                skipped.append(SkippedFigure(title, str(error)))
             except OSError:
                 raise
-            except Exception as error:  # of matplotlib, for values that no axis can hold
-                left.append(SkippedFigure(title, f"it cannot be drawn: {first_line(error)}"))
+            except Exception as error:  # matplotlib's, for values that no axis can show
+                skipped.append(SkippedFigure(title, f"drawing failed: {first_line(error)}"))
             plt.close("all")
-    return drawn, left
+    return drawn, skipped
 
 
 def _applicable_figures(
     tables: Tables, studies: Sequence[tuple[Mapping[str, str] | None, str]]
 ) -> list[tuple[str, str, Maker]]:
-    """(name, title, maker) of each figure that a sweep can have."""
-    wanted: list[tuple[str, str, Maker]] = [
+    """Return (name, title, maker) of each figure that a sweep can have."""
+    planned: list[tuple[str, str, Maker]] = [
         ("accuracy", "Test accuracy", lambda: accuracy(tables)),
         ("curves", "Learning curves", lambda: curves(tables)),
     ]
-    numbers = numeric(tables)
-    for key in numbers:
-        wanted.append(
-            (f"response-{key}", f"Response to {short(key)}", partial(response, tables, key))
-        )
-    if not numbers:
-        wanted.append(
-            ("response", "Response curves", partial(_raise_not_applicable, "no number was swept"))
-        )
-    pairs = [(a, b) for i, a in enumerate(numbers) for b in numbers[i + 1 :]]
-    for a, b in pairs:
-        wanted.append((f"heat-{a}-{b}", f"{short(a)} by {short(b)}", partial(heat, tables, a, b)))
+    numeric_keys = numeric(tables)
+    for key in numeric_keys:
+        title = f"Response to {short(key)}"
+        planned.append((f"response-{key}", title, partial(response, tables, key)))
+    if not numeric_keys:
+        skip = partial(_raise_not_applicable, "no numeric key was swept")
+        planned.append(("response", "Response curves", skip))
+    pairs = list(itertools.combinations(numeric_keys, 2))
+    for row_key, column_key in pairs:
+        title = f"{short(row_key)} by {short(column_key)}"
+        make_heat = partial(heat, tables, row_key, column_key)
+        planned.append((f"heat-{row_key}-{column_key}", title, make_heat))
     if not pairs:
-        wanted.append(
-            (
-                "heat",
-                "Heat maps",
-                partial(_raise_not_applicable, "fewer than two numbers were swept"),
-            )
-        )
-    wanted.append(("size", "Accuracy against size", lambda: size(tables)))
-    wanted.append(("reliability", "Reliability", lambda: reliability(tables)))
+        skip = partial(_raise_not_applicable, "fewer than two numeric keys were swept")
+        planned.append(("heat", "Heat maps", skip))
+    planned.append(("size", "Accuracy against size", lambda: size(tables)))
+    planned.append(("reliability", "Reliability", lambda: reliability(tables)))
     for number, (study, damage) in enumerate(studies, 1):
-        ending, name = (
-            ("", "")
-            if len(studies) == 1
-            else (f"-{number}", f" {study['study'] if study else number}")
-        )
-        for what, title in (
-            ("history", "History of the search"),
-            ("importance", "Importance of what was searched"),
+        name_suffix = ""
+        title_suffix = ""
+        if len(studies) > 1:
+            name_suffix = f"-{number}"
+            title_suffix = f": {study['study']}" if study else f": study {number}"
+        for plot, title in (
+            ("history", "Search history"),
+            ("importance", "Hyperparameter importance"),
         ):
-            make = partial(search, study, what) if study else partial(_raise_not_applicable, damage)
-            wanted.append((f"search-{what}{ending}", f"{title}{name}", make))
-    return wanted
+            make: Maker = partial(_raise_not_applicable, damage)
+            if study:
+                make = partial(search, study, plot)
+            planned.append((f"search-{plot}{name_suffix}", f"{title}{title_suffix}", make))
+    return planned
 
 
 def _raise_not_applicable(reason: str) -> Any:
     raise FigureNotApplicable(reason)
 
 
-def _save(figure: Any, folder: Path, name: str, ending: str) -> None:
-    metadata = {"Date": None} if ending == "svg" else None
-    with atomic_write(folder / f"{name}.{ending}") as part, warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph"
-        )  # a name may be in letters that no installed font has
-        figure.savefig(part, format=ending, bbox_inches="tight", metadata=metadata)
+def _save(figure: Any, folder: Path, name: str, extension: str) -> None:
+    metadata = {"Date": None} if extension == "svg" else None
+    with atomic_write(folder / f"{name}.{extension}") as temporary, warnings.catch_warnings():
+        # a name may contain characters that no installed font has
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(temporary, format=extension, bbox_inches="tight", metadata=metadata)
 
 
 def numeric(tables: Tables) -> list[str]:
-    """The swept keys that are numbers."""
+    """Return the swept keys whose values are numbers."""
     return [
         key
         for key in tables.swept

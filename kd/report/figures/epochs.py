@@ -18,14 +18,16 @@ from kd.report.figures.selection import (
 from kd.report.figures.style import canvas, handle, labels, legend, listed, sentences
 from kd.report.tables import Tables
 
-MAX_CURVES = 6  # settings whose curves can be told apart
-MAX_MARKED_EPOCHS = 10  # markers on a curve, about
-LARGE_LOSS = 10.0  # nats; chance among 22,000 classes
+MAX_CURVES = 6  # settings whose curves a reader can distinguish
+MAX_MARKED_EPOCHS = 10  # approximate number of markers on a curve
+LARGE_LOSS = 10.0  # nats; the loss of guessing among 22,000 classes
 
 
 class Panel(NamedTuple):
+    """An axis of the figure, with the history columns that it shows and their scale factor."""
+
     title: str
-    train: str  # columns of the history
+    train: str
     val: str
     scale: int
 
@@ -45,64 +47,76 @@ class Curve(NamedTuple):
 
 
 def curves(tables: Tables) -> tuple[Any, str]:
-    """Draw training (dashed) and validation (solid) loss and accuracy by epoch, for each method's chosen setting."""
+    """Draw loss and accuracy by epoch, for each method's chosen setting.
+
+    Training curves are dashed, validation curves are solid.
+
+    Returns:
+        (figure, caption).
+
+    Raises:
+        FigureNotApplicable: The runs have no history, or only one epoch.
+    """
     done = done_runs(tables)
     selection = select(candidates(tables.summary), MAX_CURVES)
     settings = list(selection.rows["setting"])
-    every = tables.history[tables.history["setting"].isin(settings)]
-    history = _history_of(every, done)
+    all_history = tables.history[tables.history["setting"].isin(settings)]
+    history = _history_of(all_history, done)
     panels = [
         panel
         for panel in (LOSS, ACCURACY)
         if _measured(history, panel.train) or _measured(history, panel.val)
     ]
     if not panels:
-        raise FigureNotApplicable("the runs hold no history")
+        raise FigureNotApplicable("the runs have no history")
     if history["epoch"].max() < 2:
-        raise FigureNotApplicable("the runs have one epoch")
+        raise FigureNotApplicable("the runs have only one epoch")
     figure, axes = canvas(4.6 * len(panels), 3.8, len(panels))
     looks = setting_looks(tables)
-    unknown = [name for name in settings if name not in set(history["setting"])]
-    notes = [f"Without a history: {listed(unknown)}."] if unknown else []
+    without_history = [name for name in settings if name not in set(history["setting"])]
+    notes = [f"No history for: {listed(without_history)}."] if without_history else []
     for axis, panel in zip(axes[0], panels, strict=True):
-        lines = list(_curves(history, settings, panel))
-        for curve in lines:
+        panel_curves = list(_curves(history, settings, panel))
+        for curve in panel_curves:
             _draw(axis, curve, looks[curve.setting])
-        notes.append(
-            _limit_loss(axis, lines) if panel is LOSS else _limit_accuracy(axis, lines, looks)
-        )
+        if panel is LOSS:
+            notes.append(_limit_loss(axis, panel_curves))
+        else:
+            notes.append(_limit_accuracy(axis, panel_curves, looks))
         axis.set(xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
-    names, in_full = labels(settings)
+    names, full_names = labels(settings)
     entries = {
         names[name]: handle(**(looks[name] | {"ls": "-"}))
         for name in settings
-        if name not in unknown
+        if name not in without_history
     }
     entries |= {
         "validation": handle(color="0.3", ls="-"),
         "training views": handle(color="0.3", ls="--"),
     }
     legend(figure, entries)
-    unfinished = len(_history_of(tables.runs, every)) - len(_history_of(done, every))
+    unfinished = len(_history_of(tables.runs, all_history)) - len(_history_of(done, all_history))
     return figure, sentences(
-        "Means over seeds with 95 % bands. Training accuracy and loss are of augmented views, in train mode; "
-        "cross-entropy is with the labels, whatever else a method's loss holds.",
+        "Means over seeds with 95 % bands. Training accuracy and loss are of augmented views, "
+        "in train mode; cross-entropy is with the labels, whatever else a method's loss holds.",
         selection.note,
         _unfinished_note(unfinished),
         *notes,
-        in_full,
+        full_names,
     )
 
 
 def _unfinished_note(unfinished: int) -> str:
     if not unfinished:
         return ""
-    return f"Without {unfinished} run{'s' if unfinished > 1 else ''} of these settings that did not finish."
+    if unfinished == 1:
+        return "1 unfinished run of these settings is left out."
+    return f"{unfinished} unfinished runs of these settings are left out."
 
 
 def _history_of(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Those of the rows that belong to one of these runs."""
+    """Return the rows that belong to one of these runs."""
     keys = ["id"] if "id" in rows and "id" in runs else ["setting", "seed"]
     return rows.merge(runs[keys].drop_duplicates(), on=keys)
 
@@ -112,6 +126,7 @@ def _measured(history: pd.DataFrame, column: str) -> bool:
 
 
 def _curves(history: pd.DataFrame, settings: Sequence[str], panel: Panel) -> Iterator[Curve]:
+    """Yield the curves of a panel, for each setting training before validation."""
     from scipy import stats
 
     for setting in settings:
@@ -124,10 +139,9 @@ def _curves(history: pd.DataFrame, settings: Sequence[str], panel: Panel) -> Ite
             table = table[table["count"] > 0]
             half = stats.t.ppf(0.975, table["count"] - 1) * table["std"] / table["count"] ** 0.5
             mean = table["mean"]
-            most = 100.0 if panel is ACCURACY else math.inf
-            yield Curve(
-                setting, dash, mean, (mean - half).clip(lower=0), (mean + half).clip(upper=most)
-            )
+            low = (mean - half).clip(lower=0)
+            high = (mean + half).clip(upper=100.0 if panel is ACCURACY else math.inf)
+            yield Curve(setting, dash, mean, low, high)
 
 
 def _draw(axis: Any, curve: Curve, look: dict[str, Any]) -> None:
@@ -146,32 +160,48 @@ def _draw(axis: Any, curve: Curve, look: dict[str, Any]) -> None:
     axis.fill_between(mean.index, curve.low, curve.high, color=look["color"], alpha=0.18, lw=0)
 
 
-def _limit_accuracy(axis: Any, lines: Sequence[Curve], looks: Mapping[str, dict[str, Any]]) -> str:
-    """Set limits that the settings choose which end at a sound value. **Returns:** the caption's sentence."""
+def _limit_accuracy(
+    axis: Any, panel_curves: Sequence[Curve], looks: Mapping[str, dict[str, Any]]
+) -> str:
+    """Set the limits of the accuracy axis from the settings whose last value is sound.
+
+    Returns:
+        The caption's sentence about values outside the axis, or "".
+    """
     axis.set_ylabel(ACCURACY.title)
-    ends = {
-        curve.setting: float(curve.mean.iloc[-1]) for curve in lines
-    }  # of validation where there is one
-    least = lowest_sound(list(ends.values()))
-    sound = [value for curve in lines if ends[curve.setting] >= least for value in curve.mean]
+    # the validation curve, where there is one, follows the training curve and replaces its value
+    last_values = {curve.setting: float(curve.mean.iloc[-1]) for curve in panel_curves}
+    lowest = lowest_sound(list(last_values.values()))
+    sound: list[float] = []
+    for curve in panel_curves:
+        if last_values[curve.setting] >= lowest:
+            sound.extend(curve.mean)
     span = padded(min(sound), max(sound))
     axis.set_ylim(span)
-    outside = [name for name, end in ends.items() if not span.contains(end)]
+    outside = [name for name, value in last_values.items() if not span.contains(value)]
     for name in outside:
-        last = max(curve.mean.index[-1] for curve in lines if curve.setting == name)
-        edge = span.nearest(ends[name])
+        last_epoch = max(curve.mean.index[-1] for curve in panel_curves if curve.setting == name)
         axis.plot(
-            last, edge, marker=CARET_DOWN, ms=8, ls="", color=looks[name]["color"], clip_on=False
+            last_epoch,
+            span.nearest(last_values[name]),
+            marker=CARET_DOWN,
+            ms=8,
+            ls="",
+            color=looks[name]["color"],
+            clip_on=False,
         )
-    return beyond({name: [percent(ends[name])] for name in outside})
+    return beyond({name: [percent(last_values[name])] for name in outside})
 
 
-def _limit_loss(axis: Any, lines: Sequence[Curve]) -> str:
-    """Set a log axis, if there is anything to show on one. **Returns:** the caption's sentence.
+def _limit_loss(axis: Any, panel_curves: Sequence[Curve]) -> str:
+    """Set the limits of the loss axis, and a log scale where the losses span a factor of two.
 
-    One diverged run, or a loss of zero, does not choose its limits.
+    A diverged run or a loss of zero does not affect the limits.
+
+    Returns:
+        The caption's sentence about values outside the axis, or "".
     """
-    positive = [curve.mean[curve.mean > 0] for curve in lines]
+    positive = [curve.mean[curve.mean > 0] for curve in panel_curves]
     positive = [mean for mean in positive if len(mean)]
     axis.set_ylabel(LOSS.title)
     if not positive:
@@ -186,11 +216,11 @@ def _limit_loss(axis: Any, lines: Sequence[Curve]) -> str:
     else:
         _set_log(axis, low / 1.1, high * 1.1)
     outside: dict[str, list[str]] = {}
-    for curve in lines:
-        end = float(curve.mean.iloc[-1])
-        if not low <= end <= high:
-            which = "validation" if curve.dash == "-" else "training"
-            outside.setdefault(curve.setting, []).append(f"{which} loss {end:.3g}")
+    for curve in panel_curves:
+        last_value = float(curve.mean.iloc[-1])
+        if not low <= last_value <= high:
+            kind = "validation" if curve.dash == "-" else "training"
+            outside.setdefault(curve.setting, []).append(f"{kind} loss {last_value:.3g}")
     return beyond(outside)
 
 

@@ -1,4 +1,4 @@
-"""Heat maps over two swept numbers: validation accuracy, on which they are chosen, and test beside it."""
+"""Heat maps over two swept keys: validation accuracy to the left of test accuracy."""
 
 from typing import Any
 
@@ -19,80 +19,98 @@ from kd.report.figures.style import canvas, joined, labels, sentences, short
 from kd.report.tables import Tables
 
 MAX_MAPS = 3  # methods with heat maps of their own
-MAX_NUMBERED_CELLS = 12  # values of a key up to which a heat map has numbers
-MAX_COLUMNS = 40  # values of a key that a heat map can hold
+MAX_NUMBERED_CELLS = 12  # values of a key up to which numbers are written into the cells
+MAX_COLUMNS = 40  # values of a key that fit into a heat map
 
 
-def heat(tables: Tables, a: str, b: str) -> tuple[Any, str]:
-    """Draw mean accuracy over the values of two swept numbers, a row of maps for each method that has a grid."""
+def heat(tables: Tables, row_key: str, column_key: str) -> tuple[Any, str]:
+    """Draw mean accuracy over two swept keys, a row of maps for each method that has a grid.
+
+    Args:
+        tables: The tables of the sweep.
+        row_key: The key whose values are the rows of a map.
+        column_key: The key whose values are the columns of a map.
+
+    Returns:
+        (figure, caption).
+
+    Raises:
+        FigureNotApplicable: No method was run on a grid of both keys that fits into a map.
+    """
     done_runs(tables)
-    held, fixed = fix_other_settings(tables.summary, tables.swept, [a, b])
-    both = held.dropna(subset=[a, b])
-    grids, unfit = _grids(both, a, b)
-    methods, left_out = best_methods(both, grids, MAX_MAPS)
-    both = both[both["method"].isin(methods)]
-    shown = panels(both)
-    columns = max(rows[b].nunique() for _, rows in both.groupby("method"))
-    lines = [both[both["method"] == method][a].nunique() for method in methods]
-    numbered = max([columns, *lines]) <= MAX_NUMBERED_CELLS
-    width = len(shown) * (2.2 + (0.62 * columns if numbered else 3.2))
-    height = sum(1.3 + (0.42 * count if numbered else 2.6) for count in lines)
+    table, fixed = fix_other_settings(tables.summary, tables.swept, [row_key, column_key])
+    table = table.dropna(subset=[row_key, column_key])
+    grid_methods, without_map = _grids(table, row_key, column_key)
+    methods, left_out = best_methods(table, grid_methods, MAX_MAPS)
+    table = table[table["method"].isin(methods)]
+    shown = panels(table)
+    column_count = max(rows[column_key].nunique() for _, rows in table.groupby("method"))
+    row_counts = [table[table["method"] == method][row_key].nunique() for method in methods]
+    numbered = max([column_count, *row_counts]) <= MAX_NUMBERED_CELLS
+    width = len(shown) * (2.2 + (0.62 * column_count if numbered else 3.2))
+    height = sum(1.3 + (0.42 * count if numbered else 2.6) for count in row_counts)
     figure, axes = canvas(
-        max(width, 5.0), height, len(shown), len(methods), gridspec_kw={"height_ratios": lines}
+        max(width, 5.0), height, len(shown), len(methods), gridspec_kw={"height_ratios": row_counts}
     )
-    dark = []
-    for row, method in zip(axes, methods, strict=True):
-        rows = both[both["method"] == method]
-        means = [
-            value for column, _ in shown for value in 100 * rows[column].astype(float).dropna()
-        ]
-        least = lowest_sound(means)
-        span = padded(least, max(means))
-        dark += (
-            [f"{sum(mean < least for mean in means)} cells of {method}"]
-            if min(means) < least
-            else []
-        )
-        for axis, (column, title) in zip(row, shown, strict=True):
-            _draw_map(axis, rows, (a, b), column, title, span, numbered)
-            axis.set_title(
-                labels([method])[0][method] if len(methods) > 1 or len(shown) == 1 else ""
-            )
-    names, in_full = labels(methods)
+    below_scale = []
+    for method_axes, method in zip(axes, methods, strict=True):
+        rows = table[table["method"] == method]
+        means: list[float] = []
+        for column, _ in shown:
+            means.extend(100 * rows[column].astype(float).dropna())
+        lowest = lowest_sound(means)
+        span = padded(lowest, max(means))
+        if min(means) < lowest:
+            below_scale.append(f"{sum(mean < lowest for mean in means)} cells of {method}")
+        titled = len(methods) > 1 or len(shown) == 1
+        for axis, (column, title) in zip(method_axes, shown, strict=True):
+            _draw_map(axis, rows, (row_key, column_key), column, title, span, numbered)
+            axis.set_title(labels([method])[0][method] if titled else "")
+    names, full_names = labels(methods)
     if len(methods) == 1 and len(shown) > 1:
         figure.suptitle(names[methods[0]], fontsize=11)
     return figure, sentences(
         "Mean over seeds; empty cells were not run.",
         how_to_read(shown),
-        "Framed: best on validation." if validated(both) else "",
+        "Framed: best on validation." if validated(table) else "",
         left_out,
-        unfit,
+        without_map,
         fixed_settings_note(fixed, methods),
-        f"Below the scale of colours: {joined(dark)}." if dark else "",
-        in_full,
+        f"Below the colour scale: {joined(below_scale)}." if below_scale else "",
+        full_names,
     )
 
 
-def _grids(table: pd.DataFrame, a: str, b: str) -> tuple[list[str], str]:
-    """The methods that were run over a grid of both keys, and the caption's sentence about those whose grid does not
-    fit a map. **Raises:** Unfit without any."""
-    methods, unfit, large = [], [], 0
+def _grids(table: pd.DataFrame, row_key: str, column_key: str) -> tuple[list[str], str]:
+    """Find the methods that were run on a grid of both keys.
+
+    Returns:
+        (methods, the caption's sentence about methods whose grid does not fit into a map or "").
+
+    Raises:
+        FigureNotApplicable: No method has such a grid.
+    """
+    methods = []
+    without_map = []
+    largest = 0
     for method, rows in table.groupby("method", sort=False):
-        x, y = rows[a].nunique(), rows[b].nunique()
-        if min(x, y) < 2:
+        row_count = rows[row_key].nunique()
+        column_count = rows[column_key].nunique()
+        cells = row_count * column_count
+        if min(row_count, column_count) < 2:
             continue
-        if 2 * len(rows) < x * y:
-            unfit.append(f"{method} ({len(rows)} of {x * y} cells)")
-        elif max(x, y) > MAX_COLUMNS:
-            unfit.append(f"{method} ({x * y} cells)")
-            large = max(large, x, y)
+        if 2 * len(rows) < cells:
+            without_map.append(f"{method} (only {len(rows)} of {cells} cells were run)")
+        elif max(row_count, column_count) > MAX_COLUMNS:
+            without_map.append(f"{method} ({cells} cells are too many)")
+            largest = max(largest, row_count, column_count)
         else:
             methods.append(str(method))
-    if not methods and large:
-        raise FigureNotApplicable(f"a grid of {large} values is too large for a heat map")
+    if not methods and largest:
+        raise FigureNotApplicable(f"a grid with {largest} values of a key is too large to draw")
     if not methods:
-        raise FigureNotApplicable("no method was run over a grid of both")
-    return methods, f"Without {joined(unfit)}." if unfit else ""
+        raise FigureNotApplicable("no method was run on a grid of both keys")
+    return methods, f"No heat map for: {joined(without_map)}." if without_map else ""
 
 
 def _draw_map(
@@ -104,30 +122,33 @@ def _draw_map(
     span: Limits,
     numbered: bool,
 ) -> None:
-    a, b = keys
-    cells = 100 * rows.pivot_table(index=a, columns=b, values=column, aggfunc="mean").astype(float)
+    row_key, column_key = keys
+    cells = 100 * rows.pivot_table(
+        index=row_key, columns=column_key, values=column, aggfunc="mean"
+    ).astype(float)
     cells = cells.sort_index()
     edge = {"edgecolors": "white", "linewidth": 1} if numbered else {}
     mesh = axis.pcolormesh(cells.to_numpy(), cmap="cividis", vmin=span.low, vmax=span.high, **edge)
-    below = "min" if cells.min().min() < span.low else "neither"
-    axis.figure.colorbar(mesh, ax=axis, label=title, extend=below)
+    extend = "min" if cells.min().min() < span.low else "neither"
+    axis.figure.colorbar(mesh, ax=axis, label=title, extend=extend)
     axis.grid(visible=False)
     axis.set_xticks(*_ticks(cells.columns))
     axis.set_yticks(*_ticks(cells.index))
-    axis.set(xlabel=short(b), ylabel=short(a))
+    axis.set(xlabel=short(column_key), ylabel=short(row_key))
     if numbered:
         _write_numbers(axis, cells, span)
     if validated(rows):
         best = rows.sort_values("val_accuracy", ascending=False, kind="stable").iloc[0]
-        _frame(axis, list(cells.columns).index(best[b]), list(cells.index).index(best[a]))
+        x = list(cells.columns).index(best[column_key])
+        y = list(cells.index).index(best[row_key])
+        _frame(axis, x, y)
 
 
 def _ticks(values: "pd.Index[Any]") -> tuple[list[float], list[str]]:
-    """(positions, labels) of the values whose labels have room."""
+    """Return (positions, labels) of as many values as there is room for labels."""
     step = -(-len(values) // MAX_NUMBERED_CELLS)
-    return [i + 0.5 for i in range(0, len(values), step)], [
-        f"{value:.4g}" for value in values[::step]
-    ]
+    positions = [i + 0.5 for i in range(0, len(values), step)]
+    return positions, [f"{value:.4g}" for value in values[::step]]
 
 
 def _write_numbers(axis: Any, cells: pd.DataFrame, span: Limits) -> None:

@@ -1,4 +1,4 @@
-"""Test accuracy of the settings, with intervals, seeds and teachers."""
+"""Test accuracy of the settings, with confidence intervals, seeds and teachers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,24 +31,30 @@ from kd.report.figures.style import (
 )
 from kd.report.tables import Tables
 
-MAX_SETTINGS = 14  # rows that a figure can name
-MAX_TEACHER_LINES = 3  # teachers that are drawn as lines
+MAX_SETTINGS = 14  # rows that fit into the figure
+MAX_TEACHER_LINES = 3  # teachers up to which each is a line across all rows
 
 
 def accuracy(tables: Tables) -> tuple[Any, str]:
-    """Draw means with 95 % intervals, each seed as a dot, and the teachers."""
+    """Draw the mean of each setting with its 95 % interval, each seed as a dot, and the teachers.
+
+    Returns:
+        (figure, caption).
+
+    Raises:
+        FigureNotApplicable: No run has finished.
+    """
     done = done_runs(tables)
     selection = select(tables.summary, MAX_SETTINGS)
     rows = selection.rows.reset_index(drop=True)
     seeds = {name: list(100 * group["test_accuracy"]) for name, group in done.groupby("setting")}
     teachers = _teachers(rows)
-    near = [value for name in rows["setting"] for value in seeds[name]]
-    span = limits(
-        100 * rows["test_accuracy"],
-        100 * rows["test_accuracy_ci95"],
-        [*near, *(accuracy for _, accuracy in teachers)],
-    )
-    names, in_full = labels(rows["setting"])
+    near: list[float] = []
+    for name in rows["setting"]:
+        near.extend(seeds[name])
+    near.extend(value for _, value in teachers)
+    span = limits(100 * rows["test_accuracy"], 100 * rows["test_accuracy_ci95"], near)
+    names, full_names = labels(rows["setting"])
     ticks = [f"{names[row['setting']]}  (n = {row['n']})" for _, row in rows.iterrows()]
     figure, axes = canvas(4.4 + CHARACTER * max(map(columns_of, ticks)), 1.3 + 0.34 * len(rows))
     axis = axes[0][0]
@@ -58,22 +64,24 @@ def accuracy(tables: Tables) -> tuple[Any, str]:
         _draw_mean(axis, position, row, looks[row["method"]], span)
     axis.set_yticks(range(len(rows)), ticks)
     axis.set(xlim=span, ylim=(len(rows) - 0.5, -0.5), xlabel="test accuracy, %")
-    few = len(teachers) <= MAX_TEACHER_LINES
-    legend(
-        figure,
-        _draw_teachers(axis, teachers, span) if few else _draw_own_teachers(axis, rows, span),
-    )
+    if len(teachers) <= MAX_TEACHER_LINES:
+        entries = _draw_teachers(axis, teachers, span)
+    else:
+        entries = _draw_own_teachers(axis, rows, span)
+    legend(figure, entries)
     outside: Outside = {}
     settings = zip(rows["setting"], 100 * rows["test_accuracy"], strict=True)
-    for name, value in [*settings, *((f"teacher {name}", value) for name, value in teachers)]:
+    named_teachers = [(f"teacher {name}", value) for name, value in teachers]
+    for name, value in [*settings, *named_teachers]:
         if not span.contains(value):
             outside.setdefault(name, []).append(percent(value))
     return figure, sentences(
-        "Mean over seeds with its 95 % confidence interval (none for one seed); grey dots are seeds.",
+        "Mean over seeds with its 95 % confidence interval (none for one seed); "
+        "grey dots are seeds.",
         _hollow_note(rows),
         selection.note,
         beyond(outside),
-        in_full,
+        full_names,
     )
 
 
@@ -81,26 +89,34 @@ def _hollow_note(rows: pd.DataFrame) -> str:
     if rows["chosen"].all():
         return ""
     if validated(rows):
-        return "Hollow: not chosen on validation."
-    return "Hollow: one of several settings of its method, of which none was chosen without validation images."
+        return "Hollow markers: settings that were not chosen on validation."
+    return (
+        "Hollow markers: the method has several settings; without validation images, none of them "
+        "was chosen."
+    )
 
 
 def _draw_seeds(axis: Any, position: int, values: Sequence[float], span: Limits) -> None:
-    """Draw dots, and at the edge an arrow for each that lies outside."""
-    style = {"color": "0.55", "linewidths": 0, "zorder": 3, "clip_on": False}
+    """Draw a dot for each seed, or an arrow at the edge for a seed outside the axis."""
+    look = {"color": "0.55", "linewidths": 0, "zorder": 3, "clip_on": False}
     inside = [value for value in values if span.contains(value)]
-    axis.scatter(inside, [position] * len(inside), s=16, **style)
+    axis.scatter(inside, [position] * len(inside), s=16, **look)
     for value in values:
         if not span.contains(value):
             marker = CARET_LEFT if value < span.low else CARET_RIGHT
-            axis.scatter([span.nearest(value)], [position], s=20, marker=marker, **style)
+            axis.scatter([span.nearest(value)], [position], s=20, marker=marker, **look)
 
 
 def _draw_mean(
     axis: Any, position: int, row: "pd.Series[Any]", look: dict[str, Any], span: Limits
 ) -> None:
-    """Draw a mean with its interval; where the interval leaves the axis, an arrow; where the mean does, its value."""
-    mean, half = 100 * row["test_accuracy"], 100 * row["test_accuracy_ci95"]
+    """Draw a mean with its interval, and an arrow where the interval leaves the axis.
+
+    For a mean outside the axis, draw an arrow at the edge and write the value next to it.
+    """
+    mean = 100 * row["test_accuracy"]
+    half = 100 * row["test_accuracy_ci95"]
+    low, high = interval(mean, half)
     colour = look["color"]
     if not span.contains(mean):
         axis.plot(
@@ -113,7 +129,6 @@ def _draw_mean(
             zorder=3,
             clip_on=False,
         )
-        low, high = interval(mean, half)
         text = percent(mean) if pd.isna(half) else f"{percent(mean)} ({low:.2f} to {high:.2f})"
         box = {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"}
         axis.annotate(
@@ -126,7 +141,6 @@ def _draw_mean(
             zorder=4,
         )
         return
-    low, high = interval(mean, half)
     if not pd.isna(half):
         axis.errorbar(
             mean,
@@ -164,7 +178,7 @@ def _draw_mean(
 
 
 def _teachers(rows: pd.DataFrame) -> list[tuple[str, float]]:
-    """(name, test accuracy in percent) of each teacher of these rows."""
+    """Return (name, test accuracy in percent) of each teacher of these rows."""
     known = rows.dropna(subset=["teacher_test_accuracy"])[["teacher", "teacher_test_accuracy"]]
     return [
         (str(name), 100 * value)
@@ -175,7 +189,11 @@ def _teachers(rows: pd.DataFrame) -> list[tuple[str, float]]:
 def _draw_teachers(
     axis: Any, teachers: Sequence[tuple[str, float]], span: Limits
 ) -> dict[str, Any]:
-    """Draw a line for each teacher, or an arrow at the edge beyond which it lies. **Returns:** {label: handle}."""
+    """Draw a line for each teacher, or an arrow at the edge for a teacher outside the axis.
+
+    Returns:
+        {legend label: handle}.
+    """
     entries = {}
     for dash, (name, value) in zip(DASHES[1:], teachers, strict=False):
         label = literal(f"teacher {shorten(name, 30)}: {percent(value)}")
@@ -192,7 +210,11 @@ def _draw_teachers(
 
 
 def _draw_own_teachers(axis: Any, rows: pd.DataFrame, span: Limits) -> dict[str, Any]:
-    """Draw each row's own teacher as a tick, or an arrow at the edge. **Returns:** {label: handle}."""
+    """Draw each row's own teacher as a tick, or as an arrow at the edge if it is outside the axis.
+
+    Returns:
+        {legend label: handle}.
+    """
     values = 100 * rows["teacher_test_accuracy"]
     for position, value in enumerate(values):
         if pd.isna(value):
@@ -208,8 +230,5 @@ def _draw_own_teachers(axis: Any, rows: pd.DataFrame, span: Limits) -> dict[str,
             ls="",
             clip_on=False,
         )
-    return {
-        "teacher of the row (an arrow where it is outside)": handle(
-            color="0.1", marker="|", ls="", ms=13, mew=2
-        )
-    }
+    tick = handle(color="0.1", marker="|", ls="", ms=13, mew=2)
+    return {"teacher of the row (an arrow if outside the axis)": tick}

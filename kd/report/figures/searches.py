@@ -1,4 +1,4 @@
-"""Optuna's own plots of a search."""
+"""Optuna's own plots of a hyperparameter search."""
 
 import math
 import warnings
@@ -13,44 +13,63 @@ from kd.report.figures.selection import FigureNotApplicable
 from kd.report.figures.style import sentences
 
 
-def search(study: Mapping[str, str], what: str) -> tuple[Any, str]:
-    """Draw Optuna's own plot of a study: the best objective so far, or how much each key matters to it."""
+def search(study: Mapping[str, str], plot: str) -> tuple[Any, str]:
+    """Draw one of Optuna's own plots of a study.
+
+    Args:
+        study: The name of the study (`study`) and where it is stored (`storage`).
+        plot: `history` for the objective of each trial, or `importance` for the share of the
+            objective's variance that each key explains.
+
+    Returns:
+        (figure, caption).
+
+    Raises:
+        FigureNotApplicable: Optuna is not installed, the study cannot be read, or it has too few
+            complete trials.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its plots call themselves experimental
-            axis, note = _plot(study, what)
+            warnings.simplefilter("ignore")  # Optuna warns that its plots are experimental
+            axis, note = _plot(study, plot)
     except ImportError as error:
         raise FigureNotApplicable("Optuna is not installed") from error
     except FigureNotApplicable:
         raise
-    except Exception as error:  # of Optuna, of SQLAlchemy, of any database's driver
+    except Exception as error:  # from Optuna, SQLAlchemy or a database driver
         raise FigureNotApplicable(f"the study cannot be read: {first_line(error)}") from error
     figure = axis.figure
     figure.set_size_inches(6.4, 3.8)
     axis.set_title("")
-    if what == "history":
-        caption = "The objective of each complete trial, and the best so far; measured on validation images."
+    if plot == "history":
+        caption = (
+            "The objective of each complete trial and the best value so far, "
+            "measured on validation images."
+        )
     else:
-        caption = "The share of the objective's variance that each searched key explains (Optuna's fANOVA)."
+        caption = (
+            "The share of the objective's variance that each searched key explains "
+            "(Optuna's fANOVA)."
+        )
     return figure, sentences(caption, note)
 
 
-def _plot(study: Mapping[str, str], what: str) -> tuple[Any, str]:
-    """(axes, the caption's sentence about values outside them)."""
+def _plot(study: Mapping[str, str], plot: str) -> tuple[Any, str]:
+    """Return (axes, the caption's sentence about values outside them or "")."""
     import optuna
     from optuna.visualization import matplotlib as plots
 
     from kd.runs.optuna_storage import open_storage
 
     file = study["storage"].removeprefix("sqlite:///")
-    if "://" not in file and not Path(file).is_file():  # Optuna would make it
-        raise FigureNotApplicable(f"the study cannot be read: there is no {file}")
+    if "://" not in file and not Path(file).is_file():  # Optuna would create it
+        raise FigureNotApplicable(f"the study cannot be read: {file} does not exist")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     loaded = optuna.load_study(study_name=study["study"], storage=open_storage(study["storage"]))
     complete = loaded.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
     if len(complete) < 4:
         raise FigureNotApplicable("fewer than four trials are complete")
-    if what != "history":
+    if plot != "history":
         return plots.plot_param_importances(loaded), ""
     axis = plots.plot_optimization_history(loaded)
     more_is_better = loaded.direction == optuna.study.StudyDirection.MAXIMIZE
@@ -59,8 +78,19 @@ def _plot(study: Mapping[str, str], what: str) -> tuple[Any, str]:
 
 
 def limit_objective(axis: Any, trials: Sequence[tuple[int, float]], more_is_better: bool) -> str:
-    """Let no failed trial choose the limits of the objective's axis: those far beyond the usual on the bad side are
-    drawn at its edge. **Returns:** the caption's sentence about them."""
+    """Set the limits of the objective's axis so that outliers on the bad side do not affect them.
+
+    A trial is an outlier if it is worse than the upper quartile of the losses by more than three
+    interquartile ranges. Outliers are drawn at the edge of the axis.
+
+    Args:
+        axis: The axis of the optimization history.
+        trials: (number, objective) of each complete trial.
+        more_is_better: Whether the objective is maximized.
+
+    Returns:
+        The caption's sentence about the outliers, or "".
+    """
     sign = 1.0 if more_is_better else -1.0
     losses = [-sign * value for _, value in trials if math.isfinite(value)]
     lower, middle, upper = quantiles(losses, n=4)

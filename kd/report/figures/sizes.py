@@ -1,4 +1,4 @@
-"""Accuracy against the size of the students: the Pareto front is that of validation."""
+"""Accuracy against the size of the students, with the Pareto front on validation accuracy."""
 
 import math
 from collections.abc import Sequence
@@ -33,28 +33,36 @@ COSTS = {"params": "parameters", "macs": "multiply-accumulates per image"}
 
 
 def size(tables: Tables) -> tuple[Any, str]:
-    """Draw accuracy against parameters and MACs, the teachers beside the students, the Pareto front joined."""
+    """Draw accuracy of students and teachers against parameters and MACs, with the Pareto front.
+
+    Returns:
+        (figure, caption).
+
+    Raises:
+        FigureNotApplicable: No run has finished, or all students have the same size.
+    """
     done = done_runs(tables)
     table = candidates(tables.summary)
     if table["params"].nunique() < 2:
-        raise FigureNotApplicable("all students have one size")
+        raise FigureNotApplicable("all students have the same size")
     shown = panels(table)
     teachers = table.dropna(subset=["teacher_params", "teacher_test_accuracy"]).round(
         {"teacher_test_accuracy": 6}
     )
     teachers = teachers.drop_duplicates(["teacher", "teacher_test_accuracy"])
     halves = {column: half_widths(done, column) for column, _ in shown}
-    means = [mean for column, _ in shown for mean in 100 * table[column].astype(float)]
-    widths = [
-        halves[column].get(setting, math.nan) for column, _ in shown for setting in table["setting"]
-    ]
+    means: list[float] = []
+    widths: list[float] = []
+    for column, _ in shown:
+        means.extend(100 * table[column].astype(float))
+        widths.extend(halves[column].get(setting, math.nan) for setting in table["setting"])
     span = limits(means, widths, 100 * teachers["teacher_test_accuracy"].astype(float))
     figure, axes = canvas(
         3.3 * len(shown) * len(COSTS) + 0.6, 3.6, len(shown) * len(COSTS), sharey=True
     )
     methods = list(dict.fromkeys(table["method"]))
     looks = method_looks(tables)
-    by = shown[0][0]
+    front_column = shown[0][0]  # validation accuracy, if there is any
     for number, axis in enumerate(axes[0]):
         column, title = shown[number // len(COSTS)]
         cost = list(COSTS)[number % len(COSTS)]
@@ -64,29 +72,36 @@ def size(tables: Tables) -> tuple[Any, str]:
         if column == "test_accuracy":
             _draw_teachers(axis, teachers, cost, span)
         for rows in _by_data(tables, table):
-            edge = front(rows, cost, by)
-            axis.plot(edge[cost], 100 * edge[column], color="0.5", lw=1, ls="--", zorder=1)
+            best = front(rows, cost, front_column)
+            axis.plot(best[cost], 100 * best[column], color="0.5", lw=1, ls="--", zorder=1)
         axis.set(xscale="log", xlabel=COSTS[cost], ylabel=title, ylim=span)
         axis.yaxis.set_tick_params(labelleft=True)
-    names, in_full = labels(methods)
+    names, full_names = labels(methods)
     entries = {names[method]: handle(**(looks[method] | {"ls": ""})) for method in methods}
     if len(teachers):
         entries["teacher"] = handle(color="0.15", marker="*", ms=10, ls="")
     entries["Pareto front"] = handle(color="0.5", ls="--", lw=1)
     legend(figure, entries)
-    chosen = "Chosen settings" if table["chosen"].all() else "Settings"
+    subject = "Chosen settings" if table["chosen"].all() else "Settings"
+    if len(shown) > 1:
+        front_note = (
+            "Dashed: students that no other of the same or smaller size beats on validation; "
+            "the test panels connect the same students."
+        )
+    else:
+        front_note = (
+            f"{NO_VALIDATION} Dashed: students that no other of the same or smaller size beats."
+        )
     return figure, sentences(
-        f"{chosen} with 95 % intervals.",
-        "Dashed: the students that no other beats on validation at their size; on test the same ones."
-        if len(shown) > 1
-        else f"{NO_VALIDATION} Dashed: the students that no other beats at their size.",
+        f"{subject} with 95 % intervals.",
+        front_note,
         beyond(_outside(table, teachers, shown, span)),
-        in_full,
+        full_names,
     )
 
 
 def _by_data(tables: Tables, table: pd.DataFrame) -> list[pd.DataFrame]:
-    """The rows of each data set: accuracies of different images have no common front."""
+    """Return the rows of each data set: accuracies on different images share no Pareto front."""
     keys = [
         key
         for key in (*tables.swept, "data")
@@ -107,7 +122,8 @@ def _draw_points(
     rows = rows[rows[column].notna()]
     means = 100 * rows[column].astype(float)
     inside = means.map(span.contains).astype(bool)
-    costs, edges = rows[cost], means.map(span.nearest)
+    costs = rows[cost]
+    edges = means.map(span.nearest)
     draw_points(
         axis, costs[inside], means[inside], marker=look["marker"], color=look["color"], ms=7
     )
@@ -150,19 +166,20 @@ def _outside(
 
 
 def front(table: pd.DataFrame, cost: str, column: str) -> pd.DataFrame:
-    """The rows that none beats in both cost (less is better) and the column, by rising cost."""
+    """Return the rows on the Pareto front of cost (less is better) and a column, by rising cost."""
     known = table[table[column].notna() & (table[cost] > 0)]
-    best = pareto(list(zip(known[cost], known[column], strict=True)))
-    points = pd.Series(
-        list(zip(known[cost], known[column], strict=True)), index=known.index, dtype=object
-    )
-    return known[points.isin(best)].drop_duplicates([cost, column]).sort_values(cost)
+    points = list(zip(known[cost], known[column], strict=True))
+    on_front = pd.Series(points, index=known.index, dtype=object).isin(pareto(points))
+    return known[on_front].drop_duplicates([cost, column]).sort_values(cost)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that none beats in both cost (less is better) and value, by rising cost."""
-    edge: list[tuple[float, float]] = []
-    for cost, value in sorted(points, key=lambda p: (p[0], -p[1])):
-        if not edge or value > edge[-1][1]:
-            edge.append((cost, value))
-    return edge
+    """Return the (cost, value) points on the Pareto front, by rising cost.
+
+    Lower costs and higher values are better.
+    """
+    best: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or value > best[-1][1]:
+            best.append((cost, value))
+    return best

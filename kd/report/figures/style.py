@@ -1,4 +1,4 @@
-"""The look of all figures: canvas, colours, markers, dashes, labels that fit, and legends."""
+"""The look of all figures: canvas, colours, markers, dashes, short labels and legends."""
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -7,8 +7,8 @@ from typing import Any
 
 MARKERS = ["o", "s", "D", "^", "v", "P", "X", "*", "<", ">", "p", "h", "d"]
 DASHES: list[Any] = ["-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 2)), (0, (1, 3))]
-WIDTH = 44  # columns of text that a label may take
-CHARACTER = 0.08  # inches that a column of text takes, about
+WIDTH = 44  # largest width of a label, in columns of text
+CHARACTER = 0.08  # approximate width of a column of text, in inches
 MAX_LISTED = 8  # names that a caption lists
 FALLBACKS = [
     "Noto Sans CJK SC",
@@ -21,7 +21,11 @@ FALLBACKS = [
 
 @contextmanager
 def style() -> Iterator[Any]:
-    """Give figures kd's look inside the block; yields pyplot."""
+    """Apply kd's look to figures drawn inside the block.
+
+    Yields:
+        matplotlib.pyplot.
+    """
     import matplotlib as mpl
     import seaborn as sns
     from matplotlib import font_manager
@@ -49,7 +53,11 @@ def style() -> Iterator[Any]:
 def canvas(
     width: float, height: float, columns: int = 1, rows: int = 1, **options: Any
 ) -> tuple[Any, Any]:
-    """Make a figure of so many inches. **Returns:** (figure, axes [rows][columns])."""
+    """Create a figure of this width and height, in inches.
+
+    Returns:
+        (figure, axes as [rows][columns]).
+    """
     import matplotlib.pyplot as plt
 
     return plt.subplots(
@@ -58,10 +66,10 @@ def canvas(
 
 
 def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and dash of each name, by its position.
+    """Return {name: colour, marker and dash}, which depend on the position of the name.
 
-    Colours are those that colour-blind people tell apart. There are 10 of them, 13 markers and 7 dashes: a colour
-    with a marker repeats after 130 names, all three after 910.
+    The colours can be distinguished by colour-blind readers. With 10 colours, 13 markers and 7
+    dashes, a pair of colour and marker repeats after 130 names, and all three after 910.
     """
     import seaborn as sns
 
@@ -80,31 +88,32 @@ def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def short(key: str) -> str:
+    """Return a configuration key without the prefix `method.`."""
     return key.removeprefix("method.")
 
 
 def short_value(value: Any) -> str:
-    """A value for a label: a float with four digits, a long text shortened."""
+    """Return a value for a label: a float with four significant digits, or a shortened text."""
     return format(value, ".4g") if isinstance(value, float) else shorten(clean(str(value)))
 
 
 def clean(text: str) -> str:
-    """The text on one line, with a replacement character for each one that no font can show."""
-    return "".join(
-        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split())
-    )
+    """Return the text on one line, with unprintable characters replaced."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
 def columns_of(text: str) -> int:
-    """Columns that a text takes: East Asian characters are two wide."""
+    """Return the width of a text in columns; East Asian characters are two columns wide."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def shorten(text: str, width: int = WIDTH) -> str:
-    """The text with an ellipsis in its middle where it is wider than `width` columns."""
+    """Return the text, with an ellipsis in its middle if it is wider than `width` columns."""
     if columns_of(text) <= width:
         return text
-    head, tail = "", ""
+    head = ""
+    tail = ""
     for front, back in zip(text, reversed(text), strict=True):
         if columns_of(head + front + tail) > width - 1:
             break
@@ -116,15 +125,25 @@ def shorten(text: str, width: int = WIDTH) -> str:
 
 
 def literal(text: str) -> str:
-    """The text as matplotlib shows it unchanged: no formulas, and no hidden legend entry."""
+    """Escape a text so that matplotlib shows it unchanged.
+
+    A dollar sign would start a formula, and a leading underscore would hide a legend entry.
+    """
     escaped = text.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
 
 
 def labels(names: Iterable[str], width: int = WIDTH) -> tuple[dict[str, str], str]:
-    """Labels that fit into a figure. One that must be shortened gets a number, which the note resolves.
+    """Return labels that fit into a figure.
 
-    **Returns:** ({name: label}, note for the caption, or "").
+    A name that is too wide is shortened and numbered; the note gives its full text.
+
+    Args:
+        names: The names to label.
+        width: Largest width of a label, in columns of text.
+
+    Returns:
+        ({name: label}, note for the caption or "").
     """
     fitting: dict[str, str] = {}
     notes: list[str] = []
@@ -134,21 +153,22 @@ def labels(names: Iterable[str], width: int = WIDTH) -> tuple[dict[str, str], st
             notes.append(f"[{len(notes) + 1}] {text}")
             text = f"[{len(notes)}] {shorten(text, width - 4)}"
         fitting.setdefault(name, literal(text))
-    return fitting, f"In full: {'; '.join(notes)}." if notes else ""
+    return fitting, f"Full names: {'; '.join(notes)}." if notes else ""
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a caption: the first few, then how many more."""
+    """Return names for a caption: the first few, then the number of the others."""
     return joined([shorten(clean(name)) for name in names])
 
 
-def joined(words: Sequence[str], most: int = MAX_LISTED) -> str:
-    """The first few of these words, then how many more."""
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+def joined(items: Sequence[str], most: int = MAX_LISTED) -> str:
+    """Return the first `most` items, separated by commas, then the number of the others."""
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + rest
 
 
 def sentences(*parts: str) -> str:
-    """The parts that are not empty as one caption."""
+    """Return the parts that are not empty as one caption."""
     return " ".join(part for part in parts if part)
 
 
@@ -156,7 +176,10 @@ def sentences(*parts: str) -> str:
 
 
 def legend(figure: Any, entries: Mapping[str, Any]) -> None:
-    """Put a legend above a figure, {label: handle}: as many columns as fit, the figure higher by its rows."""
+    """Add a legend of {label: handle} above a figure.
+
+    It has as many columns as fit, and the height of the figure grows with its rows.
+    """
     if not entries:
         return
     width, height = figure.get_size_inches()
@@ -170,7 +193,7 @@ def legend(figure: Any, entries: Mapping[str, Any]) -> None:
 
 
 def handle(**look: Any) -> Any:
-    """A legend's handle for a colour, marker and dash."""
+    """Return a legend handle with this colour, marker and dash."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], **look)

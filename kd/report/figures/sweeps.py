@@ -1,4 +1,4 @@
-"""Accuracy over one swept number: validation, on which it is chosen, and test beside it."""
+"""Accuracy over one swept numeric key: validation accuracy to the left of test accuracy."""
 
 import itertools
 import math
@@ -31,65 +31,78 @@ from kd.report.figures.selection import (
 from kd.report.figures.style import canvas, handle, labels, legend, listed, sentences, short
 from kd.report.tables import Tables
 
-MAX_SETTINGS = 8  # methods whose lines can be told apart
-MAX_TICKS = 24  # values of a key up to which they are the axis's ticks
-MAX_NAMED = 6  # values outside the axis that are written at its edge
+MAX_SETTINGS = 8  # methods whose lines a reader can distinguish
+MAX_TICKS = 24  # values of a key up to which each may have a tick
+MAX_NAMED = 6  # values of a line outside the axis that are written at its edge
 
 
 def response(tables: Tables, key: str) -> tuple[Any, str]:
-    """Draw accuracy over the values of one swept number, a line for each method."""
+    """Draw accuracy over the values of one swept numeric key, with a line for each method.
+
+    If no method has two values of the key at fixed values of the others, every setting is a dot.
+
+    Returns:
+        (figure, caption).
+
+    Raises:
+        FigureNotApplicable: No run has finished.
+    """
     done = done_runs(tables)
-    held, fixed = fix_other_settings(tables.summary, tables.swept, [key])
-    held = held[held[key].notna()]
+    table, fixed = fix_other_settings(tables.summary, tables.swept, [key])
+    table = table[table[key].notna()]
     varied = [
-        str(name) for name, rows in held.groupby("method", sort=False) if rows[key].nunique() > 1
+        str(name) for name, rows in table.groupby("method", sort=False) if rows[key].nunique() > 1
     ]
     if not varied:
         return _scatter(tables, key)
-    methods, left_out = best_methods(held, varied, MAX_SETTINGS)
-    single = _with_one_value(held, varied, key)
-    held = held[held["method"].isin(methods)]
-    plain = _standard(tables.summary, held) if "standard" not in methods else None
-    shown = panels(held)
+    methods, left_out = best_methods(table, varied, MAX_SETTINGS)
+    single = _single_value_note(table, varied, key)
+    table = table[table["method"].isin(methods)]
+    baseline = _standard(tables.summary, table) if "standard" not in methods else None
+    shown = panels(table)
     halves = {column: half_widths(done, column) for column, _ in shown}
-    means, widths = [], []
+    means: list[float] = []
+    widths: list[float] = []
     for column, _ in shown:
-        means += list(100 * held[column].astype(float))
-        widths += [halves[column].get(setting, math.nan) for setting in held["setting"]]
-    reference = [] if plain is None else [100 * plain[column] for column, _ in shown]
-    span = limits(means, widths, reference)
+        means.extend(100 * table[column].astype(float))
+        widths.extend(halves[column].get(setting, math.nan) for setting in table["setting"])
+    baselines = [] if baseline is None else [100 * baseline[column] for column, _ in shown]
+    span = limits(means, widths, baselines)
     figure, axes = canvas(4.4 * len(shown) + 1.0, 3.8, len(shown), sharey=True)
     looks = method_looks(tables)
     outside: Outside = {}
     for axis, (column, title) in zip(axes[0], shown, strict=True):
         for method in methods:
-            rows = held[held["method"] == method].sort_values(key)
+            rows = table[table["method"] == method].sort_values(key)
             _draw_line(axis, rows, key, column, halves[column], looks[method], span, outside)
-        if plain is not None:
-            axis.axhline(span.nearest(100 * plain[column]), color="0.2", ls=":", lw=1.4)
-        _set_values(axis, key, held[key])
+        if baseline is not None:
+            axis.axhline(span.nearest(100 * baseline[column]), color="0.2", ls=":", lw=1.4)
+        _set_values(axis, key, table[key])
         axis.set(ylabel=title, ylim=span)
         axis.yaxis.set_tick_params(labelleft=True)
-    names, in_full = labels(methods)
+    names, full_names = labels(methods)
     entries = {names[method]: handle(**looks[method]) for method in methods}
-    if plain is not None:
+    if baseline is not None:
         entries["standard"] = handle(color="0.2", ls=":", lw=1.4)
     legend(figure, entries)
     return figure, sentences(
-        f"Mean over seeds with its 95 % interval ({_seeds(held['n'])}).",
+        f"Mean over seeds with its 95 % interval ({_seeds(table['n'])}).",
         how_to_read(shown),
         left_out,
         fixed_settings_note(fixed, methods),
         single,
         beyond(outside),
-        in_full,
+        full_names,
     )
 
 
-def _with_one_value(held: pd.DataFrame, varied: Sequence[str], key: str) -> str:
-    """The caption's sentence about the methods that have the key and no two values of it at what is held."""
-    single = [name for name in dict.fromkeys(held["method"]) if name not in varied]
-    return f"Without {listed(single)}: one value of {short(key)} at what is held." if single else ""
+def _single_value_note(table: pd.DataFrame, varied: Sequence[str], key: str) -> str:
+    """Return the caption's sentence about methods with only one value of the key, or ""."""
+    single = [name for name in dict.fromkeys(table["method"]) if name not in varied]
+    if not single:
+        return ""
+    reason = f"only one value of {short(key)} at the fixed values of the other keys"
+    return f"Not drawn: {listed(single)} ({reason})."
 
 
 def _draw_line(
@@ -102,20 +115,19 @@ def _draw_line(
     span: Limits,
     outside: Outside,
 ) -> None:
-    """Draw a method's line; at the edge an arrow for each mean that lies outside, which `outside` is told of."""
+    """Draw the line of a method, and an arrow at the edge for each mean outside the axis.
+
+    The means outside the axis are added to `outside`.
+    """
     rows = rows[rows[column].notna()]
     xs = list(rows[key].astype(float))
     means = list(100 * rows[column].astype(float))
     axis.plot(xs, means, **look, ms=6, lw=1.5, zorder=3)
-    draw_bars(
-        axis,
-        xs,
-        means,
-        [halves.get(setting, math.nan) for setting in rows["setting"]],
-        look["color"],
-    )
-    away = [(x, mean) for x, mean in zip(xs, means, strict=True) if not span.contains(mean)]
-    for number, (x, mean) in enumerate(away):
+    widths = [halves.get(setting, math.nan) for setting in rows["setting"]]
+    draw_bars(axis, xs, means, widths, look["color"])
+    points = zip(xs, means, strict=True)
+    outside_points = [(x, mean) for x, mean in points if not span.contains(mean)]
+    for number, (x, mean) in enumerate(outside_points):
         axis.plot(
             x,
             span.low,
@@ -138,21 +150,27 @@ def _draw_line(
         note(outside, f"{rows['method'].iloc[0]} at {short(key)} = {x:.4g}", column, mean)
 
 
-def _standard(summary: pd.DataFrame, held: pd.DataFrame) -> "pd.Series[Any] | None":
-    """The chosen `standard` of the student and data that all these rows share, if there is one."""
-    plain = summary[(summary["method"] == "standard") & summary["chosen"]]
-    if contexts(held).nunique() == 1:
-        plain = plain[contexts(plain) == contexts(held).iloc[0]]
-    return plain.iloc[0] if len(plain) == 1 else None
+def _standard(summary: pd.DataFrame, table: pd.DataFrame) -> "pd.Series[Any] | None":
+    """Return the chosen `standard` for the student and data of these rows, if there is only one."""
+    chosen = summary[(summary["method"] == "standard") & summary["chosen"]]
+    if contexts(table).nunique() == 1:
+        chosen = chosen[contexts(chosen) == contexts(table).iloc[0]]
+    return chosen.iloc[0] if len(chosen) == 1 else None
 
 
 def _scatter(tables: Tables, key: str) -> tuple[Any, str]:
-    """Draw every setting as a dot: a search leaves no two runs that differ in one number alone."""
+    """Draw every setting as a dot.
+
+    This is for random and Bayesian searches, in which no two runs differ in only one key.
+    """
     table = tables.summary[tables.summary[key].notna()]
     methods, left_out = best_methods(table, list(dict.fromkeys(table["method"])), MAX_SETTINGS)
     table = table[table["method"].isin(methods)]
     shown = panels(table)
-    span = limits([value for column, _ in shown for value in 100 * table[column].astype(float)])
+    means: list[float] = []
+    for column, _ in shown:
+        means.extend(100 * table[column].astype(float))
+    span = limits(means)
     figure, axes = canvas(4.4 * len(shown) + 1.0, 3.8, len(shown), sharey=True)
     looks = method_looks(tables)
     outside: Outside = {}
@@ -163,17 +181,17 @@ def _scatter(tables: Tables, key: str) -> tuple[Any, str]:
         _set_values(axis, key, table[key])
         axis.set(ylabel=title, ylim=span)
         axis.yaxis.set_tick_params(labelleft=True)
-    names, in_full = labels(methods)
+    names, full_names = labels(methods)
     entries = {names[method]: handle(**(looks[method] | {"ls": ""})) for method in methods}
     if table["chosen"].any():
         entries["chosen on validation"] = handle(color="0.1", marker="o", mfc="none", ms=11, ls="")
     legend(figure, entries)
     return figure, sentences(
-        "Every setting that was tried; the other numbers differ from dot to dot.",
+        "Each dot is one setting that was tried; the dots also differ in other swept keys.",
         how_to_read(shown),
         left_out,
         beyond(outside),
-        in_full,
+        full_names,
     )
 
 
@@ -187,7 +205,8 @@ def _draw_dots(
     outside: Outside,
 ) -> None:
     rows = rows[rows[column].notna()].sort_values("chosen", kind="stable")
-    xs, means = rows[key].astype(float), 100 * rows[column].astype(float)
+    xs = rows[key].astype(float)
+    means = 100 * rows[column].astype(float)
     edges = means.map(span.nearest)
     inside = edges == means
     draw_points(axis, xs[inside], means[inside], marker=look["marker"], color=look["color"], ms=5)
@@ -201,25 +220,22 @@ def _draw_dots(
 
 
 def _set_values(axis: Any, key: str, values: "pd.Series[Any]") -> None:
-    """Set the scale of the x axis, and ticks at the values themselves where their labels do not touch."""
+    """Set the scale of the x axis, and ticks at those values whose labels do not overlap."""
     distinct = sorted(set(values.astype(float)))
     axis.set_xscale(spread(distinct))
     if len(distinct) <= MAX_TICKS:
-        ticks = _apart(distinct)
+        ticks = _tick_values(distinct)
         axis.set_xticks(ticks, [f"{value:.4g}" for value in ticks])
         axis.minorticks_off()
     axis.set_xlabel(short(key))
 
 
 def spread(values: Sequence[float]) -> str:
-    """The axis on which these numbers are spread most evenly: log or linear."""
+    """Return the scale on which these numbers are spread most evenly: `log` or `linear`."""
     ordered = sorted(set(map(float, values)))
     if len(ordered) < 3 or ordered[0] <= 0:
-        return (
-            "log"
-            if len(ordered) == 2 and ordered[0] > 0 and ordered[1] / ordered[0] >= 8
-            else "linear"
-        )
+        far_pair = len(ordered) == 2 and ordered[0] > 0 and ordered[1] / ordered[0] >= 8
+        return "log" if far_pair else "linear"
 
     def unevenness(xs: list[float]) -> float:
         steps = [b - a for a, b in itertools.pairwise(xs)]
@@ -228,8 +244,8 @@ def spread(values: Sequence[float]) -> str:
     return "log" if unevenness([math.log(x) for x in ordered]) < unevenness(ordered) else "linear"
 
 
-def _apart(values: Sequence[float]) -> list[float]:
-    """Those of some sorted values whose labels do not touch on the axis that `spread` gives them."""
+def _tick_values(values: Sequence[float]) -> list[float]:
+    """Select from sorted values those whose labels do not overlap on the scale of `spread`."""
     scale: Callable[[float], float] = math.log if spread(values) == "log" else float
     width = (scale(values[-1]) - scale(values[0])) or 1.0
     ticks: list[float] = []
