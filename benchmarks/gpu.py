@@ -45,7 +45,7 @@ DRY_TESTS = ("views",)  # the gate runs the others anyway
 
 
 class Part(NamedTuple):
-    """A part: a function that returns the content of its JSON file, and its time limit in seconds."""
+    """A part: a function that returns the content of its JSON file, and its time limit in s."""
 
     run: Callable[["Bench"], dict[str, Any]]
     seconds: int

@@ -13,9 +13,8 @@ import kd
 
 
 def main(run: str, path: str) -> None:
-    student = kd.load(
-        run
-    )  # in eval mode; it knows its classes, its image size and its normalization
+    # In eval mode; it knows its classes, its image size and its normalization
+    student = kd.load(run)
     image = Image.open(path).convert("RGB").resize((student.metadata["size"],) * 2)
     pixels = torch.from_numpy(np.array(image))[None]  # uint8 [1, height, width, 3]
     with torch.inference_mode():

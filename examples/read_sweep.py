@@ -1,4 +1,6 @@
-"""Read the tables of a sweep with pandas: the best setting of each method by validation, and what it reaches on test.
+"""Read the tables of a sweep with pandas: the best setting of each method, and its test accuracy.
+
+The best setting is that of the highest validation accuracy.
 
 python examples/read_sweep.py SWEEP            # SWEEP: such as multirun/2026-11-28/10-00-00
 """
@@ -10,9 +12,8 @@ import pandas as pd
 
 
 def main(sweep: str) -> None:
-    summary = pd.read_parquet(
-        Path(sweep) / "summary.parquet"
-    )  # one row per setting, means over seeds
+    # One row per setting, with means over seeds
+    summary = pd.read_parquet(Path(sweep) / "summary.parquet")
     chosen = summary[summary["chosen"]]
     columns = ["setting", "n", "val_accuracy", "test_accuracy", "test_accuracy_ci95", "verdict"]
     print(chosen[columns].to_string(index=False))

@@ -74,10 +74,10 @@ class LocalLauncher(Launcher):
         Each JobReturn is COMPLETED, because a failed job does not fail the sweep. The files of the
         runs record how each job ended.
         """
+        from kd.report.tables import read_plan
         from kd.sweep.scheduler import (
             group_compatible_jobs,
             order_by_teacher,
-            read_plan,
             worker_environments,
         )
 
@@ -154,7 +154,8 @@ class JobRunner:
     def __call__(self, jobs: dict[int, list[str]], send: Any) -> Any:
         """Run jobs together, given their overrides by number, and return their outcome."""
         from kd.core.interleave import RunCache
-        from kd.sweep.scheduler import Outcome, run_job, run_pack
+        from kd.runs.status import RunState, RunStatus
+        from kd.sweep.scheduler import run_job, run_pack
 
         setup_globals()
         version.setbase(str(self.version_base))
@@ -169,7 +170,7 @@ class JobRunner:
                 number: self._prepare(number, overrides) for number, overrides in jobs.items()
             }
         except Exception as error:
-            return Outcome("failed", repr(error))
+            return RunStatus(RunState.FAILED, repr(error))
         return run_pack(configs, self.cache, send)
 
     def _compose(self, number: int, overrides: list[str]) -> Any:

@@ -208,7 +208,7 @@ def _change_directory(directory: Path) -> None:
         os.chdir(directory)
 
 
-@streams.protected
+@streams.protected()
 def main() -> None:
     """Run `kd`, also as `python -m kd`.
 

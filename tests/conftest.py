@@ -1,4 +1,4 @@
-"""What the tests share: a way to compose a configuration, a way to type a command, and a tiny data set."""
+"""What the tests share: ways to compose a configuration and type a command, and tiny data."""
 
 import os
 import signal
@@ -22,21 +22,19 @@ from kd.config.schema import Config, validate_config
 from kd.core.io import write_json
 from kd.report.tables import read_plan
 from kd.runs import directory
+from kd.runs.status import RunState, RunStatus
 from kd.sweep.scheduler import LocalScheduler
-from kd.sweep.worker_pool import Outcome
 from kd.training.device import Device
 from kd.training.run import TrainingRun
 
 for variable in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[variable]
 os.environ["WANDB_MODE"] = "disabled"  # tests of the tracker say otherwise
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a shell's background job ignores it; its children would too
+# A shell's background job ignores it; its children would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
-DEVICE = os.environ.get(
-    "KD_TEST_DEVICE", "cpu"
-)  # benchmarks/gpu.sh runs the tests of the training path on cuda
+# benchmarks/gpu.sh runs the tests of the training path on cuda.
+DEVICE = os.environ.get("KD_TEST_DEVICE", "cpu")
 FP32, BF16 = (Device(torch.device(DEVICE), dtype) for dtype in (torch.float32, torch.bfloat16))
 ON_CPU = DEVICE == "cpu"
 if not ON_CPU:  # the tests compare bits, and float32 with float32
@@ -54,9 +52,8 @@ SWEPT = [
 SWEPT += [f"device={DEVICE}"]
 SWEPT += ["threads=1", "tracker.mode=disabled"]
 LONG = [*SWEPT, "student.epochs=100000", "method=standard"]
-PATIENCE = (
-    600  # seconds until what a test waits for is taken to hang; no test asks how fast a machine is
-)
+# Seconds until what a test waits for is taken to hang; no test asks how fast a machine is.
+PATIENCE = 600
 SMALL = [
     "data=digits",
     "teacher.scale=2",
@@ -83,7 +80,10 @@ def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def composed(tmp_path: Path) -> Callable[..., Config]:
-    """composed("method=logits", ...): the checked configuration of a small run on digits, kept in tmp_path."""
+    """composed("method=logits", ...): the checked configuration of a small run on digits.
+
+    Its runs are kept in tmp_path.
+    """
 
     def compose_(*overrides: str, small: bool = True) -> Config:
         words = [*(SMALL if small else []), f"paths.runs={tmp_path / 'runs'}", *overrides]
@@ -97,7 +97,10 @@ def composed(tmp_path: Path) -> Callable[..., Config]:
 def kd(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> Callable[..., Said]:
-    """kd("method=logits", ...): what `python -m kd` with these words says, run in an empty directory."""
+    """kd("method=logits", ...): what `python -m kd` with these words says.
+
+    It is run in an empty directory.
+    """
     place = tmp_path / "cwd"
     place.mkdir()
     monkeypatch.chdir(place)
@@ -110,7 +113,8 @@ def kd(
             code: int | str | None = 0
         except SystemExit as stop:
             code = stop.code
-        finally:  # as when a process ends: W&B's service writes what it has only after a run's `finish` has returned
+        finally:
+            # As when a process ends: W&B's service writes only after a run's `finish` has returned.
             if "wandb" in sys.modules:
                 sys.modules["wandb"].teardown()
         said = capfd.readouterr()
@@ -149,7 +153,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def shared_cifar() -> Path:
-    """The CIFAR-10 image folder that the project's developers have beside the repository; the test skips without."""
+    """The CIFAR-10 image folder that the project's developers have beside the repository.
+
+    Without it, the test is skipped.
+    """
     root = Path(__file__).parents[2] / "shared" / "data" / "cifar10-images"
     if not (root / "train").is_dir():
         pytest.skip(f"no CIFAR-10 image folder at {root}")
@@ -171,9 +178,13 @@ class Place:
     def start(self, *words: str, module: str = "kd") -> subprocess.Popen:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *words], cwd=self.folder, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            [sys.executable, "-m", module, *words],
+            cwd=self.folder,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         self.started.append(process)
         return process
 
@@ -229,28 +240,40 @@ class Trap:
 def result_of(accuracy: float, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The least that a result.json must hold, as of a run with this accuracy."""
     return {
-        "id": "0" * 12, "student": "cnn-1", "teacher": None, "samples": {"train": 1000}, "config": config,
-        "metrics": dict.fromkeys(("test_accuracy", "val_accuracy", "test_nll", "val_nll", "val_ece"), accuracy),
-        "size": {"params": 1, "macs": 1, "method_params": 0}, "time": {"train_seconds": 1.0, "images_per_second": 1.0},
-    }  # fmt: skip
+        "id": "0" * 12,
+        "student": "cnn-1",
+        "teacher": None,
+        "samples": {"train": 1000},
+        "config": config,
+        "metrics": dict.fromkeys(
+            ("test_accuracy", "val_accuracy", "test_nll", "val_nll", "val_ece"), accuracy
+        ),
+        "size": {"params": 1, "macs": 1, "method_params": 0},
+        "time": {"train_seconds": 1.0, "images_per_second": 1.0},
+    }
 
 
 @pytest.fixture
 def ends() -> dict[int, str]:
-    """How jobs of `launched` end that are not done, by the order in which they are started: failed, killed, or stop
-    (Ctrl-C) or kill (of the whole process) in the middle of them."""
+    """How those jobs of `launched` end that are not done, by the order in which they are started.
+
+    failed, killed, or stop (Ctrl-C) or kill (of the whole process) in the middle of them.
+    """
     return {}
 
 
 @pytest.fixture
 def launched(ends: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The jobs that sweeps start, in order. They are not trained: each is done at once, with an accuracy of its own."""
+    """The jobs that sweeps start, in order.
+
+    They are not trained: each is done at once, with an accuracy of its own.
+    """
     jobs: list[dict[str, Any]] = []
 
     def run(scheduler: LocalScheduler) -> None:
         while (unit := scheduler.source()) is not None:
             for job, _ in unit:
-                folder, outcome = Path(job["folder"]), Outcome("done")
+                folder, outcome = Path(job["folder"]), RunStatus(RunState.DONE)
                 if not directory.load_result(folder):
                     end = ends.pop(len(jobs), "done")
                     jobs.append(job)
@@ -262,7 +285,9 @@ def launched(ends: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> list[dict
                             folder / "result.json", result_of(len(jobs) / 100, job["config"])
                         )
                     else:
-                        outcome = Outcome("failed" if end == "failed" else "killed", "of a test")
+                        outcome = RunStatus(
+                            RunState.FAILED if end == "failed" else "killed", "of a test"
+                        )
                         directory.write_status(folder, *outcome)
                 scheduler.on_job_end(job, outcome)
                 if outcome.state == "killed" and end == "stop":
@@ -277,7 +302,7 @@ def launched(ends: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> list[dict
 def planned(
     kd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., list[dict[str, Any]]]:
-    """planned("-m", ...): the jobs of a sweep of toys, all run in this process, none of which trains."""
+    """planned("-m", ...): the jobs of a sweep of toys, run in this process and without training."""
     ran: list[str] = []
     monkeypatch.setattr(TrainingRun, "execute", lambda self: ran.append(self.config.identity()))
     monkeypatch.setattr("kd.training.finalize.summary_lines", lambda *_: [])

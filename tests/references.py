@@ -1,9 +1,9 @@
-"""Distillation losses in plain float64, written from the papers: what the methods of kd are compared with.
+"""Distillation losses in plain float64, written from the papers, with which kd's are compared.
 
-Nothing here comes from kd, and nothing is fast: samples, classes, channels and pairs are loops, so that each function
-reads as its formula. Every function returns the unweighted term as a scalar tensor through which autograd can
-differentiate; nothing is detached, so a test chooses what requires a gradient. Where public code differs from the
-formula, the docstring says how.
+Nothing here comes from kd, and nothing is fast: samples, classes, channels and pairs are loops, so
+that each function reads as its formula. Every function returns the unweighted term as a scalar
+tensor through which autograd can differentiate; nothing is detached, so a test chooses what
+requires a gradient. Where public code differs from the formula, the docstring says how.
 
 Logits are [B, K], labels [B]; taps are maps [B, C, H, W] or vectors [B, D].
 """
@@ -51,7 +51,10 @@ def _huber(x: Tensor) -> Tensor:
 
 
 def _pooled(f: Tensor, height: int, width: int) -> Tensor:
-    """Adaptive average pooling: cell (i, j) is the mean of rows floor(iH/h) .. ceil((i+1)H/h) and likewise columns."""
+    """Adaptive average pooling to height h and width w.
+
+    Cell (i, j) is the mean of the rows floor(iH/h) .. ceil((i+1)H/h), and likewise of the columns.
+    """
     full_h, full_w = f.shape[2], f.shape[3]
     rows = []
     for i in range(height):
@@ -73,7 +76,7 @@ def _same_size(fs: Tensor, ft: Tensor) -> tuple[Tensor, Tensor]:
     return fs, ft
 
 
-# ------------------------------------------------------------------------------------------------- labels and logits
+# -------------------------------------------------------------------------------- labels and logits
 
 
 def hard(zs: Tensor, y: Tensor) -> Tensor:
@@ -82,10 +85,13 @@ def hard(zs: Tensor, y: Tensor) -> Tensor:
 
 
 def soft(zs: Tensor, zt: Tensor, T: float | Tensor) -> Tensor:
-    """Hinton et al. 2015 (arXiv 1503.02531): T^2 mean_i sum_k p_t log(p_t / p_s), p = softmax(z / T).
+    """The soft term of Hinton et al. 2015 (arXiv 1503.02531).
 
-    Averaged over the batch only, as in RepDistiller and mdistiller. T may be a tensor with a gradient (CTKD).
-    Born-again networks, function matching (T = 1) and stored soft labels are this term as well.
+    T^2 mean_i sum_k p_t log(p_t / p_s), p = softmax(z / T).
+
+    Averaged over the batch only, as in RepDistiller and mdistiller. T may be a tensor with a
+    gradient (CTKD). Born-again networks, function matching (T = 1) and stored soft labels are this
+    term as well.
     """
     return T**2 * _mean(
         [_kl(F.softmax(zt[i] / T, dim=0), F.log_softmax(zs[i] / T, dim=0)) for i in range(len(zs))]
@@ -93,10 +99,12 @@ def soft(zs: Tensor, zt: Tensor, T: float | Tensor) -> Tensor:
 
 
 def standardised(z: Tensor) -> Tensor:
-    """Logit standardisation, Sun et al. 2024 (arXiv 2403.01427): (z - mean) / (std + 1e-7) over the classes.
+    """Logit standardisation, Sun et al. 2024 (arXiv 2403.01427).
 
-    Their KD, DKD and MLKD use torch.std, so Bessel's correction: the divisor of the variance is K - 1. (Their fork of
-    CTKD has the same std without the 1e-7.)
+    (z - mean) / (std + 1e-7) over the classes.
+
+    Their KD, DKD and MLKD use torch.std, so Bessel's correction: the divisor of the variance is
+    K - 1. (Their fork of CTKD has the same std without the 1e-7.)
     """
     rows = []
     for row in z:
@@ -107,10 +115,11 @@ def standardised(z: Tensor) -> Tensor:
 
 
 def dkd(zs: Tensor, zt: Tensor, y: Tensor, T: float) -> tuple[Tensor, Tensor]:
-    """Decoupled KD, Zhao et al. 2022 (arXiv 2203.08679): (TCKD, NCKD), each T^2 times a KL averaged over the batch.
+    """Decoupled KD, Zhao et al. 2022 (arXiv 2203.08679): (TCKD, NCKD).
 
-    TCKD: KL(b_t || b_s) with b = (p[y], 1 - p[y]). NCKD: KL of the softmax over the classes other than y; mdistiller
-    subtracts 1000 from the label's logit instead of removing it, which is the same number.
+    Each is T^2 times a KL averaged over the batch. TCKD: KL(b_t || b_s) with b = (p[y], 1 - p[y]).
+    NCKD: KL of the softmax over the classes other than y; mdistiller subtracts 1000 from the
+    label's logit instead of removing it, which is the same number.
     """
     target, other = [], []
     for i in range(len(zs)):
@@ -130,10 +139,13 @@ def _pearson(a: Tensor, b: Tensor, eps: float) -> Tensor:
 
 
 def dist(zs: Tensor, zt: Tensor, T: float, eps: float = 0.0) -> tuple[Tensor, Tensor]:
-    """DIST, Huang et al. 2022 (arXiv 2205.10536): (inter, intra), T^2 (1 - mean Pearson) over rows and over columns.
+    """DIST, Huang et al. 2022 (arXiv 2205.10536): (inter, intra).
 
-    inter: the K probabilities of one sample against the teacher's; intra: the B probabilities of one class. Public
-    code adds eps = 1e-8 to the product of the two norms; here eps is 0 unless asked for.
+    Each is T^2 (1 - mean Pearson), inter over the rows and intra over the columns.
+
+    inter: the K probabilities of one sample against the teacher's; intra: the B probabilities of
+    one class. Public code adds eps = 1e-8 to the product of the two norms; here eps is 0 unless
+    asked for.
     """
     ps = torch.stack([F.softmax(row / T, dim=0) for row in zs])
     pt = torch.stack([F.softmax(row / T, dim=0) for row in zt])
@@ -143,11 +155,15 @@ def dist(zs: Tensor, zt: Tensor, T: float, eps: float = 0.0) -> tuple[Tensor, Te
 
 
 def nkd(zs: Tensor, zt: Tensor, y: Tensor, T: float) -> tuple[Tensor, Tensor]:
-    """Normalised KD, Yang et al. 2023 (arXiv 2303.13005): (target, other); gamma and the cross-entropy are not in it.
+    """Normalised KD, Yang et al. 2023 (arXiv 2303.13005): (target, other).
 
-    target = mean_i -p_t[y] log p_s[y] at temperature 1; other = -T^2 mean_i sum_{k != y} q_t log q_s, q the softmax of
-    z / T over the classes other than y. yzd-v/cls_KD sums over classes and averages over the batch, as here; until its
-    issue 16 (October 2023) the code of its second release kept the label among the "other" classes by mistake.
+    The factor gamma and the cross-entropy are not in it.
+
+    target = mean_i -p_t[y] log p_s[y] at temperature 1;
+    other = -T^2 mean_i sum_{k != y} q_t log q_s, q the softmax of z / T over the classes other than
+    y. yzd-v/cls_KD sums over classes and averages over the batch, as here; until its issue 16
+    (October 2023) the code of its second release kept the label among the "other" classes by
+    mistake.
     """
     target, other = [], []
     for i in range(len(zs)):
@@ -160,9 +176,10 @@ def nkd(zs: Tensor, zt: Tensor, y: Tensor, T: float) -> tuple[Tensor, Tensor]:
 
 
 def wttm(zs: Tensor, zt: Tensor, power: float) -> Tensor:
-    """Weighted transformed teacher matching, Zheng and Yang 2024 (arXiv 2402.11148); no T^2, the student at T = 1.
+    """Weighted transformed teacher matching, Zheng and Yang 2024 (arXiv 2402.11148).
 
-    mean_i u_i KL(p_t^power / u_i || p_s) with u_i = sum_k p_t[k]^power and p = softmax(z).
+    mean_i u_i KL(p_t^power / u_i || p_s) with u_i = sum_k p_t[k]^power and p = softmax(z). There is
+    no T^2, and the student is at T = 1.
     """
     terms = []
     for i in range(len(zs)):
@@ -175,8 +192,9 @@ def wttm(zs: Tensor, zt: Tensor, power: float) -> Tensor:
 def mlkd(zs: Tensor, zt: Tensor, T: float) -> tuple[Tensor, Tensor, Tensor]:
     """Multi-level logit distillation, Jin et al. (CVPR 2023): (instance, batch, classes) at one T.
 
-    instance = soft(); batch = ||P_t P_t' - P_s P_s'||^2 / B; classes = ||P_t' P_t - P_s' P_s||^2 / K, P = softmax(z/T).
-    As in the authors' code, T^2 multiplies the instance term only. Their halving by a mask is left out.
+    instance = soft(); batch = ||P_t P_t' - P_s P_s'||^2 / B;
+    classes = ||P_t' P_t - P_s' P_s||^2 / K, P = softmax(z/T). As in the authors' code, T^2
+    multiplies the instance term only. Their halving by a mask is left out.
     """
     ps = torch.stack([F.softmax(row / T, dim=0) for row in zs])
     pt = torch.stack([F.softmax(row / T, dim=0) for row in zt])
@@ -195,10 +213,13 @@ def mlkd(zs: Tensor, zt: Tensor, T: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def tfkd(zs: Tensor, y: Tensor, correct: float, T: float) -> Tensor:
-    """Teacher-free KD, the regularisation of Yuan et al. 2020 (arXiv 1909.11723): mean_i KL(softmax(u_i / T) || p_s).
+    """Teacher-free KD, the regularisation of Yuan et al. 2020 (arXiv 1909.11723).
 
-    u = correct on the label, (1 - correct) / (K - 1) elsewhere, used as logits; the student at T = 1; no T^2. The
-    authors' code divides by B K (KLDivLoss 'mean') and undoes it by a multiplier; here the mean is over the batch.
+    mean_i KL(softmax(u_i / T) || p_s).
+
+    u = correct on the label, (1 - correct) / (K - 1) elsewhere, used as logits; the student at
+    T = 1; no T^2. The authors' code divides by B K (KLDivLoss 'mean') and undoes it by a
+    multiplier; here the mean is over the batch.
     """
     terms = []
     classes = zs.shape[1]
@@ -211,27 +232,32 @@ def tfkd(zs: Tensor, y: Tensor, correct: float, T: float) -> Tensor:
 
 
 def uniform(zs: Tensor) -> Tensor:
-    """The cross-entropy with a target that is the same for all classes (Szegedy et al. 2016, arXiv 1512.00567)."""
+    """The cross-entropy with a target that is the same for all classes.
+
+    Szegedy et al. 2016 (arXiv 1512.00567).
+    """
     target = torch.full((zs.shape[1],), 1 / zs.shape[1], dtype=zs.dtype)
     return _mean([-(target * F.log_softmax(z, dim=0)).sum() for z in zs])
 
 
 def ctkd_temperature(raw: Tensor, low: float, span: float) -> Tensor:
-    """Curriculum temperature, Li et al. 2022 (arXiv 2211.16231): T = low + span sigmoid(raw); theirs low 1, span 20.
+    """Curriculum temperature, Li et al. 2022 (arXiv 2211.16231).
 
-    The reversal of the gradient of raw is not part of this value.
+    T = low + span sigmoid(raw); theirs low 1, span 20. The reversal of the gradient of raw is not
+    part of this value.
     """
     return low + span / (1 + torch.exp(-raw))
 
 
-# ------------------------------------------------------------------------------------------------------ feature maps
+# ------------------------------------------------------------------------------------- feature maps
 
 
 def attention(fs: Tensor, ft: Tensor) -> Tensor:
-    """Attention transfer, Zagoruyko and Komodakis 2017 (arXiv 1612.03928), one pair: mean_{i,x} (q_s - q_t)^2.
+    """Attention transfer, Zagoruyko and Komodakis 2017 (arXiv 1612.03928), one pair.
 
-    q = vec(mean over channels of f^2) / its L2 norm; the larger map is average-pooled first. The mean over samples and
-    pixels is the authors' code and RepDistiller's; the paper has the norm of q_s - q_t, not squared.
+    mean_{i,x} (q_s - q_t)^2 with q = vec(mean over channels of f^2) / its L2 norm; the larger map
+    is average-pooled first. The mean over samples and pixels is the authors' code and
+    RepDistiller's; the paper has the norm of q_s - q_t, not squared.
     """
     fs, ft = _same_size(fs, ft)
     terms = []
@@ -242,9 +268,10 @@ def attention(fs: Tensor, ft: Tensor) -> Tensor:
 
 
 def similarity(fs: Tensor, ft: Tensor) -> Tensor:
-    """Similarity-preserving KD, Tung and Mori 2019 (arXiv 1907.09682): sum_{ij} (G_s - G_t)^2 / B^2.
+    """Similarity-preserving KD, Tung and Mori 2019 (arXiv 1907.09682).
 
-    G_ij = f_i . f_j of the flattened features, each row divided by its L2 norm.
+    sum_{ij} (G_s - G_t)^2 / B^2 with G_ij = f_i . f_j of the flattened features, each row divided
+    by its L2 norm.
     """
     fs, ft = fs.flatten(1), ft.flatten(1)
     terms = []
@@ -259,8 +286,9 @@ def similarity(fs: Tensor, ft: Tensor) -> Tensor:
 def correlation(fs: Tensor, ft: Tensor, gamma: float, order: int) -> Tensor:
     """Correlation congruence, Peng et al. 2019 (arXiv 1904.01802): mean_{ij} (K_s - K_t)^2.
 
-    K_ij = sum_{p=0..order} exp(-2 gamma) (2 gamma)^p / p! (f_i . f_j)^p with unit f: the Taylor expansion of the
-    Gaussian kernel exp(-gamma |f_i - f_j|^2). Knowledge-Distillation-Zoo has this form; RepDistiller's is another loss.
+    K_ij = sum_{p=0..order} exp(-2 gamma) (2 gamma)^p / p! (f_i . f_j)^p with unit f: the Taylor
+    expansion of the Gaussian kernel exp(-gamma |f_i - f_j|^2). Knowledge-Distillation-Zoo has this
+    form; RepDistiller's is another loss.
     """
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -276,16 +304,22 @@ def correlation(fs: Tensor, ft: Tensor, gamma: float, order: int) -> Tensor:
 
 
 def regress3(f: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
-    """The mean network of VID: three 1x1 convolutions without bias, ReLU after the first two; weights [out,in,1,1]."""
+    """The mean network of VID: three 1x1 convolutions without bias, ReLU after the first two.
+
+    The weights are [out,in,1,1].
+    """
     hidden = F.conv2d(f, w1).clamp(min=0)
     hidden = F.conv2d(hidden, w2).clamp(min=0)
     return F.conv2d(hidden, w3)
 
 
 def vid(mu: Tensor, ft: Tensor, raw: Tensor) -> Tensor:
-    """Variational information distillation, Ahn et al. 2019 (arXiv 1904.05835): mean ((mu - t)^2 / v + log v) / 2.
+    """Variational information distillation, Ahn et al. 2019 (arXiv 1904.05835).
 
-    v_c = softplus(raw_c) + 1e-5 is one variance per channel of the teacher; mu already has the size of ft.
+    mean ((mu - t)^2 / v + log v) / 2.
+
+    v_c = softplus(raw_c) + 1e-5 is one variance per channel of the teacher; mu already has the size
+    of ft.
     """
     terms = []
     for c in range(ft.shape[1]):
@@ -296,11 +330,13 @@ def vid(mu: Tensor, ft: Tensor, raw: Tensor) -> Tensor:
 
 
 def nst(fs: Tensor, ft: Tensor) -> Tensor:
-    """Neuron selectivity transfer, Huang and Wang 2017 (arXiv 1707.01219): MMD^2 with the kernel k(a, b) = (a . b)^2.
+    """Neuron selectivity transfer, Huang and Wang 2017 (arXiv 1707.01219).
 
-    Each channel's map is flattened and divided by its L2 norm; mean over channel pairs and the batch of
-    k(t, t') + k(s, s') - 2 k(s, t). The larger map is average-pooled first. RepDistiller detaches k(t, t'), which the
-    student does not enter.
+    MMD^2 with the kernel k(a, b) = (a . b)^2.
+
+    Each channel's map is flattened and divided by its L2 norm; mean over channel pairs and the
+    batch of k(t, t') + k(s, s') - 2 k(s, t). The larger map is average-pooled first. RepDistiller
+    detaches k(t, t'), which the student does not enter.
     """
     fs, ft = _same_size(fs, ft)
 
@@ -315,19 +351,25 @@ def nst(fs: Tensor, ft: Tensor) -> Tensor:
 
 
 def simkd(fs: Tensor, ft: Tensor) -> Tensor:
-    """SimKD, Chen et al. 2022 (arXiv 2203.14001): mean squared error of the projected student map and the teacher's."""
+    """SimKD, Chen et al. 2022 (arXiv 2203.14001).
+
+    The mean squared error of the projected student map and the teacher's.
+    """
     return ((fs - ft) ** 2).flatten().mean()
 
 
-# ---------------------------------------------------------------------------------------------- relations in the batch
+# --------------------------------------------------------------------------- relations in the batch
 
 
 def rkd(fs: Tensor, ft: Tensor) -> tuple[Tensor, Tensor]:
-    """Relational KD, Park et al. 2019 (arXiv 1904.05068): (distance, angle), the Huber loss of two relations.
+    """Relational KD, Park et al. 2019 (arXiv 1904.05068): (distance, angle).
 
-    distance: |f_i - f_j| over its mean over the pairs i != j, averaged over all B^2 entries (the diagonal is zero).
-    angle: <e_ij, e_kj> with e_ij = (f_i - f_j) / |f_i - f_j|, e_jj = 0, averaged over all B^3 entries. As in the
-    authors' code a squared distance is at least 1e-12.
+    Each is the Huber loss of a relation.
+
+    distance: |f_i - f_j| over its mean over the pairs i != j, averaged over all B^2 entries (the
+    diagonal is zero).
+    angle: <e_ij, e_kj> with e_ij = (f_i - f_j) / |f_i - f_j|, e_jj = 0, averaged over all B^3
+    entries. As in the authors' code a squared distance is at least 1e-12.
     """
     fs, ft = fs.flatten(1), ft.flatten(1)
     n = len(fs)
@@ -362,9 +404,10 @@ def rkd(fs: Tensor, ft: Tensor) -> tuple[Tensor, Tensor]:
 def pkt(fs: Tensor, ft: Tensor, norm_eps: float = 0.0) -> Tensor:
     """Probabilistic knowledge transfer, Passalis and Tefas 2018 (arXiv 1803.10837).
 
-    mean_{ij} P_t log((P_t + 1e-7) / (P_s + 1e-7)), where P_ij is (cos(f_i, f_j) + 1) / 2 over the sum of its row, the
-    diagonal included. The mean is over all B^2 entries, not the sum of each row. Public code also adds norm_eps = 1e-7
-    to each feature's norm; here norm_eps is 0 unless asked for.
+    mean_{ij} P_t log((P_t + 1e-7) / (P_s + 1e-7)), where P_ij is (cos(f_i, f_j) + 1) / 2 over the
+    sum of its row, the diagonal included. The mean is over all B^2 entries, not the sum of each
+    row. Public code also adds norm_eps = 1e-7 to each feature's norm; here norm_eps is 0 unless
+    asked for.
     """
     eps = 1e-7
 
@@ -383,8 +426,8 @@ def pkt(fs: Tensor, ft: Tensor, norm_eps: float = 0.0) -> Tensor:
 def crd_constant(v: Tensor, bank: Tensor, rows: Tensor, tau: float, n: int) -> Tensor:
     """The constant Z of CRD: n times the mean over samples and rows of exp(v . w / tau).
 
-    rows: [R], shared by the batch, or [B, R]. The authors' code takes it once, from the first batch, over the positive
-    and the K negatives of each sample, and keeps it without a gradient.
+    rows: [R], shared by the batch, or [B, R]. The authors' code takes it once, from the first
+    batch, over the positive and the K negatives of each sample, and keeps it without a gradient.
     """
     terms = []
     for i in range(len(v)):
@@ -405,13 +448,15 @@ def crd(
     z_s: float | Tensor,
     z_t: float | Tensor,
 ) -> Tensor:
-    """Contrastive representation distillation, Tian et al. 2020 (arXiv 1910.10699), with memory banks.
+    """Contrastive representation distillation, Tian et al. 2020 (arXiv 1910.10699).
 
-    With D(v, w) = exp(v . w / tau) / Z, N the rows of a bank, K the negatives, c = K / N and eps = 1e-7, one anchor has
-    mean_i -[log(P / (P + c + eps)) + K / kept_i sum_{kept} log(c / (D + c + eps))], P = D of the positive. The
-    student's anchor looks in the teacher's bank with z_s, the teacher's in the student's with z_t; the two are summed.
-    Sharing the negatives and the factor K / kept_i are ours: the authors draw K of other classes for each sample.
-    Where nothing is kept the second sum is empty.
+    This is the form with memory banks. With D(v, w) = exp(v . w / tau) / Z, N the rows of a bank, K
+    the negatives, c = K / N and eps = 1e-7, one anchor has
+    mean_i -[log(P / (P + c + eps)) + K / kept_i sum_{kept} log(c / (D + c + eps))], P = D of the
+    positive. The student's anchor looks in the teacher's bank with z_s, the teacher's in the
+    student's with z_t; the two are summed. Sharing the negatives and the factor K / kept_i are
+    ours: the authors draw K of other classes for each sample. Where nothing is kept the second sum
+    is empty.
     """
     eps = 1e-7
 
@@ -434,15 +479,16 @@ def crd(
     return anchor(v_s, bank_t, z_s) + anchor(v_t, bank_s, z_t)
 
 
-# ----------------------------------------------------------------------------------------------------------- ReviewKD
+# ----------------------------------------------------------------------------------------- ReviewKD
 
 
 def hcl(fs: Tensor, ft: Tensor) -> Tensor:
-    """The hierarchical context loss of ReviewKD, Chen et al. 2021 (arXiv 2104.09044), one pair of equal maps.
+    """The hierarchical context loss of ReviewKD, Chen et al. 2021 (arXiv 2104.09044).
 
-    Mean squared error at full size (weight 1) and of the average pools to 4x4, 2x2, 1x1, only those smaller than the
-    map's height, whose weights are 1/2, 1/4, ... in the order used (a map of height 4 has 2x2 at 1/2 and 1x1 at 1/4);
-    divided by the sum of the weights used.
+    One pair of equal maps: mean squared error at full size (weight 1) and of the average pools to
+    4x4, 2x2, 1x1, only those smaller than the map's height, whose weights are 1/2, 1/4, ... in the
+    order used (a map of height 4 has 2x2 at 1/2 and 1x1 at 1/4); divided by the sum of the weights
+    used.
     """
     weight, total, weights = 1.0, ((fs - ft) ** 2).flatten().mean(), 1.0
     for size in (4, 2, 1):
@@ -481,13 +527,18 @@ def abf(
     p: Mapping[str, Tensor],
     out_shape: int | tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention based fusion of ReviewKD (arXiv 2104.09044): (out, fused), out for the teacher, fused for the next.
+    """Attention based fusion of ReviewKD (arXiv 2104.09044): (out, fused).
 
-    p: conv1.weight [mid,in,1,1], bn1.weight, bn1.bias [mid]; att.weight [2,2 mid,1,1], att.bias [2], unused without y;
-    conv2.weight [out,mid,3,3], bn2.weight, bn2.bias [out]. The two convolutions have no bias, the attention has one.
-    x' = BN(conv1 x); with y (the fused map of the deeper stage, None at the deepest) resized to `shape`, which is the
-    size of x, (a_x, a_y) = sigmoid(att [x', y']) and fused = a_x x' + a_y y'; out = BN(conv2 fused). The authors' code
-    resizes fused to out_shape (the teacher's map) before conv2 where it differs, and hands the resized one on.
+    out is for the teacher, fused for the next stage.
+
+    p: conv1.weight [mid,in,1,1], bn1.weight, bn1.bias [mid]; att.weight [2,2 mid,1,1],
+    att.bias [2], unused without y; conv2.weight [out,mid,3,3], bn2.weight, bn2.bias [out]. The two
+    convolutions have no bias, the attention has one.
+
+    x' = BN(conv1 x); with y (the fused map of the deeper stage, None at the deepest) resized to
+    `shape`, which is the size of x, (a_x, a_y) = sigmoid(att [x', y']) and fused = a_x x' + a_y y';
+    out = BN(conv2 fused). The authors' code resizes fused to out_shape (the teacher's map) before
+    conv2 where it differs, and hands the resized one on.
     """
     x = _batch_norm(F.conv2d(x, p["conv1.weight"]), p["bn1.weight"], p["bn1.bias"])
     if y is not None:
@@ -502,14 +553,17 @@ def abf(
     return _batch_norm(F.conv2d(x, p["conv2.weight"], padding=1), p["bn2.weight"], p["bn2.bias"]), x
 
 
-# -------------------------------------------------------------------------------------------- the overhaul of features
+# ------------------------------------------------------------------------- the overhaul of features
 
 
 def ofd_margin(weight: Tensor, bias: Tensor) -> Tensor:
-    """The margins of Heo et al. 2019 (arXiv 1904.01866), vectors [C]: E[x | x < 0] for x ~ N(bias, weight^2).
+    """The margins of Heo et al. 2019 (arXiv 1904.01866), vectors [C].
 
-    bias - |weight| phi(bias / |weight|) / Phi(-bias / |weight|); where Phi(-bias / |weight|) is at most 0.001 the
-    authors take -3 |weight| (without the bias). A weight of zero divides by zero, in their code as here.
+    E[x | x < 0] for x ~ N(bias, weight^2).
+
+    bias - |weight| phi(bias / |weight|) / Phi(-bias / |weight|); where Phi(-bias / |weight|) is at
+    most 0.001 the authors take -3 |weight| (without the bias). A weight of zero divides by zero, in
+    their code as here.
     """
     margins = []
     for w, m in zip(weight.tolist(), bias.tolist(), strict=True):
@@ -521,10 +575,13 @@ def ofd_margin(weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def ofd(fs: Tensor, ft: Tensor, margin: Tensor) -> Tensor:
-    """The partial L2 distance of Heo et al. 2019 (arXiv 1904.01866): sum (s - t')^2 / B, t' = max(t, margin_c).
+    """The partial L2 distance of Heo et al. 2019 (arXiv 1904.01866).
 
-    Entries with s <= t' <= 0 do not count. The authors' module returns the sum over all channels, pixels and samples;
-    their training scripts divide by the batch size (and by 1000 on CIFAR, 10000 on ImageNet, weights not taken here).
+    sum (s - t')^2 / B, t' = max(t, margin_c).
+
+    Entries with s <= t' <= 0 do not count. The authors' module returns the sum over all channels,
+    pixels and samples; their training scripts divide by the batch size (and by 1000 on CIFAR, 10000
+    on ImageNet, weights not taken here).
     """
     total = fs.sum() * 0
     for i in range(fs.shape[0]):
@@ -536,7 +593,7 @@ def ofd(fs: Tensor, ft: Tensor, margin: Tensor) -> Tensor:
     return total / len(fs)
 
 
-# ---------------------------------------------------------------------------------------------------------------- SRRL
+# --------------------------------------------------------------------------------------------- SRRL
 
 
 def srrl(
@@ -544,8 +601,9 @@ def srrl(
 ) -> tuple[Tensor, Tensor]:
     """Softmax regression representation learning, Yang et al. 2021 (ICLR): (feature, regression).
 
-    h_i = relu(BN(W f_s,i)), p holding weight [t, s] and the norm's scale and shift; feature = mean over samples and
-    entries of (h - f_t)^2, regression = that of (w h + b - z_t)^2, w and b being the teacher's classifier.
+    h_i = relu(BN(W f_s,i)), p holding weight [t, s] and the norm's scale and shift; feature = mean
+    over samples and entries of (h - f_t)^2, regression = that of (w h + b - z_t)^2, w and b being
+    the teacher's classifier.
     """
     x = torch.stack([p["weight"] @ row for row in fs])
     h = _batch_norm(x[:, :, None, None], p["scale"], p["shift"])[:, :, 0, 0].clamp(min=0)

@@ -1,4 +1,4 @@
-"""Whatever is typed for any key: it runs, or it ends in one line and exit code 2 before any work."""
+"""Whatever is typed for any key runs, or ends in one line and exit code 2 before any work."""
 
 import json
 import shutil
@@ -26,9 +26,16 @@ from kd.data.loader import Split
 from kd.training import wandb_run
 
 BASE = [
-    "data=digits", "student.scale=1", "teacher.scale=1", "student.epochs=1", "teacher.epochs=1", "device=cpu",
-    "precision=fp32", "data.augment.crop=1", "teacher.store.gigabytes=0.05",
-]  # fmt: skip
+    "data=digits",
+    "student.scale=1",
+    "teacher.scale=1",
+    "student.epochs=1",
+    "teacher.epochs=1",
+    "device=cpu",
+    "precision=fp32",
+    "data.augment.crop=1",
+    "teacher.store.gigabytes=0.05",
+]
 METHODS = registry.choices("methods")
 GROUPS = {
     "method": METHODS,
@@ -81,13 +88,16 @@ SENSIBLE = {  # beside the default
     "tracker.mode": ["online", "offline", "disabled"],
     "checkpoint.minutes": ["null", "0.001"],
 }
-NUMBERS = ["-1", "0", "1", "2", "3.5", "-0.0", "1e-9", "1e9", "1e400", "-1e400", "1e308", "1e-320", "nan", "inf",
-           "-inf", "1" + "0" * 400, "1" + "0" * 5000, "1_000", "0x10", str(2**31), str(2**63)]  # fmt: skip
-WORDS = ["", "''", "null", "true", "a", "nope", "../x", "漢字 é", "'a b'", "'a\nb'", "'\x1b[31mred'", "'\x07\u202e'",
-         "'\udcff'", "x" * 300, "x" * 5000, "???", "${seed}", "${nope}", "${oc.env:NO_SUCH}", "${", "~nosuchuser/x",
-         "\\", "'", "a=b", "a,b", "1,2", "range(1,5)", "interval(1,2)", "choice(a)", "glob(*)", "int(x)"]  # fmt: skip
-NESTS = ["[]", "[1]", "[a,b]", "[1,2,3]", "[-1,nan,1e400]", "[null]", "{}", "{a: 1}", "{name: nope}", "[[1,2]]",
-         "[[]]", "[[a]]", "[[pool2,hidden]]", "[1", "{a", "[" * 60 + "]" * 60, "{a: {b: {c: [1]}}}"]  # fmt: skip
+NUMBERS = ["-1", "0", "1", "2", "3.5", "-0.0", "1e-9", "1e9", "1e400", "-1e400", "1e308", "1e-320"]
+NUMBERS += ["nan", "inf", "-inf", "1" + "0" * 400, "1" + "0" * 5000]
+NUMBERS += ["1_000", "0x10", str(2**31), str(2**63)]
+WORDS = ["", "''", "null", "true", "a", "nope", "../x", "漢字 é", "'a b'", "'a\nb'"]
+WORDS += ["'\x1b[31mred'", "'\x07\u202e'", "'\udcff'", "x" * 300, "x" * 5000, "???"]
+WORDS += ["${seed}", "${nope}", "${oc.env:NO_SUCH}", "${", "~nosuchuser/x", "\\", "'", "a=b", "a,b"]
+WORDS += ["1,2", "range(1,5)", "interval(1,2)", "choice(a)", "glob(*)", "int(x)"]
+NESTS = ["[]", "[1]", "[a,b]", "[1,2,3]", "[-1,nan,1e400]", "[null]", "{}", "{a: 1}"]
+NESTS += ["{name: nope}", "[[1,2]]", "[[]]", "[[a]]", "[[pool2,hidden]]", "[1", "{a"]
+NESTS += ["[" * 60 + "]" * 60, "{a: {b: {c: [1]}}}"]
 WILD = st.one_of(
     st.sampled_from(NUMBERS),
     st.sampled_from(WORDS),
@@ -105,7 +115,7 @@ def _composed(words: list[str]) -> DictConfig:
 
 @cache
 def _keys(groups: tuple[str, ...] = ()) -> dict[str, str]:
-    """Every key with what it is by default: those there are with these choices or, without any, all there are."""
+    """Every key with its default: the keys that these choices have or, without any, all keys."""
     found: dict[str, Any] = {}
     each = [groups] if groups else [(f"{g}={c}",) for g in GROUPS if g[0] != "+" for c in GROUPS[g]]
     with suppress(Exception):
@@ -144,9 +154,8 @@ def _words(draw: st.DrawFn) -> list[str]:
             and len(value) > 3
             and value != "100000"
         ):
-            value = (
-                "here"  # nothing is written elsewhere; scale=1024, which is allowed, takes 17 GB
-            )
+            # Nothing is written elsewhere; scale=1024, which is allowed, takes 17 GB.
+            value = "here"
         sign = draw(st.sampled_from(["", "", "+", "++", "~"])) if draw(chance) < wild else ""
         words.append(f"{sign}{key}" if sign == "~" else f"{sign}{key}={value}")
     return words
@@ -178,8 +187,13 @@ def _quickly(words: list[str]) -> DictConfig:
 
 
 def _settings(examples: int) -> settings:
-    return settings(max_examples=examples, derandomize=True, database=None, deadline=None,
-                    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
+    return settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
 
 
 @pytest.fixture
@@ -189,6 +203,7 @@ def _beside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent / "pure")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_beside")
 @_settings(300)
 @given(words=_words())
@@ -213,7 +228,10 @@ def test_any_configuration_is_right_or_refused(words: list[str]) -> None:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A training, of student or teacher, is one real step. **Returns:** a list that grows by one for each."""
+    """Every training, of student or teacher, is one real step.
+
+    The fixture is a list that grows by one for each.
+    """
     count: list[str] = []
     train = kd.training.run.train
 
@@ -236,6 +254,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return count
 
 
+@pytest.mark.slow
 @_settings(25)
 @given(words=_words())
 def test_any_command_line_runs_or_ends_in_one_line(
@@ -267,17 +286,26 @@ MENDED = {  # words that once ended in a traceback, or were believed: what the l
     "threads=100000": "threads: should be less than or equal to 1024, got 100000",
     "method.T=1e300": "method.T: should be less than or equal to 10000, got 1e+300",
     "method.T=1e-300": "method.T: should be greater than or equal to 0.001, got 1e-300",
-    "optimizer.weight_decay=1e308": "optimizer.weight_decay: should be less than or equal to 1000, got 1e+308",
+    "optimizer.weight_decay=1e308": (
+        "optimizer.weight_decay: should be less than or equal to 1000, got 1e+308"
+    ),
     "data.std=[0.5,-1,1]": "data.std.1: should be greater than or equal to 0.001, got -1",
     "data.mean=[0.5,1e308,1]": "data.mean.1: should be less than or equal to 1, got 1e+308",
     "data.root=~/images": "data.root: quote the value for Hydra and for the shell",
     "paths.runs='~nosuchuser/x'": "paths.runs: unknown user in '~nosuchuser/x'",
     "teacher.checkpoint='~nosuchuser/x'": "teacher.checkpoint: unknown user in '~nosuchuser/x'",
-    "tracker.notes='\udcff'": "tracker.notes: should be a valid string, unable to parse raw data as a unicode",
-    "tracker.tags=['\udcff']": "tracker.tags.0: should be a valid string, unable to parse raw data as a unicode",
+    "tracker.notes='\udcff'": (
+        "tracker.notes: should be a valid string, unable to parse raw data as a unicode"
+    ),
+    "tracker.tags=['\udcff']": (
+        "tracker.tags.0: should be a valid string, unable to parse raw data as a unicode"
+    ),
     "hydra.verbose=3": "Hydra rejected the configuration (",
     "hydra.job_logging.root.level=NOPE": "Hydra rejected the configuration (Unknown level: 'NOPE')",
-    "hydra=3": "Hydra rejected the configuration (Config group override must be a string or a list. Got int)",
+    "hydra=3": (
+        "Hydra rejected the configuration "
+        "(Config group override must be a string or a list. Got int)"
+    ),
 }
 
 

@@ -31,10 +31,11 @@ def said_by(module: str, *words: str) -> str:
     ).stdout
 
 
+@pytest.mark.slow
 def test_throughput_compares_both_loops_on_every_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    """The memory of each path is that of a process of its own: here one is measured of each loop."""
+    """The memory of each path is that of a process of its own; here each loop is measured once."""
     measured: dict[bool, int] = {}
 
     def once(words: list[str], asked: Any) -> int:
@@ -73,6 +74,7 @@ def test_throughput_compares_both_loops_on_every_path(
     assert found["environment"]["device"] == "cpu"
 
 
+@pytest.mark.slow
 def test_a_sweep_is_compared_with_as_many_plain_runs(tmp_path: Path) -> None:
     out = tmp_path / "sweep.json"
     words = [
@@ -99,9 +101,10 @@ def test_a_sweep_is_compared_with_as_many_plain_runs(tmp_path: Path) -> None:
     assert found["startup_seconds"] > 0
     assert found["imported_for_nothing"] == [], "a run does not need these"
     throughput = json.loads((ROOT / "benchmarks" / "throughput.json").read_text())
-    assert readme.section(throughput, found).count("typing to report") == 2
+    assert readme.section(throughput, found).count("command to report") == 2
 
 
+@pytest.mark.slow
 def test_a_report_on_many_runs_is_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
@@ -116,7 +119,10 @@ def test_a_report_on_many_runs_is_timed(
 
 
 def test_the_plain_loop_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is a reference: what it is timed on must be a training. Two classes, told apart by brightness."""
+    """It is a reference: what it is timed on must be a training.
+
+    There are two classes, told apart by brightness.
+    """
     monkeypatch.setattr(
         torch.utils.data.DataLoader,
         "__init__",
@@ -137,8 +143,8 @@ def _without_workers(init):  # type: ignore[no-untyped-def]
     )
 
 
-def test_readme_says_what_was_measured() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_performance_page_says_what_was_measured() -> None:
+    text = (ROOT / "docs" / "performance.md").read_text()
     assert readme.written(text, readme.measured()) == text, (
         "python -m benchmarks.readme writes it anew"
     )
@@ -151,6 +157,7 @@ def test_pictures_are_the_same_for_both() -> None:
     assert torch.equal(a.images, b.images)
 
 
+@pytest.mark.slow
 def test_the_cost_of_every_method_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
@@ -185,7 +192,10 @@ def test_the_page_of_methods_is_what_their_files_say() -> None:
 def test_runs_of_several_sweeps_are_one_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The later of two of one method and seed counts; what diverged or was not run is said, and not left out."""
+    """The later of two of one method and seed counts.
+
+    What diverged or was not run is said, and not left out.
+    """
     monkeypatch.setattr(library, "TABLE", tmp_path / "methods.csv")
 
     def runs(*rows: tuple[str, int, str, float]) -> pd.DataFrame:
@@ -195,8 +205,20 @@ def test_runs_of_several_sweeps_are_one_table(
             "budget": "15 x 100",
             "overrides": "data.root=/a/path",
         }
-        some = [{"method": m, "setting": f"{m} x=1", "seed": s, "status": state, "test_accuracy": a, "val_accuracy": a,
-                 "teacher": "cnn-32", "teacher_test_accuracy": 0.85, **same} for m, s, state, a in rows]  # fmt: skip
+        some = [
+            {
+                "method": m,
+                "setting": f"{m} x=1",
+                "seed": s,
+                "status": state,
+                "test_accuracy": a,
+                "val_accuracy": a,
+                "teacher": "cnn-32",
+                "teacher_test_accuracy": 0.85,
+                **same,
+            }
+            for m, s, state, a in rows
+        ]
         return pd.DataFrame(some)
 
     library.merge(
@@ -206,21 +228,23 @@ def test_runs_of_several_sweeps_are_one_table(
             ("dkd", 0, "diverged", math.nan),
         )
     )
-    library.merge(runs(("logits", 0, "done", 0.82), ("logits", 1, "done", 0.84), ("standard", 1, "done", 0.81),
-                       ("feature", 0, "failed", math.nan)))  # fmt: skip
+    library.merge(
+        runs(
+            ("logits", 0, "done", 0.82),
+            ("logits", 1, "done", 0.84),
+            ("standard", 1, "done", 0.81),
+            ("feature", 0, "failed", math.nan),
+        )
+    )
     library.merge(runs(("dkd", 0, "done", 0.79)), "optimizer.lr=0.01")
     kept = library.kept_runs()
     assert "a/path" not in library.TABLE.read_text()
     assert len(kept) == 6
     text = library.page(json.loads(library.MEASURED.read_text()), kept)
-    cells = {line.split("`")[1]: [cell.strip() for cell in line.split("|")[4:-1]] for line in text.splitlines()
-             if line.startswith("| [`")}  # fmt: skip
-    assert cells["logits"][:4] == [
-        "2",
-        "83.00",
-        "83.00 ± 12.71",
-        "+2.50",
-    ]  # 12.71: Student's t for 2 values
+    lines = [line for line in text.splitlines() if line.startswith("| [`")]
+    cells = {line.split("`")[1]: [cell.strip() for cell in line.split("|")[4:-1]] for line in lines}
+    # 12.71: Student's t for 2 values
+    assert cells["logits"][:4] == ["2", "83.00", "83.00 ± 12.71", "+2.50"]
     assert cells["standard"][:2] == ["2", "80.50"]
     assert cells["dkd"][2] == "diverged"
     assert cells["feature"][2] == "not run yet"
@@ -229,6 +253,7 @@ def test_runs_of_several_sweeps_are_one_table(
     assert "method=logits,standard seed=1,2" in text
 
 
+@pytest.mark.slow
 def test_the_documented_method_is_added_by_three_files(tmp_path: Path) -> None:
     if shutil.which("git") is None:
         pytest.skip("no git")

@@ -1,4 +1,7 @@
-"""Every mistake a user can type ends in one line that names the key, with exit code 2, before any work."""
+"""Every mistake that a user can type ends in one line that names the key, before any work.
+
+The exit code is 2.
+"""
 
 import pickle
 from collections.abc import Callable
@@ -97,12 +100,14 @@ BAD = {  # what is typed: what the one line must say
     ),
     "misaligned blends": (
         "method=function_matching teacher.outputs=misaligned",
-        "teacher.outputs: function_matching blends images and cannot be misaligned; allowed: aligned",
+        "teacher.outputs: function_matching blends images and cannot be misaligned; "
+        "allowed: aligned",
     ),
     "no label": ("student.labels=0", "student.labels: should be greater than 0, got 0"),
     "too few labels": (
         "student.labels=0.001",
-        "student.labels: 0.001 of 1,237 images leaves 1 labelled; at least 10 are needed (one per class)",
+        "student.labels: 0.001 of 1,237 images leaves 1 labelled; "
+        "at least 10 are needed (one per class)",
     ),
     "labels that are needed": (
         "method=dkd student.labels=0.5",
@@ -126,7 +131,8 @@ BAD = {  # what is typed: what the one line must say
     ),
     "tap": (
         "method=feature method.pairs=[[nose,pool2]]",
-        "method.pairs: the student has no tap 'nose'; allowed: conv1, conv2, pool1, conv3, conv4, pool2, hidden, head",
+        "method.pairs: the student has no tap 'nose'; "
+        "allowed: conv1, conv2, pool1, conv3, conv4, pool2, hidden, head",
     ),
     "map and vector": (
         "method=feature method.pairs=[[pool2,hidden]]",
@@ -185,7 +191,8 @@ def test_a_sweep_is_checked_before_its_first_job(kd: Callable) -> None:
     [
         (
             "method.T=interval(1,4)",
-            "kd: method.T: interval(a,b) is for hydra/sweeper=optuna; a grid takes a list of values, such as ",
+            "kd: method.T: interval(a,b) is for hydra/sweeper=optuna; "
+            "a grid takes a list of values, such as ",
         ),
         (
             "hydra.launcher.slots=two",
@@ -299,7 +306,8 @@ def saved(path: Path, classes: int = 10, size: int = 32, scale: int = 2) -> Path
         ),
         (
             lambda p: saved(p, size=16),
-            "takes images of 16 pixels, the data has 32; teacher and student must take the same images",
+            "takes images of 16 pixels, the data has 32; "
+            "teacher and student must take the same images",
         ),
         (lambda p: saved(p, scale=3), "does not fit the teacher model: "),
         (
@@ -337,6 +345,7 @@ def choices() -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", choices())
 def test_every_yaml_composes_and_builds(choice: str, composed: Callable, folder: Path) -> None:
     group, name = choice.split("=")
@@ -378,6 +387,7 @@ def test_flags_may_come_last(kd: Callable) -> None:
     assert yaml.safe_load(said.out)["data"]["name"] == "digits"
 
 
+@pytest.mark.slow
 def test_the_identity_is_what_determines_the_result(composed: Callable, tmp_path: Path) -> None:
     base = composed("method=logits").identity()
     same = [

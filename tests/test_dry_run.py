@@ -16,7 +16,7 @@ DRY = "dry_run=true"
 
 
 def state(*folders: Path) -> dict[str, tuple[int, int]]:
-    """Every path in these directories with its size and time of change, the directories' own included."""
+    """Every path in these directories, and they themselves, with its size and time of change."""
     found = {}
     for folder in folders:
         for path in [folder, *folder.rglob("*")]:
@@ -59,23 +59,29 @@ def test_it_writes_nothing_for_a_cluster(kd: Callable, folder: Path) -> None:
     assert len(rows(done.out)) == 2
 
 
+@pytest.mark.slow
 def test_an_experiment_is_listed_job_by_job(kd: Callable, folder: Path) -> None:
     before = state(folder)
     done = kd(*SWEPT, "+experiment=temperature", DRY)
     assert (done.code, state(folder)) == (0, before)
     listed = rows(done.out)
     assert [row[0] for row in listed] == [str(n) for n in range(1, 16)]
-    assert [row[3] for row in listed[:4]] == ["method.T=1 seed=0", "method.T=1 seed=1", "method.T=1 seed=2",
-                                              "method.T=2 seed=0"]  # fmt: skip
+    assert [row[3] for row in listed[:4]] == [
+        "method.T=1 seed=0",
+        "method.T=1 seed=1",
+        "method.T=1 seed=2",
+        "method.T=2 seed=0",
+    ]
     assert len(re.findall(r"^teacher .*runs/standard-cnn-2-s1000-", done.out, re.M)) == 1, (
         "the teacher once"
     )
 
 
+@pytest.mark.slow
 def test_what_is_there_is_told_from_what_is_to_do(
     kd: Callable, composed: Callable, folder: Path
 ) -> None:
-    """One run is done, one was interrupted after an epoch; the time of the others is that of their kind."""
+    """One run is done and one was interrupted; the others take the time of their kind."""
     runs = f"paths.runs={folder / 'runs'}"
     sweep = ["-m", *SWEPT, runs, "student.epochs=4", "method=standard,logits", "seed=0,1"]
     assert kd(*SWEPT, runs, "student.epochs=2", "method=standard").code == 0
@@ -86,8 +92,11 @@ def test_what_is_there_is_told_from_what_is_to_do(
 
     first = kd(*sweep, DRY)
     assert [row[:3] for row in rows(first.out)] == [
-        ["1", "to train", "6:40"], ["2", "to train", "6:40"], ["3", "to train", "unknown"], ["4", "to train", "unknown"]
-    ]  # fmt: skip
+        ["1", "to train", "6:40"],
+        ["2", "to train", "6:40"],
+        ["3", "to train", "unknown"],
+        ["4", "to train", "unknown"],
+    ]
     assert "time     about 15:00, plus 2 runs of unknown duration (nothing similar" in first.out, (
         "the teacher is of a known kind"
     )
@@ -128,7 +137,8 @@ def test_a_refused_job_ends_in_one_line(kd: Callable, folder: Path) -> None:
         (["hydra.mode=RUN", DRY], "dry_run: applies to the whole command"),
         (
             ["-m", "--cfg", "job"],
-            "--cfg prints a single configuration, without -m; use dry_run=true to list the jobs of a sweep",
+            "--cfg prints a single configuration, without -m; "
+            "use dry_run=true to list the jobs of a sweep",
         ),
     ],
 )
@@ -155,6 +165,7 @@ SEARCH = [
 ]
 
 
+@pytest.mark.slow
 def test_a_search_is_described(kd: Callable, folder: Path) -> None:
     """With its trials where there are some; neither study nor storage is made."""
     optuna = pytest.importorskip("optuna")

@@ -17,6 +17,7 @@ def printed(name: str, *words: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 def test_examples_read_what_a_sweep_leaves(kd: Callable) -> None:
     words = [
         "-m",

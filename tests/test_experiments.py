@@ -1,4 +1,4 @@
-"""Experiments in multiruns: each swept one keeps its own grid, and its choices of launcher and sweeper hold."""
+"""Experiments in multiruns: each keeps its grid, and its choices of launcher and sweeper hold."""
 
 import json
 from collections.abc import Callable
@@ -33,7 +33,8 @@ def own(kd: Callable) -> Callable:
     """Experiments of the user's, in own/."""
     experiment(
         "hot",
-        "hydra: {mode: MULTIRUN, sweeper: {params: {method: logits, method.T: '5,6', seed: '0,1'}}}\n",
+        "hydra: {mode: MULTIRUN, "
+        "sweeper: {params: {method: logits, method.T: '5,6', seed: '0,1'}}}\n",
     )
     experiment(
         "methods",
@@ -58,17 +59,31 @@ SWEPT = {  # what is typed: experiment, method, T and seed of each job, where th
     "one without a grid": ("+experiment=plain,methods", [("plain", None, None, None), *METHODS]),
     "in a folder, with defaults": (
         "+experiment=deep/more,plain",
-        [("deep/more", "standard", None, "8"), ("deep/more", "logits", None, "8"), ("plain", None, None, None)],
+        [
+            ("deep/more", "standard", None, "8"),
+            ("deep/more", "logits", None, "8"),
+            ("plain", None, None, None),
+        ],
     ),
     "a key over all": (
         "+experiment=hot,methods seed=2",
-        [("hot", "logits", "5", "2"), ("hot", "logits", "6", "2"),
-         ("methods", "standard", None, "2"), ("methods", "logits", None, "2")],
+        [
+            ("hot", "logits", "5", "2"),
+            ("hot", "logits", "6", "2"),
+            ("methods", "standard", None, "2"),
+            ("methods", "logits", None, "2"),
+        ],
     ),
     "a swept key over all": (
         "seed=2,3 +experiment=methods,plain",
-        [("methods", "standard", None, "2"), ("methods", "standard", None, "3"), ("methods", "logits", None, "2"),
-         ("methods", "logits", None, "3"), ("plain", None, None, "2"), ("plain", None, None, "3")],
+        [
+            ("methods", "standard", None, "2"),
+            ("methods", "standard", None, "3"),
+            ("methods", "logits", None, "2"),
+            ("methods", "logits", None, "3"),
+            ("plain", None, None, "2"),
+            ("plain", None, None, "3"),
+        ],
     ),
     "a forced key": (
         "+experiment=hot,methods method=logits ++method.T=3",
@@ -85,10 +100,12 @@ SWEPT = {  # what is typed: experiment, method, T and seed of each job, where th
     ),
     "kd's own": (
         "+experiment=temperature,compare seed=3",
-        [*(("temperature", None, T, "3") for T in ("1", "2", "4", "8", "16")),
-         *(("compare", method, None, "3") for method in ("standard", "logits", "feature"))],
+        [
+            *(("temperature", None, T, "3") for T in ("1", "2", "4", "8", "16")),
+            *(("compare", method, None, "3") for method in ("standard", "logits", "feature")),
+        ],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.usefixtures("own")
@@ -107,6 +124,7 @@ def test_swept_experiments_keep_their_grids(
     assert [tuple(job.get(key) for key in keys) for job in swept] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own")
 @pytest.mark.parametrize(
     "words",
@@ -119,16 +137,23 @@ def test_swept_experiments_keep_their_grids(
 def test_swept_experiments_are_run(words: list[str], planned: Planned) -> None:
     jobs = [job["config"] for job in planned("-m", *words, BASIC, "seed=2")]
     assert [(one["method"]["name"], one["method"].get("T")) for one in jobs] == [
-        ("logits", 5.0), ("logits", 6.0), ("standard", None), ("logits", 4.0)
-    ]  # fmt: skip
+        ("logits", 5.0),
+        ("logits", 6.0),
+        ("standard", None),
+        ("logits", 4.0),
+    ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own")
 @pytest.mark.parametrize("swept", [False, True])
 def test_an_experiment_chooses_the_launcher(swept: bool, planned: Planned) -> None:
     """Only Hydra's basic launcher runs jobs in this process, which is where `planned` sees them."""
     for name, seed in (("a", 1), ("b", 2)):
-        grid_ = f"hydra: {{mode: MULTIRUN, sweep: {{dir: out}}, sweeper: {{params: {{seed: '{seed}'}}}}}}\n"
+        grid_ = (
+            "hydra: {mode: MULTIRUN, sweep: {dir: out}, "
+            f"sweeper: {{params: {{seed: '{seed}'}}}}}}\n"
+        )
         experiment(
             name,
             f"defaults: [override /method: standard, override /hydra/launcher: basic]\n{grid_}",
@@ -164,7 +189,9 @@ defaults:
   - override /schedule: step
   - override /hydra/launcher: submitit_slurm
   - override /hydra/sweeper: optuna
-hydra: {launcher: {partition: gpu, timeout_min: 7}, sweeper: {n_trials: 3, params: {method.T: 'interval(1,4)'}}}
+hydra:
+  launcher: {partition: gpu, timeout_min: 7}
+  sweeper: {n_trials: 3, params: {method.T: 'interval(1,4)'}}
 """,
     )
     words = [directory, "+experiment=cluster"]
@@ -200,7 +227,10 @@ def test_launchers_of_swept_experiments_differ(own: Callable) -> None:
 
 
 def test_experiments_that_search_are_not_swept(own: Callable) -> None:
-    search = "defaults: [override /hydra/sweeper: optuna]\nhydra: {sweeper: {params: {method.T: 'interval(1,4)'}}}\n"
+    search = (
+        "defaults: [override /hydra/sweeper: optuna]\n"
+        "hydra: {sweeper: {params: {method.T: 'interval(1,4)'}}}\n"
+    )
     for name in ("one", "two"):
         experiment(name, search)
     assert is_one_line(own(*OWN, "data=digits", "+experiment=one,two"), "hydra/sweeper: ")
@@ -209,8 +239,12 @@ def test_experiments_that_search_are_not_swept(own: Callable) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_search_by_an_experiment_from_another_directory(own: Callable) -> None:
-    """Optuna is chosen in YAML; an interval over a key of integers gives integers; one study, below where it began."""
+    """Optuna is chosen in YAML; there is one study, below where it began.
+
+    An interval over a key of integers gives integers.
+    """
     experiment(
         "search",
         """
@@ -218,7 +252,9 @@ defaults: [override /method: standard, override /hydra/sweeper: optuna]
 hydra:
   mode: MULTIRUN
   job: {chdir: true}
-  sweeper: {n_trials: 2, params: {student.epochs: 'interval(1,2)', student.dropout: 'interval(0,0.5)'}}
+  sweeper:
+    n_trials: 2
+    params: {student.epochs: 'interval(1,2)', student.dropout: 'interval(0,0.5)'}
 """,
     )
     words = ["data=digits", "student.scale=1", "device=cpu", "threads=1", "tracker.mode=disabled"]

@@ -1,4 +1,4 @@
-"""Figures: what they leave out, validation before test, axes that sound rows choose, labels that fit."""
+"""Figures: what they leave out, validation before test, axes for the sound rows, fitting labels."""
 
 import json
 import xml.etree.ElementTree as ET
@@ -33,7 +33,10 @@ def sweep(
     val: Sequence[float] | None = None,
     **edits: Any,
 ) -> Tables:
-    """Tables of a sweep with these results. `edits`: of each result file, {key: value}; val=() has no validation."""
+    """Tables of a sweep with these results; val=() has no validation.
+
+    `edits`: for each key, its values in the result files, one for each run.
+    """
     jobs = made(folder, list(configs), list(test), list(val) if val else None)
     for number, job in enumerate(jobs):
         path = Path(job["folder"]) / "result.json"
@@ -124,10 +127,8 @@ def test_accuracy_keeps_the_best_of_thirty(tmp_path: Path) -> None:
     )
     best = sorted(names, key=lambda name: -val[names.index(name)])
     assert rows(figure) == best[:14]
-    assert (
-        f"14 of 30 methods: those best on validation. Left out: {', '.join(best[14:22])} and 8 more."
-        in caption
-    )
+    left_out = f"Left out: {', '.join(best[14:22])} and 8 more."
+    assert f"14 of 30 methods: those best on validation. {left_out}" in caption
 
 
 def test_of_many_settings_the_best_are_drawn(tmp_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_a_heat_map_names_the_grids_without_one(case: str, tmp_path: Path) -> No
 
 
 def test_teachers_of_one_name_are_all_drawn(tmp_path: Path) -> None:
-    """As on two data sets, or trained for other epochs; the Pareto front is of one data set's students."""
+    """As on two data sets or after other epochs; the Pareto front is of one data set's students."""
     configs = [
         config("logits", 0, data__name=d, student__scale=k)
         for d in ("easy", "hard")
@@ -321,9 +322,8 @@ def test_a_heat_map_shows_validation_first(tmp_path: Path) -> None:
         for c in axis.collections
         if isinstance(c, QuadMesh) and axis.get_xlabel()
     ]
-    assert np.asarray(meshes[0].get_array()).ravel() == pytest.approx(
-        [78, 72, 70, 76]
-    )  # T = 1 first
+    # T = 1 first
+    assert np.asarray(meshes[0].get_array()).ravel() == pytest.approx([78, 72, 70, 76])
     assert np.asarray(meshes[1].get_array()).ravel() == pytest.approx([71, 81, 77, 75])
     assert meshes[0].get_clim() == meshes[1].get_clim(), "one scale of colours"
     titles = [axis.get_ylabel() for axis in figure.axes if "accuracy" in axis.get_ylabel()]
@@ -478,8 +478,11 @@ def test_the_sound_rows_choose_the_axis(case: str, seeds: int, tmp_path: Path) -
     assert high - low >= 1, "differences of nothing are not blown up"
     for name in NINE:
         mean = 100 * means[NINE.index(name)]
-        at = {float(np.atleast_1d(one.get_xdata())[0]) for one in axis.lines
-              if list(np.atleast_1d(one.get_ydata())) == [names.index(name)]}  # fmt: skip
+        at = {
+            float(np.atleast_1d(one.get_xdata())[0])
+            for one in axis.lines
+            if list(np.atleast_1d(one.get_ydata())) == [names.index(name)]
+        }
         if name in collapsed:
             assert at == {low}, "drawn at the edge"
             written = [text.get_text() for text in axis.texts if text.xy[1] == names.index(name)]
@@ -540,7 +543,7 @@ def test_a_far_teacher_is_at_the_edge(tmp_path: Path) -> None:
 
 
 def test_points_without_an_interval_have_none(tmp_path: Path) -> None:
-    """One seed of T=4, two of the others: bars where there are seeds, and the caption has both counts."""
+    """One seed of T=4, two of the others: bars where there are two; the caption has both counts."""
     configs = [
         config("logits", s, method__T=t)
         for t, s in ((1.0, 0), (1.0, 1), (2.0, 0), (2.0, 1), (4.0, 0))
@@ -552,7 +555,10 @@ def test_points_without_an_interval_have_none(tmp_path: Path) -> None:
 
 
 def test_validation_that_some_runs_lack(tmp_path: Path) -> None:
-    """Two sweeps in one report, one of them without validation images: nothing is chosen, nothing is lost."""
+    """Two sweeps in one report, one of them without validation images.
+
+    Nothing is chosen, nothing is lost.
+    """
     found = sweep(tmp_path, GRID, GRID_TEST, GRID_VAL)
     found.summary.loc[0, "val_accuracy"] = float("nan")
     found.summary["chosen"] = False
@@ -615,6 +621,7 @@ def test_one_diverged_run_does_not_choose_the_axes_of_curves(tmp_path: Path) -> 
     assert curve.get_markevery() >= 20, "no marker on each of 300 epochs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [0.0, 1e-12])
 def test_a_loss_of_zero_is_drawn(last: float, tmp_path: Path) -> None:
     found = nine(tmp_path, [0.8] * 9)
@@ -645,6 +652,7 @@ def test_unfinished_runs_are_not_in_the_means(tmp_path: Path) -> None:
 # ---- labels
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_long_and_odd_names_fit(tmp_path: Path) -> None:
     long = ",".join(f"{{name: layer{i}, weight: 0.5, kind: hint}}" for i in range(5))
@@ -671,6 +679,7 @@ def test_long_and_odd_names_fit(tmp_path: Path) -> None:
     assert "_hidden" in [label.strip() for label in legend(figure)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 20])
 def test_any_number_of_methods_can_be_drawn(count: int, tmp_path: Path) -> None:
     """All figures, and one of them on paper: nothing may warn."""
@@ -699,6 +708,7 @@ def test_any_number_of_methods_can_be_drawn(count: int, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_four_hundred_settings_have_a_map(tmp_path: Path) -> None:
     configs = [
         config("logits", 0, method__T=float(t), method__alpha=a / 20)
@@ -720,6 +730,7 @@ def test_four_hundred_settings_have_a_map(tmp_path: Path) -> None:
 # ---- a search
 
 
+@pytest.mark.slow
 def test_every_search_of_a_report_is_drawn(tmp_path: Path) -> None:
     optuna = pytest.importorskip("optuna")
     from kd.runs.optuna_storage import open_storage

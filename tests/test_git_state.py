@@ -1,4 +1,4 @@
-"""The commit that a run records is kd's own, or none: whatever repository an installed kd lies in."""
+"""The commit that a run records is kd's own or none, whatever repository kd is installed in."""
 
 import json
 import os
@@ -17,9 +17,13 @@ from kd.training import device, environment
 
 GIT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
-    "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org", "GIT_COMMITTER_NAME": "t",
-    "GIT_COMMITTER_EMAIL": "t@example.org", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull,
-}  # fmt: skip
+    "GIT_AUTHOR_NAME": "t",
+    "GIT_AUTHOR_EMAIL": "t@example.org",
+    "GIT_COMMITTER_NAME": "t",
+    "GIT_COMMITTER_EMAIL": "t@example.org",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_SYSTEM": os.devnull,
+}
 
 
 def git(where: Path, *arguments: str) -> str:
@@ -41,7 +45,7 @@ def repository(where: Path, ignored: str = "") -> str:
 
 
 def copied(into: Path) -> Path:
-    """Copy kd's own files into a directory, as an installation does. Return the package's folder."""
+    """Copy kd's files into a directory, as an installation does. Return the package's folder."""
     shutil.copytree(
         Path(kd.__file__).parent, into / "kd", ignore=shutil.ignore_patterns("__pycache__")
     )

@@ -1,4 +1,7 @@
-"""benchmarks/gpu.sh: packed images come back as they were, and a part that fails is recorded and stops no other."""
+"""benchmarks/gpu.sh: packed images come back as they were; a failed part stops no other.
+
+A part that fails is recorded.
+"""
 
 import json
 import os
@@ -74,6 +77,7 @@ def test_a_part_that_hangs_is_ended(tmp_path: Path) -> None:
         bench.python("-c", "import time; time.sleep(600)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [["--parts", "device,warp"], ["--device", "cuda:9", "--parts", "device"]]
 )

@@ -1,4 +1,4 @@
-"""Images that mean harm, or are merely broken: each ends in one line; odd ones are read as they look."""
+"""Hostile or broken images each end in one line; odd ones are read as they look."""
 
 import io
 import os
@@ -22,8 +22,13 @@ from kd.core.errors import UserError
 from kd.data import imagefolder
 
 SIZE = 8
-KEYS = {"val_size": None, "split_seed": 0, "augment": {"crop": 0, "padding": "zeros", "flip": False},
-        "mean": None, "std": None}  # fmt: skip
+KEYS = {
+    "val_size": None,
+    "split_seed": 0,
+    "augment": {"crop": 0, "padding": "zeros", "flip": False},
+    "mean": None,
+    "std": None,
+}
 
 
 def settings(root: Path) -> imagefolder.Config:
@@ -38,7 +43,10 @@ def read(root: Path) -> Tensor:
 
 @pytest.fixture
 def few(tmp_path: Path) -> Path:
-    """An image folder of two classes, one image each in train/ and in test/; `x.png` in train/a is free."""
+    """An image folder of two classes, with one image each in train/ and in test/.
+
+    `x.png` in train/a is free.
+    """
     root = tmp_path / "images"
     for split in ("train", "test"):
         for name in ("a", "b"):
@@ -89,9 +97,8 @@ def loop(path: Path) -> None:
     path.symlink_to(path.name)
 
 
-BAD_IMAGES: dict[
-    str, tuple[Callable[[Path], Any], str]
-] = {  # made at train/a/x.png: what the line says
+# How it is made at train/a/x.png, and what the line says.
+BAD_IMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (lambda p: p.write_bytes(whole()[:900]), "x.png (image file is truncated"),
     "truncated header": (lambda p: p.write_bytes(whole()[:20]), "x.png ("),
     "empty": (lambda p: p.write_bytes(b""), "x.png has the extension of an image but is empty"),
@@ -220,6 +227,10 @@ def grey16(path: Path, kind: str) -> None:
     image.save(path)
 
 
+def pgm16(path: Path) -> None:
+    path.write_bytes(b"P5 8 8 65535\n" + np.linspace(0, 65535, 64).astype(">u2").tobytes())
+
+
 def palette(path: Path) -> None:
     image = Image.new("P", (SIZE, SIZE), 1)
     image.putpalette([0, 0, 0, 250, 10, 20])
@@ -248,7 +259,8 @@ RAMP = [
     [[round(x / 257)] for x in row]
     for row in np.linspace(0, 65535, 64).astype(int).reshape(8, 8).tolist()
 ]
-GOOD_IMAGES: dict[str, tuple[str, Callable[[Path], Any], Any]] = {  # name: file, how it is made, its colour or pixels
+# The file, how it is made, and its colour or pixels.
+GOOD_IMAGES: dict[str, tuple[str, Callable[[Path], Any], Any]] = {
     "grey": ("x.png", one("L", 7), (7, 7, 7)),
     "grey with alpha": ("x.png", one("LA", (7, 255)), (7, 7, 7)),
     "transparent grey": ("x.png", one("LA", (7, 0)), (255, 255, 255)),
@@ -258,8 +270,7 @@ GOOD_IMAGES: dict[str, tuple[str, Callable[[Path], Any], Any]] = {  # name: file
     "four inks": ("x.jpg", one("CMYK", (0, 255, 255, 0)), (255, 0, 0)),
     "one bit": ("x.png", one("1", 1), (255, 255, 255)),
     "16 bits": ("x.png", lambda p: grey16(p, "<u2"), RAMP),
-    "16 bits, pgm": ("x.pgm", lambda p: p.write_bytes(
-        b"P5 8 8 65535\n" + np.linspace(0, 65535, 64).astype(">u2").tobytes()), RAMP),
+    "16 bits, pgm": ("x.pgm", pgm16, RAMP),
     "16 bits, tiff": ("x.tif", lambda p: grey16(p, "<u2"), RAMP),
     "rotated": ("x.png", rotated, {(7, 7): (255, 0, 0), (0, 0): (0, 0, 255)}),
     "1 x 1": ("x.png", one("RGB", (9, 8, 7), (1, 1)), (9, 8, 7)),
@@ -271,7 +282,7 @@ GOOD_IMAGES: dict[str, tuple[str, Callable[[Path], Any], Any]] = {  # name: file
     "a new line": ("x\ny.png", one("L", 7), (7, 7, 7)),
     "no ASCII": ("é漢😀.PNG", one("L", 7), (7, 7, 7)),
     "html": ("<img src=x onerror=alert(1)>.png", one("L", 7), (7, 7, 7)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", GOOD_IMAGES)

@@ -1,4 +1,4 @@
-"""Files of weights that mean harm, or are merely broken: each ends in one line, and no code in them runs."""
+"""Hostile or broken files of weights each end in one line, and no code in them runs."""
 
 import json
 import os
@@ -78,9 +78,8 @@ BROKEN, PICKLE = (
     "is not an intact safetensors file (",
     "is a pickle, which could run code when read",
 )
-BAD_WEIGHTS: dict[
-    str, tuple[Callable[[Path], Any], str]
-] = {  # how they are made: what the line says
+# How they are made, and what the line says.
+BAD_WEIGHTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a bit flipped": (
         lambda p: flipped(saved(p)),
         "is damaged: its weights do not match their checksum",
@@ -243,7 +242,7 @@ def test_a_bad_model_in_a_card_is_not_built(case: str, tmp_path: Path) -> None:
 
 
 def test_other_sound_weights_are_taken(tmp_path: Path) -> None:
-    """Those of an earlier kd, of other programs, in half precision, and with any length of header."""
+    """Those of an earlier kd, of other programs, in half precision, with any length of header."""
     wanted, path = net().state_dict(), tmp_path / "w"
     ways: list[Callable[[], Any]] = [
         lambda: saved(path),

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import Trap, is_one_line
 
-CANARY = "import pathlib\npathlib.Path('ran').touch()\nclass Run:\n    def __init__(self, *a, **k): pass\n"
+CANARY = (
+    "import pathlib\npathlib.Path('ran').touch()\n"
+    "class Run:\n    def __init__(self, *a, **k): pass\n"
+)
 CODE = [
     "hydra.sweeper._target_=canary.Run",
     "hydra.launcher._target_=canary.Run",
@@ -20,7 +23,10 @@ CODE = [
     '+hydra.callbacks={x: {_target_: "canary.Run"}}',
     "+hydra.callbacks.x={_target_: hydra.utils.get_object, path: canary.Run}",
     "+hydra.callbacks.x={_target_: kd.runs.directory.subprocess.Popen, args: [touch, ran]}",
-    "+hydra.callbacks.x={_target_: hydra.experimental.callbacks.LogJobReturnCallback, y: [{_target_: canary.Run}]}",
+    (
+        "+hydra.callbacks.x={_target_: hydra.experimental.callbacks.LogJobReturnCallback, "
+        "y: [{_target_: canary.Run}]}"
+    ),
     "+hydra={callbacks: {x: {_target_: canary.Run}}}",
     "hydra.sweeper._target_=${oc.env:EVIL}",
     "+hydra.callbacks.x='${oc.decode:${oc.env:EVILS}}'",

@@ -243,6 +243,7 @@ def test_compile_without_a_compiler_is_one_line(
         device.resolve("cpu", "fp32", tmp_path, compile=True)
 
 
+@pytest.mark.slow
 def test_bf16_that_is_wrong_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     found = device.try_bf16()
     assert 0 < found["error"] < 0.03
@@ -256,6 +257,7 @@ def test_bf16_that_is_wrong_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not device.try_bf16()["pays"]
 
 
+@pytest.mark.slow
 def test_a_compiled_student_learns_the_same(composed: Any, tmp_path: Path) -> None:
     """With dropout off, whose draws differ there."""
     if shutil.which("g++") is None:

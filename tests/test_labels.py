@@ -1,4 +1,4 @@
-"""Few labels: who gets them, what an epoch is then, and that nothing else of a label reaches the student."""
+"""Few labels: who gets them, what an epoch is, and that no other label reaches the student."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,10 @@ from kd.models import ModelOutput
 
 
 def test_the_given_labels_are_the_same_for_every_method(composed: Callable, tmp_path: Path) -> None:
-    """A part of each class, by seed; without a teacher the other images are not there, with one they have no label."""
+    """A part of each class has labels, chosen by seed.
+
+    Without a teacher the other images are not there; with one they have no label.
+    """
     found = images(composed(), tmp_path)
     count = round(0.1 * len(found.train))
     alone, taught = (
@@ -90,15 +93,18 @@ def test_all_labels_are_a_run_of_the_name_it_had(composed: Callable) -> None:
         == plain.identity()
         != few.identity()
     )
-    assert (
-        few.as_teacher().identity() == plain.as_teacher().identity()
-    )  # the teacher has all labels
+    # The teacher has all labels.
+    assert few.as_teacher().identity() == plain.as_teacher().identity()
     assert few.as_standard().labels == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["logits", "standard", "function_matching", "feature"])
 def test_runs_with_few_labels(method: str, kd: Callable) -> None:
-    words = f"method={method} student.labels=0.1 student.epochs=2 teacher.epochs=1 student.scale=1 teacher.scale=2"
+    words = (
+        f"method={method} student.labels=0.1 student.epochs=2 teacher.epochs=1 "
+        "student.scale=1 teacher.scale=2"
+    )
     said = kd(*words.split(), "device=cpu", "tracker.mode=disabled", "data=digits")
     assert said.code == 0, said.err
     history = next(Path("runs").glob(f"{method}-cnn-1-s0*/history.csv")).read_text().splitlines()

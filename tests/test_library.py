@@ -1,4 +1,4 @@
-"""Every method in a run: what it trains, what it saves and what it ships; teachers that are several or one's own."""
+"""Every method in a run: what it trains, saves and ships; several teachers, or one's own."""
 
 import json
 from collections.abc import Callable
@@ -53,6 +53,7 @@ def seen(config: Config) -> Any:
     ), device
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_a_run_trains_saves_and_ships_what_it_should(name: str, small: Callable) -> None:
     config = small(f"method={name}", *QUICK.get(name, []))
@@ -111,30 +112,68 @@ def test_simkd_ships_the_teachers_last_layers(small: Callable, tmp_path: Path) -
 BAD = {  # what is typed: how the one line begins
     "method=simkd method.pairs=stages": "method.pairs: simkd takes one pair",
     "method=simkd method.pairs=[[conv1,conv2],[pool2,pool2]]": "method.pairs: simkd takes one pair",
-    "method=simkd method.pairs=[[pool2,conv4]]": "method.pairs: the student's pool2 is [8, 8, 8], smaller than the",
-    "method=simkd method.pairs=[[pool2.pre,pool2]]": "method.pairs: simkd cuts the student after pool2.pre, which",
-    "method=simkd model@teacher=torchvision": "method.pairs: simkd cuts the teacher after layer3, which must be",
-    "method=srrl model@teacher=torchvision teacher.model=squeezenet1_1": "method.name: srrl needs a teacher whose",
-    "method=ofd method.pairs=[[pool2,pool2]]": "method.pairs: the teacher's pool2 does not come from a batch norm",
-    "method=ofd model@student=vit_tiny student.patch=8": "method.pairs: no map of the student comes from a batch norm",
-    "method=feature teacher.members=2": "method.pairs: the teacher has no feature map to tap (teacher.members=2:",
-    "method=logits teacher.members=0": "teacher.members: should be greater than or equal to 1, got 0",
-    "method=logits teacher.mean=votes": "teacher.mean: should be 'logits' or 'probabilities', got 'votes'",
-    "method=logits teacher.members=2 teacher.checkpoint=x": "teacher.members: teacher.checkpoint holds a single teacher, not",
-    "method=born_again teacher.members=2": "teacher.members: born_again is taught only by its own previous generation; ",
-    "method=born_again teacher.checkpoint=x": "teacher.checkpoint: born_again is taught only by its own previous generation",
-    "method=born_again method.generation=0": "method.generation: should be greater than or equal to 1, got 0",
+    "method=simkd method.pairs=[[pool2,conv4]]": (
+        "method.pairs: the student's pool2 is [8, 8, 8], smaller than the"
+    ),
+    "method=simkd method.pairs=[[pool2.pre,pool2]]": (
+        "method.pairs: simkd cuts the student after pool2.pre, which"
+    ),
+    "method=simkd model@teacher=torchvision": (
+        "method.pairs: simkd cuts the teacher after layer3, which must be"
+    ),
+    "method=srrl model@teacher=torchvision teacher.model=squeezenet1_1": (
+        "method.name: srrl needs a teacher whose"
+    ),
+    "method=ofd method.pairs=[[pool2,pool2]]": (
+        "method.pairs: the teacher's pool2 does not come from a batch norm"
+    ),
+    "method=ofd model@student=vit_tiny student.patch=8": (
+        "method.pairs: no map of the student comes from a batch norm"
+    ),
+    "method=feature teacher.members=2": (
+        "method.pairs: the teacher has no feature map to tap (teacher.members=2:"
+    ),
+    "method=logits teacher.members=0": (
+        "teacher.members: should be greater than or equal to 1, got 0"
+    ),
+    "method=logits teacher.mean=votes": (
+        "teacher.mean: should be 'logits' or 'probabilities', got 'votes'"
+    ),
+    "method=logits teacher.members=2 teacher.checkpoint=x": (
+        "teacher.members: teacher.checkpoint holds a single teacher, not"
+    ),
+    "method=born_again teacher.members=2": (
+        "teacher.members: born_again is taught only by its own previous generation; "
+    ),
+    "method=born_again teacher.checkpoint=x": (
+        "teacher.checkpoint: born_again is taught only by its own previous generation"
+    ),
+    "method=born_again method.generation=0": (
+        "method.generation: should be greater than or equal to 1, got 0"
+    ),
     "method=mlkd method.temperatures=[]": "method.temperatures: ",
-    "method=mlkd method.temperatures=[1,0]": "method.temperatures.1: should be greater than or equal to 0.001, got 0",
-    "method=crd method.negatives=0": "method.negatives: should be greater than or equal to 1, got 0",
-    "method=crd method.pairs=last": "method.pairs: the student's pool2 has shape [8, 8, 8]; allowed: vectors",
+    "method=mlkd method.temperatures=[1,0]": (
+        "method.temperatures.1: should be greater than or equal to 0.001, got 0"
+    ),
+    "method=crd method.negatives=0": (
+        "method.negatives: should be greater than or equal to 1, got 0"
+    ),
+    "method=crd method.pairs=last": (
+        "method.pairs: the student's pool2 has shape [8, 8, 8]; allowed: vectors"
+    ),
     "method=sum method.parts=[]": "method.parts: ",
     "method=sum method.parts=[nose]": "method.parts.0: 'nose' is not known; allowed: attention, ",
-    "method=sum method.parts=[3]": "method.parts.0: should be the name of a method or {name: ..., weight: ...,",
-    "method=sum method.parts=[logits,{name:rkd,weight:-1}]": "method.parts.1: rkd.weight: should be a number from 0 to",
+    "method=sum method.parts=[3]": (
+        "method.parts.0: should be the name of a method or {name: ..., weight: ...,"
+    ),
+    "method=sum method.parts=[logits,{name:rkd,weight:-1}]": (
+        "method.parts.1: rkd.weight: should be a number from 0 to"
+    ),
     "method=sum method.parts=[{name:logits,T:0}]": "method.parts.0: logits.T: ",
     "method=sum method.parts=[{name:logits,beta:0}]": "method.parts.0: logits.beta: ",
-    "method=sum method.parts=[{name:nst,pairs:[[nose,pool2]]}]": "method.parts: nst.pairs: the student has no tap",
+    "method=sum method.parts=[{name:nst,pairs:[[nose,pool2]]}]": (
+        "method.parts: nst.pairs: the student has no tap"
+    ),
     **{
         f"method=sum method.parts=[{name}]": f"method.parts.0: {name} "
         for name in ("sum", "mlkd", "simkd", "born_again", "function_matching", "standard", "tfkd")
@@ -226,6 +265,7 @@ def test_blends_are_pure_functions_of_seed_epoch_and_sample(composed: Callable) 
     assert torch.allclose(first[row], blend[0].permute(2, 0, 1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_the_teacher_says_of_blends_is_kept_for_their_epoch_alone(
     composed: Callable, tmp_path: Path
 ) -> None:
@@ -288,6 +328,7 @@ def test_an_ensemble_is_the_mean_of_its_members(composed: Callable) -> None:
         Ensemble(nets, "logits").forward_taps(x, ["pool2"])
 
 
+@pytest.mark.slow
 def test_a_student_of_several_teachers(small: Callable, place: Path) -> None:
     config = small(
         "method=logits", "teacher.members=2", "teacher.mean=probabilities", "teacher.seed=7"
@@ -320,6 +361,7 @@ def test_a_student_of_several_teachers(small: Callable, place: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_generations_teach_one_another(small: Callable) -> None:
     config = small("method=born_again", "method.generation=2", "teacher.seed=5", "seed=3")
     second, first = config.as_teacher(), config.as_teacher().as_teacher()
@@ -338,8 +380,9 @@ def test_generations_teach_one_another(small: Callable) -> None:
     assert other.identity() == config.identity(), "what teaches is the student's own recipe"
 
 
+@pytest.mark.slow
 def test_generations_that_train_together_keep_their_own_teachers(small: Callable) -> None:
-    """Their configurations are equal but for the generation, and the batches that they see are one."""
+    """Their configurations differ only in the generation, and they see the same batches."""
     words = [
         ["method=born_again", f"method.generation={n}", "teacher.seed=5", "student.epochs=2"]
         for n in (1, 2)

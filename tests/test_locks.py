@@ -1,4 +1,7 @@
-"""Locks, where the kernel has them and where it has none: one process at a time, none for ever, no file left."""
+"""Locks, where the kernel has them and where it has none.
+
+One process at a time, none for ever, and no file is left.
+"""
 
 import errno
 import os
@@ -26,7 +29,7 @@ NUMBERS = ["ENOLCK", "EOPNOTSUPP", "EBADF", "ENOSYS", "EPERM", "EINVAL", "EIO"]
 
 @pytest.fixture
 def lockless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """lockless("ENOLCK"): from now on flock answers so, in this process and in those that it starts."""
+    """lockless("ENOLCK"): from now on flock answers so, in this process and those it starts."""
     folder = tmp_path / "site"
     folder.mkdir()
 
@@ -36,7 +39,11 @@ def lockless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
         def flock(*_: object) -> None:
             raise OSError(number, os.strerror(number))
 
-        code = f"import fcntl, os\ndef flock(*_): raise OSError({number}, os.strerror({number}))\nfcntl.flock = flock\n"
+        code = (
+            "import fcntl, os\n"
+            f"def flock(*_): raise OSError({number}, os.strerror({number}))\n"
+            "fcntl.flock = flock\n"
+        )
         (folder / "sitecustomize.py").write_text(code)
         monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         monkeypatch.setattr("fcntl.flock", flock)
@@ -109,7 +116,10 @@ def test_processes_that_count_together_lose_nothing(
 def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between opening and locking, its last holder removes it and a third process makes it anew and locks that."""
+    """Between opening and locking, the last holder of the file removes it.
+
+    A third process makes it anew and locks that.
+    """
     path = tmp_path / ".run.lock"
     lock = locks._try_flock
     third = locks._Lock(path)
@@ -247,6 +257,7 @@ def test_a_wait_is_told_once_and_can_be_ended(
 # ---- runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [None, "ENOSYS"])
 def test_two_processes_want_one_run(answer: str | None, place: Place, lockless: Callable) -> None:
     """One trains it, the other finds it; earlier versions left a lock file behind."""
@@ -269,6 +280,7 @@ def test_two_processes_want_one_run(answer: str | None, place: Place, lockless: 
     assert hidden(place.folder) == []
 
 
+@pytest.mark.slow
 def test_who_waits_goes_on_where_a_killed_one_stopped(place: Place, lockless: Callable) -> None:
     lockless("EBADF")
     first = place.start(*ONE, "student.epochs=100000")
@@ -287,6 +299,7 @@ def test_who_waits_goes_on_where_a_killed_one_stopped(place: Place, lockless: Ca
     assert hidden(place.folder) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_wait_and_leaves_the_owner_alone(place: Place, lockless: Callable) -> None:
     lockless("ENOLCK")
     first = place.start(*LONG)
@@ -303,6 +316,7 @@ def test_ctrl_c_ends_a_wait_and_leaves_the_owner_alone(place: Place, lockless: C
     assert f".{folder.name}.lock.lease" in hidden(place.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [None, "EOPNOTSUPP"])
 def test_a_sweep_and_its_cache_keep_no_lock_file(
     answer: str | None,

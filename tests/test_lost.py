@@ -1,4 +1,4 @@
-"""What a machine does to a run: full disks, folders that cannot be written, and others that want the same at once."""
+"""What a machine does to a run: full disks, unwritable folders, and rivals for the same thing."""
 
 import errno
 import json
@@ -35,6 +35,7 @@ WORDS += ["method=logits"]
 # ---- disks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["/proc/nowhere", "/dev/null/x"])
 def test_a_cache_that_cannot_be_written_costs_time_only(
     cache: str, kd: Callable, monkeypatch: Any
@@ -45,6 +46,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
     assert f"cannot write the decoded images to {cache} (" in said.out
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_be_written_are_refused(kd: Callable) -> None:
     Path("file").write_text("")
     for place in ("/proc/x", "file", "a" * 300, "file/x"):
@@ -54,6 +56,7 @@ def test_runs_that_cannot_be_written_are_refused(kd: Callable) -> None:
         assert "choose another folder with paths.runs=PATH" in said.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kilobytes", "code", "lines"),
     [
@@ -78,7 +81,10 @@ def test_runs_that_cannot_be_written_are_refused(kd: Callable) -> None:
     ],
 )
 def test_a_disk_becomes_full(kilobytes: int, code: int, lines: list[str], tmp_path: Path) -> None:
-    """Files may not grow beyond a limit: what fits is kept, what does not is named, nothing is half written."""
+    """Files may not grow beyond a limit: what fits is kept, what does not is named.
+
+    Nothing is half written.
+    """
     import resource
 
     def limit() -> None:
@@ -115,6 +121,7 @@ def full(folder: Path, monkeypatch: pytest.MonkeyPatch, *spared: str) -> None:
     monkeypatch.setattr("kd.core.io.os.replace", refuse)
 
 
+@pytest.mark.slow
 def test_a_result_for_which_there_is_no_room_is_kept_elsewhere(
     composed: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -191,6 +198,7 @@ print("has it", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_images_are_decoded_by_one_of_many_and_a_dead_one_is_replaced_at_once(
     tmp_path: Path,
 ) -> None:
@@ -213,6 +221,7 @@ def test_images_are_decoded_by_one_of_many_and_a_dead_one_is_replaced_at_once(
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_teacher_whose_trainer_dies_is_trained_on_by_another_at_once(place: Place) -> None:
     words = [*WORDS, "teacher.epochs=40", "threads=1", "tracker.mode=disabled"]
     first = place.start(*words, "seed=0")

@@ -1,4 +1,7 @@
-"""Every method: its row below holds a configuration and its loss, as tests/references.py has it from the paper."""
+"""Every method against its paper.
+
+Each row of TABLE holds a configuration and its loss, as tests/references.py has it from the paper.
+"""
 
 import copy
 from collections.abc import Callable
@@ -51,7 +54,7 @@ STAGES = [("low", "low"), ("mid", "mid")]
 
 
 def hint(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The mean squared error of a regressor, with maps first mapped at full size and then averaged."""
+    """The mean squared error of a regressor: maps are mapped at full size and then averaged."""
     if x.ndim == 2:
         return (x @ weight.T + bias - t).square().mean()
     mapped = torch.einsum("oi,bihw->bohw", weight[:, :, 0, 0], x) + bias[:, None, None]
@@ -82,7 +85,10 @@ def vid(c: dict, s: Any, t: Any, own: dict) -> Tensor:
 
 
 def ctkd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
-    """At epoch 2 of 10 and a warm-up of 0.4, half of it is done: the gradient of the temperature is times -1/2."""
+    """The loss at epoch 2 of 10: half of the warm-up of 0.4 is done.
+
+    The gradient of the temperature is therefore multiplied by -1/2.
+    """
     raw = own["raw"]
     T = ref.ctkd_temperature(-0.5 * raw + 1.5 * raw.detach(), c["low"], c["span"])
     return {"hard": (0.2, ref.hard(s.logits, y)), "soft": (0.7, ref.soft(s.logits, t.logits, T))}
@@ -114,15 +120,23 @@ def rkd(s: Tensor, t: Tensor) -> Tensor:
 
 
 def mlkd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
-    """The first half of the batch are first views; KL is summed over the views, as cross-entropy is."""
+    """The first half of the batch are first views.
+
+    KL is summed over the views, as cross-entropy is.
+    """
     half = len(y) // 2
     levels = [ref.mlkd(s.logits[:half], t.logits[:half], T) for T in c["temperatures"]]
-    instance = [ref.soft(s.logits[:half], t.logits[:half], T) + ref.soft(s.logits[half:], t.logits[half:], T)
-                for T in c["temperatures"]]  # fmt: skip
+    instance = [
+        ref.soft(s.logits[:half], t.logits[:half], T)
+        + ref.soft(s.logits[half:], t.logits[half:], T)
+        for T in c["temperatures"]
+    ]
     return {
-        "hard": (2 * 0.3, ref.hard(s.logits, y)), "instance": (2 * 0.9, sum(instance) / 2),
-        "batch": (0.9, sum(level[1] for level in levels)), "class": (0.9, sum(level[2] for level in levels)),
-    }  # fmt: skip
+        "hard": (2 * 0.3, ref.hard(s.logits, y)),
+        "instance": (2 * 0.9, sum(instance) / 2),
+        "batch": (0.9, sum(level[1] for level in levels)),
+        "class": (0.9, sum(level[2] for level in levels)),
+    }
 
 
 def crd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
@@ -232,7 +246,10 @@ def soft(
     weight: float,
     zero: bool = True,
 ) -> Row:
-    """A row of a method whose loss is 0.2 * hard + weight * soft, `soft` being term(settings, zs, zt, y)."""
+    """A row of a method whose loss is 0.2 * hard + weight * soft.
+
+    The soft term is term(settings, zs, zt, y).
+    """
 
     def reference(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
         return {
@@ -246,7 +263,10 @@ def soft(
 def paired(
     name: str, pairs: Any, term: Callable[..., Tensor], used: list[tuple[str, str]], **settings: Any
 ) -> Row:
-    """A row of a method whose loss is hard + 0.7 * the sum of term(student tap, teacher tap) over the pairs."""
+    """A row of a method whose loss is hard + 0.7 * a sum over the pairs.
+
+    Each pair adds term(student tap, teacher tap).
+    """
 
     def reference(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
         each = [term(s.taps[a], t.taps[b]) for a, b in used]
@@ -448,7 +468,10 @@ def test_only_declared_taps_are_read(name: str) -> None:
 
 @pytest.mark.parametrize("name", TABLE)
 def test_what_reads_labels_says_so(name: str) -> None:
-    """Of images without a label all that is learned is as it is with one; or the method says that it needs labels."""
+    """From an image without a label, a method learns the same as from one with a label.
+
+    If it does not, it says that it needs labels. The hard loss is compared on the labelled images.
+    """
     kind, s, t = methods.find(name), outputs(1, STUDENT), outputs(2, TEACHER)
     if not kind.needs_teacher:
         return  # it is given labelled images only
@@ -483,7 +506,10 @@ def test_terms_vanish_when_the_student_is_the_teacher(name: str) -> None:
 @pytest.mark.parametrize("T", [0.001, 1.0, 100.0, 1e4])
 @pytest.mark.parametrize("name", TABLE)
 def test_extreme_logits_stay_finite(name: str, T: float) -> None:
-    """As a network in bfloat16 gives them, and as large as the teacher's table can hold: the loss is in float32."""
+    """With logits as a network in bfloat16 gives them, as large as the teacher's table can hold.
+
+    The loss is in float32.
+    """
     method = build(name, torch.float32)
     if hasattr(method.config, "T"):
         method.config = method.config.model_copy(update={"T": T})
@@ -520,7 +546,10 @@ def test_feature_refuses_pairs_that_cannot_be(pairs: list, message: str) -> None
     "name", [name for name in TABLE if "standardize" in methods.find(name).Config.model_fields]
 )
 def test_logits_are_standardised_if_that_is_wanted(name: str) -> None:
-    """The compared logits, not those of the hard loss: adding to all and scaling all changes only the latter."""
+    """The compared logits are standardised, and those of the hard loss are not.
+
+    Adding a constant to all logits and scaling all changes only the hard loss.
+    """
     method, s, t = build(name), outputs(1, STUDENT), outputs(2, TEACHER)
     method.config = method.config.model_copy(update={"standardize": True})
     terms, moved = (
@@ -588,7 +617,10 @@ def test_two_classes_are_too_few_for_the_others(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["far from the origin", "twins", "nearly twins", "all the same"])
 def test_angles_in_float32(kind: str) -> None:
-    """They come from products of samples, where rounding could hide a small distance; twins have no direction."""
+    """Angles come from products of samples, where rounding could hide a small distance.
+
+    Twins have no direction.
+    """
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(8, 6, generator=draw, dtype=torch.float64)
     if kind == "far from the origin":
@@ -611,7 +643,10 @@ def test_angles_in_float32(kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["feature", "vid", "reviewkd", "ofd", "simkd"])
 def test_maps_that_are_learned_from_keep_their_order_in_memory(name: str) -> None:
-    """The gradients of what a method's own convolutions and norms give: a norm in channels_last is slow with others."""
+    """The gradients that a method's own convolutions and norms give keep their order in memory.
+
+    A norm in channels_last is slow with gradients in another order.
+    """
     method, s, t = build(name), outputs(1, STUDENT, grad=True), outputs(2, TEACHER)
     method.to(memory_format=torch.channels_last)
     seen = []
@@ -622,9 +657,8 @@ def test_maps_that_are_learned_from_keep_their_order_in_memory(name: str) -> Non
         )
 
     for module in method.modules():
-        gates = (
-            isinstance(module, nn.Conv2d) and module.out_channels == 2
-        )  # reviewkd's: small, and cut in two
+        # Those of reviewkd: small, and cut in two
+        gates = isinstance(module, nn.Conv2d) and module.out_channels == 2
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and not gates:
             module.register_forward_hook(watch)
     for taps in (s.taps, t.taps):

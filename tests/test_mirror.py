@@ -1,4 +1,4 @@
-"""Interrupted runs on a W&B server (a pretended one that keeps what it is sent): every epoch is there once."""
+"""Interrupted runs on a fake W&B server that keeps what it is sent: every epoch is there once."""
 
 import json
 import subprocess
@@ -15,10 +15,18 @@ from kd.runs import directory
 from kd.training import tracking
 
 EPOCHS = 4
-WORDS = ["data=digits", "student.scale=1", f"student.epochs={EPOCHS}", "method=standard", "device=cpu", "threads=1",
-         "tracker.timeout=300"]  # fmt: skip
+WORDS = [
+    "data=digits",
+    "student.scale=1",
+    f"student.epochs={EPOCHS}",
+    "method=standard",
+    "device=cpu",
+    "threads=1",
+    "tracker.timeout=300",
+]
 
 
+@pytest.mark.slow
 def test_runs_of_like_ids_are_apart(
     kd: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -36,6 +44,7 @@ def test_runs_of_like_ids_are_apart(
         assert (folder / known["offline"] / f"run-{known['id']}.wandb").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_note_its_id_goes_on(
     kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,6 +59,7 @@ def test_a_run_that_cannot_note_its_id_goes_on(
     assert len(list(Path("runs").glob("*/wandb/offline-run-*"))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_an_interrupted_run_is_one_run_with_every_epoch_once(
     mode: str, server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,7 @@
-"""The field's bug as an experiment: asked for by name, deterministic, marked wherever its numbers are shown."""
+"""The misalignment bug as an experiment: chosen by name and deterministic.
+
+It is marked wherever its numbers are shown.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +23,10 @@ from kd.training.teacher_cache import TeacherCache, TeacherCacheSpec
 
 
 def test_every_image_is_another_of_the_same_epoch(composed: Callable, tmp_path: Path) -> None:
-    """A pure function of (seed, epoch, sample); what it shows is in the view that the epoch has of it."""
+    """The other image is a pure function of (seed, epoch, sample).
+
+    It is shown in the view that the epoch has of it.
+    """
     config = composed("method=mlkd")
     found, augment = images(config, tmp_path), config.data.augment
     whole = next(iter(batches(found.train, len(found.train), 0, 3, augment, 2)))
@@ -43,13 +49,14 @@ def test_every_image_is_another_of_the_same_epoch(composed: Callable, tmp_path: 
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "gigabytes", [1.0, 0.0002, 0.0], ids=["finite", "an epoch a table", "not kept"]
 )
 def test_the_tables_of_outputs_stay_right(
     gigabytes: float, composed: Callable, tmp_path: Path
 ) -> None:
-    """A misaligned run reads and completes the tables that other runs use, and leaves nothing wrong in them."""
+    """A misaligned run reads and completes the tables of other runs, and leaves them right."""
     config = composed("method=logits")
     found, live, augment = (
         images(config, tmp_path),
@@ -82,8 +89,12 @@ def test_it_is_asked_for_by_name_and_has_a_name_of_its_own(composed: Callable) -
     assert len({config.run_name() for config in taught_by_none}) == 1
 
 
+@pytest.mark.slow
 def test_a_misaligned_run_trains_to_other_numbers_and_says_so(kd: Callable) -> None:
-    words = "data=digits method=logits student.epochs=4 teacher.epochs=6 student.scale=4 tracker.mode=disabled"
+    words = (
+        "data=digits method=logits student.epochs=4 teacher.epochs=6 student.scale=4 "
+        "tracker.mode=disabled"
+    )
     right, wrong = kd(*words.split()), kd(*words.split(), "teacher.outputs=misaligned")
     assert (right.code, wrong.code) == (0, 0), wrong.err
     assert "taught, on purpose, with another image's outputs" in wrong.out + wrong.err
@@ -96,8 +107,12 @@ def test_a_misaligned_run_trains_to_other_numbers_and_says_so(kd: Callable) -> N
     assert said["logits MISALIGNED"] < said["logits"] - 0.1
 
 
+@pytest.mark.slow
 def test_packed_with_others_it_is_what_it_is_alone(composed: Callable, tmp_path: Path) -> None:
-    """Runs of one seed share batches and teacher outputs; those that see others, or have few labels, do not."""
+    """Runs of one seed share batches and teacher outputs.
+
+    Runs that see others' outputs, or have few labels, do not.
+    """
     words = ["teacher.outputs=aligned", "teacher.outputs=misaligned", "student.labels=0.2"]
     apart, packed = (
         [composed("method=logits", word, f"paths.runs={tmp_path / place}") for word in words]
@@ -120,8 +135,12 @@ def test_packed_with_others_it_is_what_it_is_alone(composed: Callable, tmp_path:
     assert len(seen) == len(words)
 
 
+@pytest.mark.slow
 def test_it_is_marked_in_every_table(tmp_path: Path) -> None:
-    """It is a method of its own in tables and figures: no setting of `logits`, nor its rival on validation."""
+    """It is a method of its own in tables and figures.
+
+    It is no setting of `logits`, and no rival of it on validation.
+    """
     configs = [reported("standard", seed) for seed in (0, 1)] + [
         reported("logits", seed) for seed in (0, 1)
     ]

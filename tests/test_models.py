@@ -62,17 +62,32 @@ def vit(width: int) -> Shapes:
 VGG = {f"block{n}": (min(512, 32 << n), s, s) for n, s in enumerate((32, 16, 8, 4, 4), 1)}
 VGG |= {"pool": (512,), "head": (100,)}
 MOBILE: Shapes = {
-    "stem": (16, 16, 16), "stage1": (12, 16, 16), "stage2": (16, 8, 8), "stage3": (48, 4, 4), "stage4": (160, 2, 2),
-    "last": (1280, 2, 2), "pool": (1280,), "head": (100,),
-}  # fmt: skip
-SHUFFLE1: Shapes = {
-    "stem": (24, 32, 32), "stage1": (240, 16, 16), "stage2": (480, 8, 8), "stage3": (960, 4, 4), "pool": (960,),
+    "stem": (16, 16, 16),
+    "stage1": (12, 16, 16),
+    "stage2": (16, 8, 8),
+    "stage3": (48, 4, 4),
+    "stage4": (160, 2, 2),
+    "last": (1280, 2, 2),
+    "pool": (1280,),
     "head": (100,),
-}  # fmt: skip
+}
+SHUFFLE1: Shapes = {
+    "stem": (24, 32, 32),
+    "stage1": (240, 16, 16),
+    "stage2": (480, 8, 8),
+    "stage3": (960, 4, 4),
+    "pool": (960,),
+    "head": (100,),
+}
 SHUFFLE2: Shapes = {
-    "stem": (24, 32, 32), "stage1": (116, 16, 16), "stage2": (232, 8, 8), "stage3": (464, 4, 4), "last": (1024, 4, 4),
-    "pool": (1024,), "head": (100,),
-}  # fmt: skip
+    "stem": (24, 32, 32),
+    "stage1": (116, 16, 16),
+    "stage2": (232, 8, 8),
+    "stage3": (464, 4, 4),
+    "last": (1024, 4, 4),
+    "pool": (1024,),
+    "head": (100,),
+}
 NARROW, WIDE = maps(16, 16, 32, 64), maps(32, 64, 128, 256)
 PUBLISHED = {  # a file of conf/model: parameters, multiply-accumulates, taps
     "resnet8": (83_892, 12_507_392, NARROW),
@@ -118,14 +133,22 @@ TABLE = {
     "cnn-16": Row({**CNN, "scale": 16}, 1_070_970, 7_394_304, cnn_taps(16), POOLED, 10),
     "cnn-32": Row({**CNN, "scale": 32}, 4_271_338, 28_682_240, cnn_taps(32), POOLED, 10),
     **{name: Row(chosen(name), *said) for name, said in PUBLISHED.items()},
-    "torchvision": Row(chosen("torchvision"), 11_227_812, 37_062_656, TORCHVISION | {"avgpool": (512, 1, 1)} | POOL),
-    "timm": Row(
-        chosen("timm"), 11_227_812, 37_062_656,
-        {name.replace("relu", "act1"): shape for name, shape in TORCHVISION.items()} | {"global_pool": (512,)} | POOL,
+    "torchvision": Row(
+        chosen("torchvision"), 11_227_812, 37_062_656, TORCHVISION | {"avgpool": (512, 1, 1)} | POOL
     ),
-}  # fmt: skip
-SMALL = ["cnn-16", "resnet8x4", "wrn_16_2", "wrn_16_1", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2",
-         "resnet18", "resnet50", "vit_tiny"]  # fmt: skip
+    "timm": Row(
+        chosen("timm"),
+        11_227_812,
+        37_062_656,
+        {name.replace("relu", "act1"): shape for name, shape in TORCHVISION.items()}
+        | {"global_pool": (512,)}
+        | POOL,
+    ),
+}
+SMALL = [
+    "cnn-16", "resnet8x4", "wrn_16_2", "wrn_16_1", "vgg8", "mobilenetv2", "shufflenetv1",
+    "shufflenetv2", "resnet18", "resnet50", "vit_tiny",
+]  # fmt: skip
 
 
 def build(row: Row, image: int = 32) -> Net:
@@ -143,6 +166,7 @@ def test_every_model_has_a_row_here() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", [8, 64])
 def test_every_choice_builds_and_has_a_name_of_its_own(image: int) -> None:
     names = []
@@ -159,6 +183,7 @@ def test_every_choice_builds_and_has_a_name_of_its_own(image: int) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_a_model_is_what_its_row_says(name: str) -> None:
     row = TABLE[name]
@@ -214,6 +239,7 @@ def test_taps_are_what_the_next_stage_reads(name: str) -> None:
     assert torch.equal(net.head(out.taps[last]), out.logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name in SMALL if name not in ("resnet18", "resnet50", "vit_tiny")]
 )
@@ -249,7 +275,10 @@ def test_our_kernels_compute_the_same(
 
 @pytest.mark.parametrize("name", ["wrn_16_2", "wrn_16_1"])
 def test_a_wide_resnet_is_the_papers(name: str) -> None:
-    """Norm, ReLU, convolution, as figure 1 has it, though here the norm that opens a stage ends the one before it."""
+    """The order is norm, ReLU, convolution, as in figure 1.
+
+    Here, however, the norm that opens a stage ends the one before it.
+    """
     torch.manual_seed(0)
     net = build(TABLE[name], 8).eval()
     for module in net.modules():

@@ -1,4 +1,7 @@
-"""The table of teacher outputs: equal to the live teacher, whole after any interruption, shared, bounded."""
+"""The table of teacher outputs: equal to the live teacher, shared and bounded.
+
+It is whole after any interruption.
+"""
 
 import logging
 import os
@@ -59,6 +62,7 @@ def losses(
     return [row for row in rows if row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", ["logits", "hidden", "maps", "an epoch a table", "whole", "an epoch, whole"]
 )
@@ -66,12 +70,14 @@ def losses(
 def test_a_run_that_reads_has_the_loss_of_one_that_computes(
     case: str, device: Device, composed: Callable, tmp_path: Path
 ) -> None:
-    """Bit for bit, be the table empty, full or half known; the plain pass in float32 is equal to float16's 11 bits."""
+    """The losses are equal bit for bit, whether the table is empty, full or half known.
+
+    The plain pass in float32 is equal to the 11 bits of float16.
+    """
     pairs = {"hidden": "[[hidden,hidden]]", "maps": "[[pool2,pool2]]"}.get(case)
     words = ["method=feature", f"method.pairs={pairs}"] if pairs else ["method=logits"]
-    config = composed(
-        *words, *(["data.augment.crop=2"] if "whole" in case else [])
-    )  # 25 views, not 81
+    # 25 views, not 81
+    config = composed(*words, *(["data.augment.crop=2"] if "whole" in case else []))
     found, teacher = images(config, tmp_path), trained_teacher(config)
     place: dict[str, Any] = {"maps": case == "maps", "whole": "whole" in case}
     if "epoch" in case:
@@ -100,9 +106,8 @@ def test_a_run_that_reads_has_the_loss_of_one_that_computes(
     for rows in runs:
         assert rows == runs[0]
         for then, now in zip(online, rows, strict=True):
-            exact = (
-                device is BF16 and ON_CPU
-            )  # a GPU may compute another batch size by another algorithm
+            # A GPU may compute another batch size by another algorithm
+            exact = device is BF16 and ON_CPU
             assert now == (
                 then if exact else pytest.approx(then, rel=1e-4 if device is FP32 else 2e-2)
             )
@@ -117,6 +122,7 @@ def test_a_run_that_reads_has_the_loss_of_one_that_computes(
         )
 
 
+@pytest.mark.slow
 def test_maps_are_computed_unless_asked_for(composed: Callable, tmp_path: Path) -> None:
     config = composed("method=feature")
     found, teacher = images(config, tmp_path), trained_teacher(config)
@@ -125,17 +131,17 @@ def test_maps_are_computed_unless_asked_for(composed: Callable, tmp_path: Path) 
         losses(config, found, teacher, lambda _, made=made: made, FP32)
         assert made.hit_rate == 0
     assert [path.name for path in (tmp_path / "outputs").glob("*.table")] == ["logits.table"]
-    made = opened(
-        TeacherForward(teacher, [], FP32), config, found, tmp_path / "outputs"
-    )  # but the logits were kept on the way
+    # But the logits were kept on the way
+    made = opened(TeacherForward(teacher, [], FP32), config, found, tmp_path / "outputs")
     losses(composed("method=logits"), found, teacher, lambda _: made, FP32)
     assert made.hit_rate > 0.97
 
 
+@pytest.mark.slow
 def test_outputs_belong_to_the_views_whatever_seed_asked_first(
     composed: Callable, tmp_path: Path
 ) -> None:
-    """Another seed reads what two others left, and gets what the teacher says of exactly its own pixels."""
+    """Another seed reads what two others left, and gets the outputs for exactly its own pixels."""
     config = composed("method=logits")
     found, teacher = images(config, tmp_path), trained_teacher(config)
     live = TeacherForward(teacher, [], BF16)
@@ -181,8 +187,12 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_killed_writers_leave_no_wrong_row(tmp_path: Path) -> None:
-    """Two processes write one table and are killed, ten times: every row that is known is right, and most are."""
+    """Two processes write one table and are killed, ten times.
+
+    Every row that is known is right, and most rows are known.
+    """
     path, wrong = tmp_path / "b.table", 0
     rows = torch.arange(200_000)
     for kill in range(5):
@@ -202,6 +212,7 @@ def test_killed_writers_leave_no_wrong_row(tmp_path: Path) -> None:
     assert known.any()
 
 
+@pytest.mark.slow
 def test_a_second_run_reads_what_the_first_computed(composed: Callable, tmp_path: Path) -> None:
     """Another T, the same seed: everything; and the table lies beside its teacher."""
     first = run(composed("method=logits", "student.epochs=2"))
@@ -226,6 +237,7 @@ def test_a_full_disk_costs_time_and_not_the_run(
     assert "the disk is too full" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True])
 def test_what_another_code_of_the_model_left_is_noticed(
     whole: bool, composed: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -1,4 +1,4 @@
-"""Packed runs are the runs that they are alone: bits, files, ends. What does not go together does not."""
+"""Packed runs have the bits, files and ends that they have alone; not all runs go together."""
 
 import json
 import logging
@@ -28,10 +28,11 @@ DROPPING = [*SMALL, "student.dropout=0.5", "student.epochs=3"]
 SWEEP = ["-m", *DROPPING, "method=logits", "method.T=1,4", "optimizer.lr=0.02,0.1", "seed=0,1"]
 
 
+@pytest.mark.slow
 def test_packed_runs_end_with_the_bits_and_files_that_they_have_alone(
     place: Place, tmp_path: Path
 ) -> None:
-    """Eight runs of two seeds, with dropout and batch norm: in one pack, in two packs, and each by itself."""
+    """Eight runs of two seeds, with dropout and batch norm: in one pack, in two, and each alone."""
     apart = Place(tmp_path / "apart")
     assert apart.type(*SWEEP)[0] == 0
     code, out, err = place.type(*SWEEP, "hydra.launcher.pack=8")
@@ -66,6 +67,7 @@ def test_packed_runs_end_with_the_bits_and_files_that_they_have_alone(
             assert composed == (path / ".hydra" / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_one_batch_and_one_teacher_pass_serve_all_of_a_seed(
     composed: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,11 +87,11 @@ def test_one_batch_and_one_teacher_pass_serve_all_of_a_seed(
     batches = (1437 - 200) // 128
     assert all(end["metrics"]["test_accuracy"] > 0 for end in ends)
     assert len(shown) == 2 * batches
-    assert (
-        2 * batches <= len(taught) <= 2 * batches + 2
-    )  # and once a run, whether the table still holds
+    # Once a batch, and once a run to see whether the table still holds
+    assert 2 * batches <= len(taught) <= 2 * batches + 2
 
 
+@pytest.mark.slow
 def test_one_that_diverges_does_not_touch_the_others(place: Place) -> None:
     words = ["-m", *DROPPING, "method=standard"]
     code, out, _ = place.type(*words, "optimizer.lr=0.05,1e30,0.01", "hydra.launcher.pack=3")
@@ -105,6 +107,7 @@ def test_one_that_diverges_does_not_touch_the_others(place: Place) -> None:
             )
 
 
+@pytest.mark.slow
 def test_an_interrupt_reaches_every_member(place: Place) -> None:
     words = [
         *DROPPING,
@@ -132,9 +135,8 @@ def test_what_cannot_be_packed_runs_alone_and_why_is_said(
         ["method=logits", "optimizer.lr=0.2", "schedule=cosine"],
         ["method=logits", "method.alpha=0.3", "seed=1"],
     ]
-    typed.append(
-        ["method=logits", "method.T=1.0", "tracker.notes=again"]
-    )  # the same run twice: it waits, outside
+    # The same run twice: it waits, outside
+    typed.append(["method=logits", "method.T=1.0", "tracker.notes=again"])
     configs = [composed(*words) for words in typed]
     jobs = [
         {"number": n, "config": c.plain(), "folder": str(run_dir(c))} for n, c in enumerate(configs)
@@ -178,6 +180,7 @@ def test_shared_keeps_only_the_last_of_a_kind() -> None:
     assert list(shared.entries) == ["images"]
 
 
+@pytest.mark.slow
 def test_a_second_run_of_a_process_reads_neither_images_nor_teacher_again(
     composed: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,8 @@
 """What no refactoring may change: identities, weights bit for bit, and the summary of a sweep.
 
-KD_PINS=write python -m pytest -n 0 tests/test_pins.py     writes tests/pins.json anew, after an intended change
+After an intended change, this writes tests/pins.json anew:
+
+    KD_PINS=write python -m pytest -n 0 tests/test_pins.py
 """
 
 import hashlib
@@ -20,8 +22,13 @@ from safetensors.torch import load_file
 
 PINS = Path(__file__).with_name("pins.json")
 # The same instructions on every x86-64 machine, so that the bits are the same as well
-PLAIN = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE",
-         "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}  # fmt: skip
+PLAIN = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "MKL_CBWR": "COMPATIBLE",
+    "OMP_NUM_THREADS": "1",
+    "WANDB_MODE": "disabled",
+}
 CONFIGS = {
     "standard": ["method=standard"],
     "logits": ["method=logits", "method.T=2.0", "method.alpha=0.5", "seed=3"],
@@ -30,9 +37,11 @@ CONFIGS = {
     "resnet": ["method=dkd", "model@student=resnet20", "model@teacher=resnet56", "data=cifar100"],
     "ensemble": ["method=logits", "teacher.members=3", "student.labels=0.5", "precision=fp32"],
 }
-SWEEP = ["-m", "data=digits", "method=standard,logits,feature", "student.scale=2", "teacher.scale=2",
-         "student.epochs=2", "teacher.epochs=1", "device=cpu", "precision=fp32", "kernels=torch", "threads=1",
-         "hydra.launcher.slots=1", "hydra.sweep.dir=out"]  # fmt: skip
+SWEEP = [
+    "-m", "data=digits", "method=standard,logits,feature", "student.scale=2", "teacher.scale=2",
+    "student.epochs=2", "teacher.epochs=1", "device=cpu", "precision=fp32", "kernels=torch",
+    "threads=1", "hydra.launcher.slots=1", "hydra.sweep.dir=out",
+]  # fmt: skip
 TIMES = ["train_seconds", "images_per_second"]
 
 
@@ -51,6 +60,7 @@ def test_identities(composed: Callable) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="the bits are those of x86-64"
 )
@@ -58,7 +68,8 @@ def test_weights_and_summary(tmp_path: Path) -> None:
     version = torch.__version__.partition("+")[0]
     if os.environ.get("KD_PINS") != "write" and json.loads(PINS.read_text())["torch"] != version:
         pytest.skip(
-            f"the bits are those of torch {json.loads(PINS.read_text())['torch']}, and this is {version}"
+            f"the bits are those of torch {json.loads(PINS.read_text())['torch']}, "
+            f"and this is {version}"
         )
     environment = {**os.environ, **PLAIN}
     subprocess.run(

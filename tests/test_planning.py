@@ -1,4 +1,7 @@
-"""Planning thousands of jobs: what is composed, checked and read once, and that it gives what Hydra gives."""
+"""Planning thousands of jobs: each thing is composed, checked and read only once.
+
+The result is what Hydra gives.
+"""
 
 import hashlib
 import os
@@ -50,15 +53,18 @@ quoted: "a ${seed} b"
     "extra/more": "# @package _global_\ndefaults: [{override /net: linked}]\nextra: 1\n",
 }
 WORDS = [
-    "seed=0,1", "seed=one,two", "rate=0.1,1e-3,2", "rate=null", "rate=abc,true", "rate='a b','${seed}'", "rate=[1,2],3",
-    "empty=1,x", "path=a,b", "path='???'", "text=x", "twice=3", "near.up=2,3", "near.same=5", "near.deep.a=1,[2]",
-    "near.deep.b=1", "near.deep.b.0=7", "near.deep={a:2}", "near={up:3}", "++near.deep={z:1}", "+near.deep={z:1}",
-    "near.missing=1", "+near.new=1,2", "++near.new=1", "++near.up=9", "+near.up=9", "~near.up", "~near.deep.a=1",
-    "~near", "tags=[c]", "tags=x", "tags.0=z", "+tags=[d]", "alias=1", "alias.a=2", "quoted=plain", "quoted='$'",
-    "net=small,large,linked", "net=nope", "net@other=large", "net@other={name:q}", "net={name:x,width:4}", "~net",
-    "net.width=1,2", "net.rate=2,3", "net.name=small", "net.depth=4,5", "net.inner.width=2", "other.width=5,6",
-    "+extra=more", "+extra=1", "~seed", "++net.width=3", "near.up=range(1,3)", "net=glob(l*)", r"rate=a\,b", "rate=",
-    "near=null", "near.deep=null", "seed=-1,1_000", "rate=inf,nan", "other=null", "path=${near.up}",
+    "seed=0,1", "seed=one,two", "rate=0.1,1e-3,2", "rate=null", "rate=abc,true",
+    "rate='a b','${seed}'", "rate=[1,2],3", "empty=1,x", "path=a,b", "path='???'", "text=x",
+    "twice=3", "near.up=2,3", "near.same=5", "near.deep.a=1,[2]", "near.deep.b=1",
+    "near.deep.b.0=7", "near.deep={a:2}", "near={up:3}", "++near.deep={z:1}", "+near.deep={z:1}",
+    "near.missing=1", "+near.new=1,2", "++near.new=1", "++near.up=9", "+near.up=9", "~near.up",
+    "~near.deep.a=1", "~near", "tags=[c]", "tags=x", "tags.0=z", "+tags=[d]", "alias=1",
+    "alias.a=2", "quoted=plain", "quoted='$'", "net=small,large,linked", "net=nope",
+    "net@other=large", "net@other={name:q}", "net={name:x,width:4}", "~net", "net.width=1,2",
+    "net.rate=2,3", "net.name=small", "net.depth=4,5", "net.inner.width=2", "other.width=5,6",
+    "+extra=more", "+extra=1", "~seed", "++net.width=3", "near.up=range(1,3)", "net=glob(l*)",
+    r"rate=a\,b", "rate=", "near=null", "near.deep=null", "seed=-1,1_000", "rate=inf,nan",
+    "other=null", "path=${near.up}",
 ]  # fmt: skip
 
 
@@ -95,6 +101,7 @@ def result(compose: Callable[[], Any]) -> tuple[str, str]:
 GRIDS = int(os.environ.get("KD_GRIDS", "20"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config", "relative"])
 def test_each_job_is_what_hydra_composes(name: str, conf: Path) -> None:
     """On random grids: values and their types, the order of keys, and errors."""
@@ -205,8 +212,10 @@ def test_a_grid_is_checked_once_for_what_differs(
     assert counted == {"_build_meta": 3, "_check_method": 6}
     assert len({job["id"] for job in jobs}) == 60
     assert [(job["config"]["method"]["name"], job["config"]["seed"]) for job in jobs[1::20]] == [
-        ("standard", 0), ("logits", 0), ("feature", 0)
-    ]  # fmt: skip
+        ("standard", 0),
+        ("logits", 0),
+        ("feature", 0),
+    ]
 
 
 def test_the_weights_of_a_teacher_are_read_once(

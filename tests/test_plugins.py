@@ -1,4 +1,4 @@
-"""kd registers its launcher and sweepers only where kd is the application; other applications stay as they are."""
+"""kd adds its launcher and sweepers only where it is the application; others stay as they are."""
 
 import os
 import subprocess
@@ -21,7 +21,8 @@ import hydra
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config):
     print("groups", config.local.value, config.grid.value)
-    print("imported", sorted(m for m in sys.modules if m.split(".")[0] in ("kd", "torch", "pydantic") or "_kd" in m))
+    names = ("kd", "torch", "pydantic")
+    print("imported", sorted(m for m in sys.modules if m.split(".")[0] in names or "_kd" in m))
 
 main()
 """
@@ -37,7 +38,9 @@ class OfficialConf:
     n_jobs: int = 2
     n_trials: int = 20
 
-ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OfficialConf, provider="official")
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="optuna", node=OfficialConf, provider="official"
+)
 
 class OfficialSweeper(Sweeper):
     def __init__(self, n_jobs, n_trials):
@@ -128,8 +131,9 @@ def test_the_official_optuna_sweeper_is_that_of_another_app(official: Path, app:
     )
 
 
+@pytest.mark.slow
 def test_kd_has_its_own_optuna_beside_the_official_one(official: Path) -> None:
-    """The words are those that `python -m kd` documents; a sweeper of kd's own refuses n_trials=0."""
+    """The words are those that `python -m kd` documents; kd's sweeper refuses n_trials=0."""
     words = ["-m", "hydra/sweeper=optuna", "method=logits", "data=digits", "method.T=interval(1,4)"]
     command = [sys.executable, "-m", "kd", *words, "hydra.sweeper.n_trials=0"]
     done = subprocess.run(
@@ -187,6 +191,12 @@ def test_a_wrong_type_is_refused_also_by_a_single_run(kd: Callable) -> None:
     "first", ["hydra_plugins._kd_sweeper", "kd.cli", "hydra_plugins._kd_launcher"]
 )
 def test_the_sweeper_works_whatever_is_imported_first(first: str) -> None:
-    """Hydra's scan executes modules again that were imported before it, and with them the base of kd's sweeper."""
-    code = f"import {first}, kd.cli, hydra_plugins._kd_sweeper as s; s.GridSweeper(max_batch_size=None)"
+    """Hydra's scan executes modules again that were imported before it.
+
+    The base of kd's sweeper is among them.
+    """
+    code = (
+        f"import {first}, kd.cli, hydra_plugins._kd_sweeper as s; "
+        "s.GridSweeper(max_batch_size=None)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

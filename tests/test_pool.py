@@ -1,4 +1,4 @@
-"""Worker processes: one that dies is replaced, jobs are tried again as often as asked, none is left behind."""
+"""Worker processes: a dead one is replaced, jobs are retried as asked, none is left behind."""
 
 import os
 import signal
@@ -9,43 +9,44 @@ from pathlib import Path
 
 import pytest
 
+from kd.runs.status import RunState, RunStatus
 from kd.sweep import worker_pool
-from kd.sweep.worker_pool import Outcome, Send
+from kd.sweep.worker_pool import Send
 
 
-def act(number: int, tell: Send) -> Outcome:
+def act(number: int, tell: Send) -> RunStatus:
     """Jobs 10, 11, ... end differently; any other is done and says in which process."""
     tell("pid", os.getpid())
     if number == 10:
         os.kill(os.getpid(), signal.SIGKILL)
     if number == 11:
-        return Outcome("failed", "boom")
+        return RunStatus(RunState.FAILED, "boom")
     if number == 12:
-        return Outcome("diverged", "nan")
+        return RunStatus(RunState.DIVERGED, "nan")
     if number == 13:
         time.sleep(60)
     if number == 14:
         for _ in range(600):
             time.sleep(0.05)
             if tell("epoch", {}):
-                return Outcome("pruned")
+                return RunStatus(RunState.PRUNED)
     if number == 15:
         try:
             time.sleep(60)
         except KeyboardInterrupt:  # it had all but finished
-            return Outcome("done", "in time")
-    return Outcome("done", os.environ.get("SLOT", ""))
+            return RunStatus(RunState.DONE, "in time")
+    return RunStatus(RunState.DONE, os.environ.get("SLOT", ""))
 
 
 class Seen:
     """What a run of the pool said."""
 
     def __init__(self, stop: int | None = None) -> None:
-        self.outcomes: dict[int, Outcome] = {}
+        self.outcomes: dict[int, RunStatus] = {}
         self.pids: list[int] = []
         self.stop = stop
 
-    def ended(self, number: int, outcome: Outcome) -> None:
+    def ended(self, number: int, outcome: RunStatus) -> None:
         assert number not in self.outcomes, "a job ended twice"
         self.outcomes[number] = outcome
 
@@ -87,8 +88,14 @@ def gone(pids: list[int]) -> bool:
 def test_a_worker_does_many_jobs_and_a_dead_one_is_replaced() -> None:
     seen = run([1, 2, 10, 3, 11, 12, 4])
     assert {n: o.state for n, o in seen.outcomes.items()} == {
-        1: "done", 2: "done", 3: "done", 4: "done", 10: "killed", 11: "failed", 12: "diverged",
-    }  # fmt: skip
+        1: "done",
+        2: "done",
+        3: "done",
+        4: "done",
+        10: "killed",
+        11: "failed",
+        12: "diverged",
+    }
     assert seen.outcomes[10].reason == "its process was killed by SIGKILL"
     assert len(set(seen.pids)) == 2, "start-up is paid once, and once more for the dead worker"
     assert gone(seen.pids)
@@ -108,9 +115,13 @@ def test_retries_are_bounded_and_what_diverged_is_not_tried_again(failures: int)
 
 
 def test_a_job_can_be_asked_to_stop() -> None:
-    assert run([14, 1], stop=14).outcomes == {14: Outcome("pruned"), 1: Outcome("done", "slot 0")}
+    assert run([14, 1], stop=14).outcomes == {
+        14: RunStatus(RunState.PRUNED),
+        1: RunStatus(RunState.DONE, "slot 0"),
+    }
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_workers_starts_no_job_and_goes_on() -> None:
     seen = Seen()
     threading.Timer(4.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
@@ -118,13 +129,14 @@ def test_an_interrupt_ends_the_workers_starts_no_job_and_goes_on() -> None:
     with pytest.raises(KeyboardInterrupt):
         worker_pool.run(each([13, 1, 2]), act, [{}], seen.ended, seen.heard)
     assert time.monotonic() - begun < 50  # it would sleep for 60
-    assert seen.outcomes == {13: Outcome("killed", "interrupted")}
+    assert seen.outcomes == {13: RunStatus(RunState.KILLED, "interrupted")}
     assert gone(seen.pids)
 
 
+@pytest.mark.slow
 def test_a_job_that_ends_while_its_worker_is_ended_is_done() -> None:
     seen = Seen()
     threading.Timer(4.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         worker_pool.run(each([15, 1]), act, [{}], seen.ended, seen.heard)
-    assert seen.outcomes == {15: Outcome("done", "in time")}
+    assert seen.outcomes == {15: RunStatus(RunState.DONE, "in time")}

@@ -1,4 +1,4 @@
-"""The field's benchmark: its protocol as a recipe, and measured settings beside published figures."""
+"""The field's benchmark: its protocol as a recipe, and measured beside published figures."""
 
 import csv
 import shutil
@@ -17,15 +17,17 @@ from kd.core.errors import UserError
 from kd.report import build, published
 
 PAIRS = {
-    "wrn_40_2_wrn_16_2", "wrn_40_2_wrn_40_1", "resnet56_resnet20", "resnet110_resnet20", "resnet110_resnet32",
-    "resnet32x4_resnet8x4", "vgg13_vgg8", "vgg13_mobilenetv2", "resnet50_mobilenetv2", "resnet50_vgg8",
-    "resnet32x4_shufflenetv1", "resnet32x4_shufflenetv2", "wrn_40_2_shufflenetv1",
+    "wrn_40_2_wrn_16_2", "wrn_40_2_wrn_40_1", "resnet56_resnet20", "resnet110_resnet20",
+    "resnet110_resnet32", "resnet32x4_resnet8x4", "vgg13_vgg8", "vgg13_mobilenetv2",
+    "resnet50_mobilenetv2", "resnet50_vgg8", "resnet32x4_shufflenetv1", "resnet32x4_shufflenetv2",
+    "wrn_40_2_shufflenetv1",
 }  # fmt: skip
 LIGHT = ("mobilenetv2", "shufflenetv1", "shufflenetv2")
 STANDARD = "+experiment=cifar100_standard"
 METHODS = {
-    "standard", "logits", "feature", "attention", "similarity", "correlation", "vid", "rkd", "pkt", "nst", "crd", "ofd",
-    "reviewkd", "dist", "dkd", "ctkd", "wttm", "standardized", "mlkd", "srrl", "simkd",
+    "standard", "logits", "feature", "attention", "similarity", "correlation", "vid", "rkd", "pkt",
+    "nst", "crd", "ofd", "reviewkd", "dist", "dkd", "ctkd", "wttm", "standardized", "mlkd", "srrl",
+    "simkd",
 }  # fmt: skip
 
 FIGURES = """\
@@ -63,8 +65,12 @@ def test_every_pair_composes_with_the_standard_protocol(pair: str, composed: Cal
     light = names[1] in LIGHT
     for recipe, rate in ((config.root, 0.01 if light else 0.05), (config.teacher_settings, 0.05)):
         assert recipe.optimizer.model_dump() == {
-            "name": "sgd", "lr": rate, "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4,
-        }  # fmt: skip
+            "name": "sgd",
+            "lr": rate,
+            "momentum": 0.9,
+            "nesterov": False,
+            "weight_decay": 5e-4,
+        }
         assert recipe.batch_size == 64
         epochs = [recipe.schedule.factor(100 * epoch + 50, 24_000) for epoch in range(240)]
         drops = [epoch for epoch in range(1, 240) if epochs[epoch] < epochs[epoch - 1]]
@@ -273,8 +279,11 @@ def test_measured_and_published_by_hand(tmp_path: Path) -> None:
     found = published.compare_with_published(tables(swept(tmp_path / "sweep")), own(tmp_path))
     table = found.table.set_index(["setting", "source"])
     assert list(table.index) == [
-        ("logits", "Paper A"), ("logits", "Paper B"), ("standard", "Paper A"), ("teacher cnn-8", "Paper B"),
-    ]  # fmt: skip
+        ("logits", "Paper A"),
+        ("logits", "Paper B"),
+        ("standard", "Paper A"),
+        ("teacher cnn-8", "Paper B"),
+    ]
     assert table["measured"].tolist() == pytest.approx([73, 73, 70, 90])
     assert table["published"].tolist() == [71.5, 70, 69.25, 88.5]
     assert table["difference"].tolist() == pytest.approx([1.5, 3, 0.75, 1.5])
@@ -285,8 +294,8 @@ def test_measured_and_published_by_hand(tmp_path: Path) -> None:
     assert table["n"].tolist() == [3, 3, 3, 1]
     assert (found.missing, len(found.rows)) == ([], 5)
     assert found.rows[1] == [
-        "logits", "cifar10", "cnn-8 -> cnn-4", "3", "73.00 ± 2.48", "71.50 ± 0.30", "+1.50", "best", "5", "Paper A",
-        "<i>other</i> recipe, longer",
+        "logits", "cifar10", "cnn-8 -> cnn-4", "3", "73.00 ± 2.48", "71.50 ± 0.30", "+1.50", "best",
+        "5", "Paper A", "<i>other</i> recipe, longer",
     ]  # fmt: skip
     assert found.rows[2][4:10] == ["73.00 ± 2.48", "70.00", "+3.00", "last", "", "Paper B"]
     assert found.notes == ["logits in Paper A: <i>other</i> recipe, longer"]
@@ -326,9 +335,8 @@ def test_what_has_no_figure_is_said_in_one_line(tmp_path: Path) -> None:
     ]
     made(tmp_path / "many", configs, [0.7] * 9)
     many = published.compare_with_published(tables(tmp_path / "many"), own(tmp_path)).missing
-    assert many == [
-        f"no published figure for {', '.join(f'cnn-{k} on digits' for k in range(1, 6))}, and for 4 more"
-    ]
+    listed = ", ".join(f"cnn-{k} on digits" for k in range(1, 6))
+    assert many == [f"no published figure for {listed}, and for 4 more"]
 
 
 def test_runs_that_did_not_finish_are_not_compared(tmp_path: Path) -> None:
@@ -364,6 +372,7 @@ def test_an_image_folder_is_nobodys_data_until_that_is_said(
     )
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_and_a_section(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -399,6 +408,7 @@ def test_the_command_writes_tables_and_a_section(
     )
 
 
+@pytest.mark.slow
 def test_without_a_figure_the_report_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     place = swept(tmp_path / "sweep", "digits")
     build.main([str(place), "--compare", "published"])

@@ -1,4 +1,7 @@
-"""Whatever lies in run directories, a report is made: what is damaged says so, and the rest is as if it were not there.
+"""Whatever lies in run directories, a report is made.
+
+What is damaged says so, and the rest is as if it were not there.
+
 
 Each random case damages one file of a small sweep; its number is its seed.
 """
@@ -23,23 +26,33 @@ CASES, DRAWN = 96, 2  # random cases, and how many of them are drawn, too
 
 FILES = ("result.json", "status.json", "history.csv", "config.yaml")
 CONFIG: dict[str, Any] = {
-    "method": {}, "student": {"name": "cnn", "scale": 4, "epochs": 3}, "teacher": {"name": "cnn", "scale": 8},
-    "data": {"name": "digits", "mean": [0.3, 0.3, 0.3], "augment": {"crop": 4, "flip": False}}, "batch_size": 64,
-    "optimizer": {"name": "sgd", "lr": 0.05}, "device": "cpu", "threads": None, "rerun": False,
-    "paths": {"runs": "runs"}, "tracker": {"mode": "disabled", "group": None, "tags": []},
-}  # fmt: skip
+    "method": {},
+    "student": {"name": "cnn", "scale": 4, "epochs": 3},
+    "teacher": {"name": "cnn", "scale": 8},
+    "data": {"name": "digits", "mean": [0.3, 0.3, 0.3], "augment": {"crop": 4, "flip": False}},
+    "batch_size": 64,
+    "optimizer": {"name": "sgd", "lr": 0.05},
+    "device": "cpu",
+    "threads": None,
+    "rerun": False,
+    "paths": {"runs": "runs"},
+    "tracker": {"mode": "disabled", "group": None, "tags": []},
+}
 METHODS = [{"name": "standard"}, {"name": "logits", "T": 2.0}, {"name": "logits", "T": 4.0}]
 SEEDS = 3
 STATES = {"runs/failed": "failed", "runs/running": "running"}
 ODD = [
-    None, True, -1, 0, 1e300, -1e-300, 10**30, 10**400, math.nan, math.inf, -math.inf, "", "x", "\x00", "\ud800",
-    "🦉\u202e", "$\\frac$", "<b>&\"'", "a\nb,c\n", "0.5", [], {}, [[[1]]], {"": {"name": None}}, "../" * 50,
-    "x" * 70000,
+    None, True, -1, 0, 1e300, -1e-300, 10**30, 10**400, math.nan, math.inf, -math.inf, "", "x",
+    "\x00", "\ud800", "🦉\u202e", "$\\frac$", "<b>&\"'", "a\nb,c\n", "0.5", [], {}, [[[1]]],
+    {"": {"name": None}}, "../" * 50, "x" * 70000,
 ]  # fmt: skip
 
 
 def sweep(place: Path) -> Path:
-    """Finished runs of three settings, one that failed and one that another machine is at; the sweep's directory."""
+    """The directory of a sweep of three settings.
+
+    Its runs are finished, but for one that failed and one that another machine is at.
+    """
     jobs = []
     configs = [
         CONFIG | {"method": method, "seed": seed} for method in METHODS for seed in range(SEEDS)
@@ -71,9 +84,17 @@ def sweep(place: Path) -> Path:
             (folder / "result.json").write_text(
                 json.dumps(result(number, config, taught), indent=2)
             )
-        jobs.append({"overrides": [f"seed={config['seed']}"], "id": f"{number:012x}", "folder": str(folder),
-                     "taught": taught, "baseline": str(place / "runs" / f"r{config['seed']}"), "content": "digits",
-                     "config": config})  # fmt: skip
+        jobs.append(
+            {
+                "overrides": [f"seed={config['seed']}"],
+                "id": f"{number:012x}",
+                "folder": str(folder),
+                "taught": taught,
+                "baseline": str(place / "runs" / f"r{config['seed']}"),
+                "content": "digits",
+                "config": config,
+            }
+        )
     (place / "sweep").mkdir()
     table.write_plan(place / "sweep", jobs)
     (place / "sweep" / "study.json").write_text(
@@ -100,19 +121,33 @@ def result(number: int, config: dict[str, Any], taught: bool) -> dict[str, Any]:
         "macs": 8000,
     }
     return {
-        "id": f"{number:012x}", "method": config["method"]["name"], "student": "cnn-4", "seed": config["seed"],
-        "epochs": 3, "metrics": metrics | ({"test_agreement": 0.6} if taught else {}),
-        "teacher": teacher if taught else None, "reliability": bins,
+        "id": f"{number:012x}",
+        "method": config["method"]["name"],
+        "student": "cnn-4",
+        "seed": config["seed"],
+        "epochs": 3,
+        "metrics": metrics | ({"test_agreement": 0.6} if taught else {}),
+        "teacher": teacher if taught else None,
+        "reliability": bins,
         "size": {"params": 400, "macs": 4000, "method_params": 0},
-        "time": {"train_seconds": 1.5, "packed": 1, "epoch_seconds": [0.5] * 3, "images_per_second": 5000.5},
-        "content": "digits", "samples": {"train": 1000, "val": 100, "test": 360}, "config": config,
-    }  # fmt: skip
+        "time": {
+            "train_seconds": 1.5,
+            "packed": 1,
+            "epoch_seconds": [0.5] * 3,
+            "images_per_second": 5000.5,
+        },
+        "content": "digits",
+        "samples": {"train": 1000, "val": 100, "test": 360},
+        "config": config,
+    }
 
 
 def values(runs: pd.DataFrame, columns: list[str]) -> dict[str, list[Any]]:
     """The rows by their directory's name."""
-    return {Path(row["folder"]).name: [None if pd.isna(row[name]) else row[name] for name in columns]
-            for row in runs.to_dict("records")}  # fmt: skip
+    return {
+        Path(row["folder"]).name: [None if pd.isna(row[name]) else row[name] for name in columns]
+        for row in runs.to_dict("records")
+    }
 
 
 # ---- damage

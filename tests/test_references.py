@@ -1,4 +1,4 @@
-"""The references themselves, held to facts that are neither theirs nor kd's: identities, libraries, invariances."""
+"""The references themselves, held to facts from elsewhere: identities, libraries, invariances."""
 
 import math
 from collections.abc import Callable
@@ -33,13 +33,13 @@ def rotation(n: int) -> Tensor:
 
 
 def gram(f: Tensor) -> Tensor:
-    """sum_c u_c u_c' of the unit channel maps u_c of one sample, divided by the number of channels."""
+    """sum_c u_c u_c' of the unit channel maps u_c of one sample, over the number of channels."""
     u = f.flatten(1)
     u = u / u.norm(dim=1, keepdim=True)
     return u.T @ u / len(u)
 
 
-# ------------------------------------------------------------------------------------------------- labels and logits
+# ---- labels and logits
 
 
 def test_hard_and_soft_are_what_torch_computes() -> None:
@@ -53,7 +53,7 @@ def test_hard_and_soft_are_what_torch_computes() -> None:
 
 
 def test_the_gradient_of_soft_keeps_its_size_as_the_temperature_grows() -> None:
-    """Hinton et al.: at high T the gradient tends to that of |z_s - z_t|^2 / (2 K B), logits centred."""
+    """Hinton et al.: at high T it tends to that of |z_s - z_t|^2 / (2 K B), with centred logits."""
     zs, zt = draw(B, K).requires_grad_(), draw(B, K)
     (grad,) = torch.autograd.grad(ref.soft(zs, zt, 1e4), zs)
     difference = zs.detach() - zt
@@ -106,14 +106,13 @@ def test_dist_is_the_correlation_of_numpy() -> None:
 
 
 def test_dist_ignores_the_scale_and_the_offset_of_a_sample() -> None:
-    """What DIST relaxes: the student's probabilities need only be an affine map of the teacher's, a > 0."""
+    """DIST requires only that student probabilities are an affine map of the teacher's, a > 0."""
     pt = draw(B, K).softmax(1)
     a = torch.rand(B, 1, dtype=torch.float64) * 0.8 + 0.1
     inter, _ = ref.dist((a * pt + (1 - a) / K).log(), pt.log(), 1.0)
     assert inter.abs() < 1e-12
-    inter, intra = ref.dist(
-        (0.4 * pt + 0.6 / K).log(), pt.log(), 1.0
-    )  # the same map for every sample
+    # The same map for every sample
+    inter, intra = ref.dist((0.4 * pt + 0.6 / K).log(), pt.log(), 1.0)
     assert inter.abs() < 1e-12
     assert intra.abs() < 1e-12
 
@@ -132,9 +131,8 @@ def test_wttm_transforms_the_teacher_as_a_temperature_does() -> None:
     zs, zt = draw(B, K), draw(B, K)
     close(ref.wttm(zs, zt, 1.0), ref.soft(zs, zt, 1.0))
     uniform = torch.zeros(B, K, dtype=torch.float64)
-    close(
-        ref.wttm(zs, uniform, 0.3), K**0.7 * ref.soft(zs, uniform, 1.0)
-    )  # sum_k (1/K)^0.3 = K^0.7
+    # sum_k (1/K)^0.3 = K^0.7
+    close(ref.wttm(zs, uniform, 0.3), K**0.7 * ref.soft(zs, uniform, 1.0))
     one = slice(0, 1)
     weight = (zt[one].softmax(1) ** 0.3).sum()
     close(ref.wttm(zs[one], zt[one], 0.3), weight * ref.soft(zs[one], zt[one] * 0.3, 1.0))
@@ -167,7 +165,7 @@ def test_ctkd_temperature_is_a_sigmoid() -> None:
     close(ref.ctkd_temperature(raw, 1.0, 20.0), 1 + 20 * raw.sigmoid())
 
 
-# ------------------------------------------------------------------------------------------------------ feature maps
+# ---- feature maps
 
 
 def test_the_pooling_and_the_resizing_are_those_of_torch() -> None:
@@ -247,7 +245,7 @@ def test_simkd_is_the_mean_squared_error() -> None:
     close(ref.simkd(fs, ft), F.mse_loss(fs, ft))
 
 
-# ---------------------------------------------------------------------------------------------- relations in the batch
+# ---- relations in the batch
 
 
 def test_rkd_ignores_scale_rotation_and_translation() -> None:
@@ -289,7 +287,7 @@ def test_pkt_is_a_divergence_of_the_rows() -> None:
 
 
 def test_crd_of_embeddings_that_no_bank_knows() -> None:
-    """Orthogonal to both banks every score is exp(0): with Z = N, D = 1 / N, and the loss is known."""
+    """Orthogonal to both banks, every score is exp(0): with Z = N, D = 1 / N, the loss is known."""
     n, k = 20, 7
     v = torch.eye(10, dtype=torch.float64)[:B]
     bank = torch.cat(
@@ -311,7 +309,10 @@ def test_crd_of_embeddings_that_no_bank_knows() -> None:
 
 
 def test_crd_is_the_noise_contrastive_estimate_of_a_classifier() -> None:
-    """With all negatives kept: binary cross-entropy of logits log D - log(K / N), up to eps; Z makes the mean D 1/N."""
+    """With all negatives kept, up to eps: binary cross-entropy of logits log D - log(K / N).
+
+    Z makes the mean of D equal to 1/N.
+    """
     n, k, tau = 20, 7, 0.5
     v_s, v_t, bank_s, bank_t = [F.normalize(draw(size, 4)) for size in (B, B, n, n)]
     index, negatives, keep = (
@@ -345,16 +346,15 @@ def test_crd_is_the_noise_contrastive_estimate_of_a_classifier() -> None:
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- ReviewKD
+# ---- ReviewKD
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_hcl_of_equal_maps_and_of_an_offset(size: int) -> None:
     f = draw(2, 3, size, size)
     assert ref.hcl(f, f) == 0
-    close(
-        ref.hcl(f + 0.5, f), torch.tensor(0.25, dtype=torch.float64)
-    )  # every level sees the same offset
+    # Every level sees the same offset
+    close(ref.hcl(f + 0.5, f), torch.tensor(0.25, dtype=torch.float64))
 
 
 def test_hcl_of_a_map_whose_pools_vanish() -> None:
@@ -394,7 +394,7 @@ def test_abf_is_made_of_the_layers_of_torch() -> None:
     close(ref.abf(x, y, (8, 8), p, out_shape=16), (bn2(conv2(resized)), resized))
 
 
-# -------------------------------------------------------------------------------------------- the overhaul of features
+# ---- the overhaul of features
 
 
 def test_ofd_margin_is_an_integral() -> None:
@@ -434,7 +434,7 @@ def test_ofd_counts_what_the_teacher_would_let_through() -> None:
     close(ref.ofd(fs, ft, margins), ((fs - target) ** 2)[counted].sum() / B)
 
 
-# ---------------------------------------------------------------------------------------------------------- gradients
+# ---- gradients
 
 TAPS: dict[str, Callable[[Tensor, Tensor], Tensor | tuple[Tensor, ...]]] = {
     "attention": ref.attention,

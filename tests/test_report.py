@@ -1,4 +1,7 @@
-"""From files to evidence: what sets runs apart, statistics against scipy and statsmodels, figures, the page."""
+"""From files to evidence: what sets runs apart, statistics, figures, the page.
+
+The statistics are compared with those of scipy and statsmodels.
+"""
 
 import hashlib
 import json
@@ -20,11 +23,18 @@ from kd.report import stats as compare
 from kd.report import tables as table
 
 CONFIG = {
-    "method": {"name": "standard"}, "seed": 0, "batch_size": 64, "device": "cpu", "rerun": False,
-    "student": {"name": "cnn", "scale": 4, "epochs": 3}, "teacher": {"name": "cnn", "scale": 8, "epochs": 5},
-    "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9}, "data": {"name": "digits", "root": "/x"},
-    "paths": {"runs": "runs"}, "tracker": {"group": None},
-}  # fmt: skip
+    "method": {"name": "standard"},
+    "seed": 0,
+    "batch_size": 64,
+    "device": "cpu",
+    "rerun": False,
+    "student": {"name": "cnn", "scale": 4, "epochs": 3},
+    "teacher": {"name": "cnn", "scale": 8, "epochs": 5},
+    "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
+    "data": {"name": "digits", "root": "/x"},
+    "paths": {"runs": "runs"},
+    "tracker": {"group": None},
+}
 METHODS = {"logits": {"T": 4.0, "alpha": 0.1}, "feature": {"T": 2.0, "alpha": 0.1, "beta": 0.2}}
 
 
@@ -56,8 +66,16 @@ def made(
         folder = place / "runs" / f"r{number}"
         folder.mkdir(parents=True)
         taught = one["method"]["name"] != "standard"
-        jobs.append({"number": number, "overrides": [f"seed={one['seed']}"], "id": name_of(one),
-                     "folder": str(folder), "taught": taught, "config": one})  # fmt: skip
+        jobs.append(
+            {
+                "number": number,
+                "overrides": [f"seed={one['seed']}"],
+                "id": name_of(one),
+                "folder": str(folder),
+                "taught": taught,
+                "config": one,
+            }
+        )
         if accuracy is None:
             (folder / "status.json").write_text(
                 json.dumps({"state": "failed", "reason": "it <b>broke</b>"})
@@ -74,14 +92,23 @@ def made(
         scale = one["student"]["scale"]
         teacher = {"name": "cnn-8", "params": 800, "macs": 8000, "metrics": {"test_accuracy": 0.9}}
         result = {
-            "id": name_of(one), "method": one["method"]["name"], "student": f"cnn-{scale}", "seed": one["seed"],
-            "epochs": epochs, "metrics": {"test_accuracy": accuracy, "val_accuracy": val[number] if val else accuracy,
-                                          "test_nll": 1.0, "test_ece": 0.1},
-            "teacher": teacher if taught else None, "size": {"params": 100 * scale, "macs": 1000 * scale,
-                                                             "method_params": 0},
-            "time": {"train_seconds": 1.0, "images_per_second": 5.0}, "samples": {"train": 1000},
+            "id": name_of(one),
+            "method": one["method"]["name"],
+            "student": f"cnn-{scale}",
+            "seed": one["seed"],
+            "epochs": epochs,
+            "metrics": {
+                "test_accuracy": accuracy,
+                "val_accuracy": val[number] if val else accuracy,
+                "test_nll": 1.0,
+                "test_ece": 0.1,
+            },
+            "teacher": teacher if taught else None,
+            "size": {"params": 100 * scale, "macs": 1000 * scale, "method_params": 0},
+            "time": {"train_seconds": 1.0, "images_per_second": 5.0},
+            "samples": {"train": 1000},
             "reliability": {"images": [50.0] * 15, "confidence": [25.0] * 15, "right": [20.0] * 15},
-        }  # fmt: skip
+        }
         (folder / "result.json").write_text(json.dumps(result))
     place.mkdir(exist_ok=True)
     (place / table.PLAN).write_text(json.dumps(jobs))
@@ -222,9 +249,8 @@ def test_hyperparameters_are_chosen_on_validation_and_only_those_are_claimed(
     configs = [config("standard", s) for s in range(3)]
     configs += [config("logits", s, method__T=t) for t in (1.0, 8.0) for s in range(3)]
     test = [0.700, 0.701, 0.702, 0.800, 0.801, 0.803, 0.900, 0.901, 0.903]
-    val = (
-        [0.7] * 3 + [0.9, 0.9, 0.9] + [0.8, 0.8, 0.8]
-    )  # the better on test is the worse on validation
+    # The better on test is the worse on validation
+    val = [0.7] * 3 + [0.9, 0.9, 0.9] + [0.8, 0.8, 0.8]
     made(tmp_path, configs, test, val)
     summary = tables(tmp_path).summary.set_index("setting")
     assert summary["chosen"].to_dict() == {
@@ -292,19 +318,30 @@ def test_words_for_what_cannot_be_told(tmp_path: Path) -> None:
 # ---- figures
 
 
+@pytest.mark.slow
 def test_the_figures_follow_the_sweeps_shape(tmp_path: Path) -> None:
     configs = [
         config("logits", s, method__T=t, method__alpha=a, student__scale=k)
-        for t in (1.0, 2.0, 8.0) for a in (0.1, 0.5) for k in (4, 8) for s in (0, 1)
-    ]  # fmt: skip
+        for t in (1.0, 2.0, 8.0)
+        for a in (0.1, 0.5)
+        for k in (4, 8)
+        for s in (0, 1)
+    ]
     g = np.random.default_rng(0)
     made(tmp_path, configs, list(0.7 + 0.1 * g.random(len(configs))))
     found = build.write([tmp_path], tmp_path)
     assert set(found.figures) == {
-        "accuracy", "curves", "response-method.T", "response-method.alpha", "response-student.scale",
-        "heat-method.T-method.alpha", "heat-method.T-student.scale", "heat-method.alpha-student.scale", "size",
+        "accuracy",
+        "curves",
+        "response-method.T",
+        "response-method.alpha",
+        "response-student.scale",
+        "heat-method.T-method.alpha",
+        "heat-method.T-student.scale",
+        "heat-method.alpha-student.scale",
+        "size",
         "reliability",
-    }  # fmt: skip
+    }
     for name in found.figures:
         for ending in ("png", "svg"):
             assert (tmp_path / "figures" / f"{name}.{ending}").stat().st_size > 2000
@@ -361,6 +398,7 @@ def test_the_page_stands_alone_and_escapes_what_was_typed(tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.slow
 def test_a_report_can_be_made_of_anything(tmp_path: Path) -> None:
     """Damaged, absent, running and dead runs are rows with a status; nothing is a traceback."""
     jobs = made(tmp_path, [config("standard", s) for s in range(6)], [0.7] * 6)
@@ -387,6 +425,7 @@ def test_a_report_can_be_made_of_anything(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_several_sweeps_and_repeated_runs_are_counted_once(tmp_path: Path) -> None:
     made(tmp_path / "a", [config("standard", 0), config("standard", 1)], [0.7, 0.72])
     made(tmp_path / "b", [config("logits", 0), config("logits", 1)], [0.8, 0.82])
@@ -411,6 +450,7 @@ def test_a_place_without_runs_is_one_line(words: list, line: str, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_results_may_move_and_a_runs_own_files_stay(tmp_path: Path) -> None:
     jobs = made(tmp_path / "here", [config("standard", 0), config("logits", 0)], [0.7, 0.8])
     table.write_plan(tmp_path / "here", jobs)

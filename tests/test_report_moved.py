@@ -1,5 +1,7 @@
-"""A report on a sweep that was copied or moved: its runs are found or named, and a good report is never replaced by
-one with less in it."""
+"""A report on a sweep that was copied or moved: its runs are found or named.
+
+A good report is never replaced by one with less in it.
+"""
 
 import csv
 import json
@@ -198,7 +200,7 @@ def linked_runs(project: Path) -> list[Any]:
 
 
 def half_a_copy_and_the_whole(project: Path) -> list[Any]:
-    """What a copy that was interrupted left where they were planned does not hide what is finished in --runs."""
+    """A partial copy where the runs were planned does not hide what is finished in --runs."""
     shutil.copytree(project / "runs", project.parent / "whole")
     for run in (project / "runs").iterdir():
         (run / "result.json").unlink()
@@ -221,9 +223,10 @@ def others_of_the_same_name(project: Path) -> list[Any]:
 
 
 MOVES = [
-    copied_out, copied_deeper, with_runs_inside, runs_among_its_files, both_on_another_machine, the_whole_project,
-    without_its_runs, without_its_runs_before_a_report, runs_alone, runs_deep_in_a_given_folder, runs_in_two_places,
-    a_linked_sweep, linked_runs, half_a_copy_and_the_whole, others_of_the_same_name,
+    copied_out, copied_deeper, with_runs_inside, runs_among_its_files, both_on_another_machine,
+    the_whole_project, without_its_runs, without_its_runs_before_a_report, runs_alone,
+    runs_deep_in_a_given_folder, runs_in_two_places, a_linked_sweep, linked_runs,
+    half_a_copy_and_the_whole, others_of_the_same_name,
 ]  # fmt: skip
 
 
@@ -250,10 +253,8 @@ def test_what_is_found_is_told_and_what_was_given_in_vain(
     (project.parent / "empty").mkdir()
     (place,) = copied_out(project)
     _, out, _ = reported(capsys, place, "--runs", project.parent / "empty")
-    assert (
-        f"note: 4 of 4 runs of {place} are not where they were planned; they were found in {project / 'runs'}"
-        in out
-    )
+    moved = f"note: 4 of 4 runs of {place} are not where they were planned"
+    assert f"{moved}; they were found in {project / 'runs'}" in out
     assert f"note: --runs {project.parent / 'empty'}: no run was taken from this folder" in out
     assert str(project / "runs") in (place / "index.html").read_text()
 
@@ -435,6 +436,7 @@ def test_a_report_is_not_replaced_by_a_poorer_one(
     assert len(pd.read_csv(project / "without them" / "summary.csv")) in (1, 2)
 
 
+@pytest.mark.slow
 def test_a_report_does_not_go_into_another_sweep(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -447,7 +449,10 @@ def test_a_report_does_not_go_into_another_sweep(
 
 
 def test_a_project_below_superseded_is_found(project: Path, capsys: pytest.CaptureFixture) -> None:
-    """That is what kd calls the folder of runs that were done again; anyone may have one of that name."""
+    """kd gives this name to the folder of runs that were done again.
+
+    Anyone may have a folder of that name.
+    """
     (project.parent / "superseded").mkdir()
     moved = project.rename(project.parent / "superseded" / "p")
     (run, *_) = (moved / "runs").iterdir()
@@ -456,6 +461,7 @@ def test_a_project_below_superseded_is_found(project: Path, capsys: pytest.Captu
     assert len(pd.read_csv(moved / "out" / "runs.csv")) == 4
 
 
+@pytest.mark.slow
 def test_a_report_on_other_sweeps_may_go_where_one_was(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -507,7 +513,7 @@ def test_a_report_in_mid_sweep_grows(project: Path, capsys: pytest.CaptureFixtur
 def test_a_job_that_has_not_begun_is_not_taken_from_elsewhere(
     project: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Near the sweep lie finished runs of the same configurations, which this sweep is to train anew."""
+    """Near the sweep are finished runs of the same configurations; it is to train them anew."""
     shutil.copytree(project / "runs", project / "multirun" / "runs")
     for path in sweep_of(project).iterdir():
         if path.name != "jobs.json":
@@ -547,5 +553,6 @@ def test_another_run_where_one_was_planned_is_not_counted(
         == f"the run was not found: its folder holds a different run, with id {'f' * 12}"
     )
     assert pd.read_csv(project / "out" / "summary.csv").set_index("setting")["n"].to_dict() == {
-        "standard": 2, "logits": 1
-    }  # fmt: skip
+        "standard": 2,
+        "logits": 1,
+    }

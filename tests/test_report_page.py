@@ -1,4 +1,4 @@
-"""What a report says and shows: ties, the order of settings, what was run, links, names that fit, all columns."""
+"""What a report says and shows: ties, order, what was run, links, names that fit, all columns."""
 
 import json
 import re
@@ -63,7 +63,7 @@ def test_methods_that_tie_on_validation_are_not_preferred(tmp_path: Path) -> Non
 
 
 def test_settings_of_one_method_that_tie_are_told(tmp_path: Path) -> None:
-    """Means of the same numbers in another order differ in their last bits; they tie all the same."""
+    """Means of the same numbers in another order differ in their last bits; they tie anyway."""
     val = [0.1, 0.2, 0.3, 0.3, 0.2, 0.1, 0.1, 0.1, 0.1]
     assert sum(val[:3]) != sum(val[3:6])
     configs = [config("logits", s, method__T=t) for t in (8.0, 1.0, 2.0) for s in (0, 1, 2)]
@@ -71,8 +71,11 @@ def test_settings_of_one_method_that_tie_are_told(tmp_path: Path) -> None:
     made(tmp_path, configs, [0.7] * 12, [*val, 0.1, 0.1, 0.1])
     text, page, summary = written(tmp_path)
     assert summary["chosen"].to_dict() == {
-        "logits T=8": True, "standard": True, "logits T=1": False, "logits T=2": False
-    }  # fmt: skip
+        "logits T=8": True,
+        "standard": True,
+        "logits T=1": False,
+        "logits T=2": False,
+    }
     assert summary["tied_with"].dropna().to_dict() == {"logits T=1": "logits T=8"}
     assert summary.loc["logits T=1", "verdict"] == (
         "not chosen: ties on validation with logits T=8, which was planned first"
@@ -143,15 +146,23 @@ def test_without_validation_the_grids_order_stays_and_is_told(tmp_path: Path) ->
 
 NASTY = "<img src=x onerror=alert(1)>"
 ENVIRONMENT = {
-    "kd": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "device": "cpu", "precision": "bfloat16", "threads": 2,
-    "processor": "A processor", "platform": "Linux-6", "command": ["__main__.py", "-m", "method=logits", NASTY],
+    "kd": "0.1.0",
+    "python": "3.11.9",
+    "torch": "2.13.0",
+    "device": "cpu",
+    "precision": "bfloat16",
+    "threads": 2,
+    "processor": "A processor",
+    "platform": "Linux-6",
+    "command": ["__main__.py", "-m", "method=logits", NASTY],
     "git": {"commit": "0123456789abcdef", "dirty": True},
-}  # fmt: skip
+}
 STARTED = {
     "command": ["python", "-m", "kd", "-m", "method=standard,logits", "data.root=/a b", NASTY],
-    "directory": "/home/me/work", "started": "2026-11-24T10:00:00+00:00",
+    "directory": "/home/me/work",
+    "started": "2026-11-24T10:00:00+00:00",
     "environment": {"kd": "0.1.0", "hydra": "1.3.8", "wandb": "0.28.2", "host": "node-17"},
-}  # fmt: skip
+}
 
 
 def ran(
@@ -198,7 +209,8 @@ def test_the_page_says_what_was_run(tmp_path: Path) -> None:
         "teacher": "cnn-8, 800 parameters, 5 epochs, 90.00 % on test",
         "training": "batches of 64, sgd at lr=0.1",
         "seeds": "0, 1",
-        "versions": "kd 0.1.0 (0123456789, changed), python 3.11.9, torch 2.13.0; hydra 1.3.8, wandb 0.28.2",
+        "versions": "kd 0.1.0 (0123456789, changed), python 3.11.9, torch 2.13.0; "
+        "hydra 1.3.8, wandb 0.28.2",
         "machine": "A processor, cpu, bfloat16, 2 threads, Linux-6",
         "time": "4 students were trained for 7 min 00 s in total, 1 min 30 s to 2 min 00 s each; "
         "10 min 03 s from the start to the last result",
@@ -234,7 +246,10 @@ def test_no_password_is_on_the_page(password: str, tmp_path: Path) -> None:
 
 
 def test_validation_is_compared_within_a_data_set(tmp_path: Path) -> None:
-    """An easier data set is no reason to prefer a method, and one without validation images no reason against it."""
+    """An easier data set is no reason to prefer a method.
+
+    One without validation images is no reason against it.
+    """
     configs = [config(m, 0, data__name=d) for d in ("easy", "hard") for m in ("standard", "logits")]
     made(tmp_path, configs, [0.985, 0.98, 0.60, 0.63], [0.98, 0.97, 0.6, 0.62])
     text, _, _ = written(tmp_path)
@@ -422,11 +437,17 @@ def test_each_run_links_what_it_has_and_nothing_else(tmp_path: Path) -> None:
     page = build.write([tmp_path], tmp_path).page
     assert page is not None
     assert linked(page) == {
-        "r0": ["runs/r0"], "r1": ["runs/r1"], "r2": ["runs/r2"], "r3": ["runs/r3"],
+        "r0": ["runs/r0"],
+        "r1": ["runs/r1"],
+        "r2": ["runs/r2"],
+        "r3": ["runs/r3"],
         "config.yaml": ["runs/r0/config.yaml", "runs/r2/config.yaml", "runs/r3/config.yaml"],
         "kd.log": ["runs/r1/kd.log", "runs/r2/kd.log", "runs/r3/kd.log"],
-        "W&B": ["runs/r1/wandb/offline-run-20261124_100000-abc", "https://wandb.ai/me/kd/runs/abd?a=1&b=<2>"],
-    }  # fmt: skip
+        "W&B": [
+            "runs/r1/wandb/offline-run-20261124_100000-abc",
+            "https://wandb.ai/me/kd/runs/abd?a=1&b=<2>",
+        ],
+    }
 
 
 @pytest.mark.parametrize(
@@ -450,6 +471,7 @@ def test_an_offline_run_that_is_named_is_linked(tmp_path: Path) -> None:
     assert linked(page)["W&B"] == ["W/offline-run-2"]
 
 
+@pytest.mark.slow
 def test_a_sweep_links_its_runs_on_the_server(server: Server, kd: Callable, tmp_path: Path) -> None:
     words = [
         *SMALL,
@@ -494,23 +516,25 @@ LONG = "/data/" + "x" * 80
 NAMES: list[tuple[list[dict[str, Any]], list[str]]] = [
     ([of_sum(LOGITS, ATTENTION | {"weight": 0.5}, RKD), of_sum(LOGITS, RKD), config("standard", 0)],
      ["sum: logits + 0.5 attention + rkd", "sum: logits + rkd", "standard"]),
-    ([of_sum(LOGITS, RKD), of_sum(LOGITS | {"T": 2.0}, RKD), of_sum(LOGITS, RKD | {"distance": 10.0})],
+    ([of_sum(LOGITS, RKD), of_sum(LOGITS | {"T": 2.0}, RKD),
+      of_sum(LOGITS, RKD | {"distance": 10.0})],
      ["sum: logits(T=4) + rkd(distance=25)", "sum: logits(T=2) + rkd(distance=25)",
       "sum: logits(T=4) + rkd(distance=10)"]),
-    ([of_sum(LOGITS, RKD, optimizer__lr=lr) for lr in (0.1, 0.2)], ["sum optimizer.lr=0.1", "sum optimizer.lr=0.2"]),
+    ([of_sum(LOGITS, RKD, optimizer__lr=lr) for lr in (0.1, 0.2)],
+     ["sum optimizer.lr=0.1", "sum optimizer.lr=0.2"]),
     ([of_sum(*[LOGITS, ATTENTION, RKD] * 3, part) for part in (LOGITS, RKD)],
      ["sum: logits + attention + … rkd + logits", "sum: logits + attention + … + rkd + rkd"]),
     ([of_sum(*[LOGITS, ATTENTION] * 2, part, *[RKD] * 4) for part in (LOGITS, RKD)],
      ["sum: logits + attention … + rkd + rkd #1", "sum: logits + attention … + rkd + rkd #2"]),
-    ([config("logits", 0, method__T=T, method__alpha=0.5 / T, student__scale=int(8 * T), optimizer__lr=0.1 * T)
-      for T in (1.0, 0.5)],
+    ([config("logits", 0, method__T=T, method__alpha=0.5 / T, student__scale=int(8 * T),
+             optimizer__lr=0.1 * T) for T in (1.0, 0.5)],
      ["logits T=1 alpha=0.5 scale=8 lr=0.1", "logits T=0.5 alpha=1 scale=4 lr=0.05"]),
     ([config("logits", 0, data__root=f"/very/long/path/to/some/{name}") for name in ("a", "b")],
      ["logits root=…/a", "logits root=…/b"]),
     ([config("logits", 0, data__root=root) for root in (f"{LONG}1{LONG}", f"{LONG}2{LONG}", "/c")],
      ["logits root=…/xxxxxxxx…xxxxx #1", "logits root=…/xxxxxxxx…xxxxx #2", "logits root=/c"]),
-    ([config("logits", 0, student__scale=s, teacher__scale=t, method__pairs=[["block1", "block2"]] * n)
-      for s, t, n in ((4, 8, 1), (8, 16, 2))],
+    ([config("logits", 0, student__scale=s, teacher__scale=t,
+             method__pairs=[["block1", "block2"]] * n) for s, t, n in ((4, 8, 1), (8, 16, 2))],
      ["logits pairs=[['block1'…k2…acher.scale=8", "logits pairs=[['block1'…k2…cher.scale=16"]),
     ([config("logits", 0, data__name=name) for name in ("a\nb", "\u202ec")],
      ["logits data=a\\nb", "logits data=\\u202ec"]),

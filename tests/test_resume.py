@@ -47,7 +47,10 @@ def outcome(config: Config) -> tuple[Any, ...]:
 
 
 def advance(config: Config, count: int, end: str) -> None:
-    """Train for so many steps; then the process is `interrupted` (and writes a checkpoint) or `killed` (and cannot)."""
+    """Train for so many steps; then the process is `interrupted` or `killed`.
+
+    An interrupted one writes a checkpoint, and a killed one cannot.
+    """
     going = TrainingRun(config).steps()
     for _ in range(count):
         next(going)
@@ -58,6 +61,7 @@ def advance(config: Config, count: int, end: str) -> None:
         going.throw(KeyboardInterrupt())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_that_goes_on_ends_with_the_same_bits(
     case: str, composed: Callable, tmp_path: Path
@@ -91,6 +95,7 @@ def test_at_most_the_last_epoch_is_trained_again(
     assert done == [(2, 0)]
 
 
+@pytest.mark.slow
 def test_checkpoints_are_written_as_often_as_asked(
     composed: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +121,7 @@ def test_checkpoints_are_written_as_often_as_asked(
     assert written("checkpoint.epochs=null", "checkpoint.minutes=null", seconds=5.0) == []
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(
     composed: Callable, tmp_path: Path, caplog: Any
 ) -> None:
@@ -151,6 +157,7 @@ def test_a_checkpoint_is_read_without_executing_code(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_configuration(
     kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +194,7 @@ def test_a_run_does_not_go_on_with_another_configuration(
     assert json.loads((folder / "result.json").read_text())["time"]["resumed"] == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_precision_or_shape_is_refused(composed: Callable) -> None:
     config = composed(*SMALL, "method=standard")
     advance(config, STEPS, "interrupted")
@@ -201,7 +209,8 @@ def test_a_checkpoint_of_another_precision_or_shape_is_refused(composed: Callabl
         ),
         (
             {"student": {}},
-            r"rerun: the checkpoint in .* does not fit this version of kd \(Error.*rerun=true to start over",
+            r"rerun: the checkpoint in .* does not fit this version of kd "
+            r"\(Error.*rerun=true to start over",
         ),
         ({"optimizers": []}, "rerun: the checkpoint in .* does not fit"),
     ):
@@ -232,6 +241,7 @@ with stop.installed(), stop.deferring():
     assert done.stderr == "kd: stopping after this step; press Ctrl-C again to stop now\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "sent"),
     [("alone", signal.SIGINT), ("a sweep", signal.SIGTERM), ("a pack", signal.SIGINT)],
@@ -265,6 +275,7 @@ def test_a_signal_leaves_a_checkpoint_of_that_moment(
     again.communicate(timeout=PATIENCE)
 
 
+@pytest.mark.slow
 def test_a_preempted_job_of_a_cluster_is_queued_again_and_goes_on(place: Place) -> None:
     """submitit's own signal, which it answers by queueing the job again."""
     words = [word for word in LONG if not word.startswith("student.epochs")]

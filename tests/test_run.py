@@ -1,4 +1,4 @@
-"""Whole runs, as they are typed: what they leave behind, that they repeat bit for bit, that they are not done twice."""
+"""Whole runs, as typed: what they leave, that they repeat bit for bit and are not done twice."""
 
 import json
 from collections.abc import Callable
@@ -31,6 +31,7 @@ def result(runs: str, method: str) -> dict:
     return json.loads((folder / "result.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["standard", "feature"])
 def test_the_same_command_gives_the_same_bits_and_another_seed_does_not(
     method: str, kd: Callable
@@ -49,6 +50,7 @@ def test_the_same_command_gives_the_same_bits_and_another_seed_does_not(
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_promises(kd: Callable) -> None:
     said = kd(*SMALL, "method=feature")
     assert said.code == 0
@@ -101,6 +103,7 @@ def test_a_run_leaves_what_it_promises(kd: Callable) -> None:
     assert "epoch 2/2" in (folder / "kd.log").read_text()
 
 
+@pytest.mark.slow
 def test_load_gives_the_student_that_was_measured(kd: Callable) -> None:
     assert kd(*SMALL, "method=standard").code == 0
     (folder,) = Path("runs").glob("standard-*")
@@ -120,6 +123,7 @@ def test_load_gives_the_student_that_was_measured(kd: Callable) -> None:
         package.load("nowhere")
 
 
+@pytest.mark.slow
 def test_a_command_repeated_is_not_trained_again_unless_asked(kd: Callable) -> None:
     words = [*SMALL, "method=logits"]
     assert "teacher  epoch 1/1" in kd(*words).out
@@ -139,6 +143,7 @@ def test_a_command_repeated_is_not_trained_again_unless_asked(kd: Callable) -> N
     assert json.loads(kept.read_text()) == first
 
 
+@pytest.mark.slow
 def test_the_gap_is_told_once_the_baseline_is_there(kd: Callable) -> None:
     assert kd(*SMALL, "method=standard").code == 0
     said = kd(*SMALL, "method=logits")
@@ -146,6 +151,7 @@ def test_the_gap_is_told_once_the_baseline_is_there(kd: Callable) -> None:
     assert "points" in said.out
 
 
+@pytest.mark.slow
 def test_weights_of_ones_own_can_teach(kd: Callable) -> None:
     assert kd(*SMALL, "method=standard").code == 0
     (weights,) = Path("runs").glob("standard-*/student.safetensors")
@@ -157,12 +163,14 @@ def test_weights_of_ones_own_can_teach(kd: Callable) -> None:
     assert result("runs", "logits")["teacher"]["source"] == "mine.safetensors"
 
 
+@pytest.mark.slow
 def test_a_teacher_with_nothing_to_teach_is_told(kd: Callable) -> None:
     words = [*SMALL, "teacher.epochs=1", "teacher.optimizer.lr=1e-9", "student.epochs=3"]
     assert kd(*words, "method=standard").code == 0
     assert "the teacher is no better, so expect no gain" in kd(*words, "method=logits").out
 
 
+@pytest.mark.slow
 def test_a_teacher_whose_weights_changed_is_refused(kd: Callable) -> None:
     assert kd(*SMALL, "method=logits").code == 0
     (weights,) = Path("runs").glob("standard-cnn-2-s1000-*/student.safetensors")
@@ -187,6 +195,7 @@ def test_a_teacher_whose_weights_changed_is_refused(kd: Callable) -> None:
         assert line in said.err
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_in_a_table_whatever_happens_to_its_jobs(kd: Callable) -> None:
     said = kd(
         "-m",
@@ -216,6 +225,7 @@ def test_a_sweep_ends_in_a_table_whatever_happens_to_its_jobs(kd: Callable) -> N
     assert again.out.count("found in") == 2
 
 
+@pytest.mark.slow
 def test_without_validation_images(kd: Callable) -> None:
     assert kd(*SMALL, "method=logits", "data.val_size=0").code == 0
     found = result("runs", "logits")
@@ -226,6 +236,7 @@ def test_without_validation_images(kd: Callable) -> None:
 # ---- Weights & Biases
 
 
+@pytest.mark.slow
 def test_an_offline_mirror_says_where_to_look(
     kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +250,7 @@ def test_an_offline_mirror_says_where_to_look(
     assert mirrored.stat().st_size > 2000
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_stops_nothing(
     kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,9 +15,9 @@ from kd.core.errors import UserError
 from kd.core.io import write_json
 from kd.report.tables import read_plan
 from kd.runs import directory
+from kd.runs.status import RunState, RunStatus
 from kd.sweep.optuna_study import Study, description
 from kd.sweep.scheduler import LocalScheduler
-from kd.sweep.worker_pool import Outcome
 
 GRID = ["method=logits", "hydra.sweep.dir=out"]
 SEARCH = [
@@ -50,6 +50,7 @@ def trials() -> list[Any]:
 # ---- a grid
 
 
+@pytest.mark.slow
 def test_each_job_of_a_grid_is_run_once_per_seed(
     kd: Callable, composed: Callable, launched: list
 ) -> None:
@@ -74,6 +75,7 @@ def test_each_job_of_a_grid_is_run_once_per_seed(
     assert pd.read_csv("out/summary.csv")["n"].tolist() == [3, 3]
 
 
+@pytest.mark.slow
 def test_it_makes_a_command_a_multirun(kd: Callable) -> None:
     """Trained in truth: the runs are those of seed=0 and seed=1, one of which was there before."""
     assert kd(*SMALL, "method=standard", "seed=1").code == 0
@@ -89,6 +91,7 @@ def test_it_makes_a_command_a_multirun(kd: Callable) -> None:
     assert pd.read_csv("out/summary.csv")[["n", "planned"]].to_numpy().tolist() == [[2, 2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [["hydra/launcher=basic"], ["hydra.launcher.pack=2", "hydra.launcher.slots=1"]],
@@ -102,12 +105,14 @@ def test_with_other_launchers(words: list[str], kd: Callable) -> None:
     assert {result["time"]["packed"] for result in results} == {1 if "basic" in words[0] else 2}
 
 
+@pytest.mark.slow
 def test_an_experiment_may_set_them(kd: Callable, composed: Callable, launched: list) -> None:
     folder = Path("conf/experiment")
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("# @package _global_\nseeds: [0, 1]\nmethod: {T: 2.0}\n")
     (folder / "grid.yaml").write_text(
-        "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1', method.T: '1,2'}}}\n"
+        "# @package _global_\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1', method.T: '1,2'}}}\n"
     )
     words = ["--config-dir=conf", *SMALL, "method=logits"]
 
@@ -127,12 +132,14 @@ def test_an_experiment_may_set_them(kd: Callable, composed: Callable, launched: 
     assert is_one_line(said, "seeds: seed=3 and seeds=[0, 1] are both given; give only one of them")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
-        ["seeds=3"], ["seeds=[]"], ["seeds=[1,1]"], ["seeds=[-1]"], ["seeds=[0.5]"], ["seeds=[true]"], ["seeds=[a]"],
-        ["seeds=[0,null]"], ["seeds={a: 1}"], ["-m", "seeds=0,1"], ["-m", "seeds=range(3)"], [f"seeds=[{2**63}]"],
-        ["seeds=[0,1]", "seed=3"], ["-m", "seeds=[0,1]", "seed=3,4"], ["seeds=[0,1]", "++seed=3"],
+        ["seeds=3"], ["seeds=[]"], ["seeds=[1,1]"], ["seeds=[-1]"], ["seeds=[0.5]"],
+        ["seeds=[true]"], ["seeds=[a]"], ["seeds=[0,null]"], ["seeds={a: 1}"], ["-m", "seeds=0,1"],
+        ["-m", "seeds=range(3)"], [f"seeds=[{2**63}]"], ["seeds=[0,1]", "seed=3"],
+        ["-m", "seeds=[0,1]", "seed=3,4"], ["seeds=[0,1]", "++seed=3"],
         ["seeds=[0,1]", "hydra.mode=RUN"],
     ],
     ids=" ".join,
@@ -154,6 +161,7 @@ def test_it_is_no_part_of_the_identity_and_of_no_single_run(composed: Callable) 
 # ---- a search
 
 
+@pytest.mark.slow
 def test_a_trial_is_worth_the_mean_over_its_seeds(kd: Callable, launched: list) -> None:
     words = [*SMALL, *SEARCH, "seeds=[0,1,2]", "hydra.sweeper.n_trials=2"]
     said = kd(*words)
@@ -170,6 +178,7 @@ def test_a_trial_is_worth_the_mean_over_its_seeds(kd: Callable, launched: list) 
     assert len(launched) == 6, "the same command has nothing left to do"
 
 
+@pytest.mark.slow
 def test_a_free_worker_takes_the_next_seed_of_a_trial(
     kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +188,7 @@ def test_a_free_worker_takes_the_next_seed_of_a_trial(
         units = [scheduler.source() for _ in range(3)]
         taken.extend((job["config"]["method"]["T"], words[-3]) for ((job, words),) in units)
         for ((job, _),) in units:
-            scheduler.on_job_end(job, Outcome("failed", "of a test"))
+            scheduler.on_job_end(job, RunStatus(RunState.FAILED, "of a test"))
         assert scheduler.progress.total == 2
         assert scheduler.source() is None
 
@@ -188,6 +197,7 @@ def test_a_free_worker_takes_the_next_seed_of_a_trial(
     assert [seed for _, seed in taken] == ["seed=0", "seed=1"]
 
 
+@pytest.mark.slow
 def test_a_failed_seed_fails_its_trial(kd: Callable, launched: list, ends: dict) -> None:
     ends[1] = "failed"
     said = kd(*SMALL, *SEARCH, "seeds=[0,1,2]", "hydra.sweeper.n_trials=2")
@@ -199,6 +209,7 @@ def test_a_failed_seed_fails_its_trial(kd: Callable, launched: list, ends: dict)
     assert states[2].reason == "not started: another seed of its trial failed"
 
 
+@pytest.mark.slow
 def test_a_killed_seed_is_tried_again_and_the_others_are_not(
     kd: Callable, launched: list, ends: dict
 ) -> None:
@@ -216,6 +227,7 @@ def test_a_killed_seed_is_tried_again_and_the_others_are_not(
     assert len(plan()) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_a_half_done_trial_is_resumed(
     how: str, kd: Callable, launched: list, ends: dict, monkeypatch: pytest.MonkeyPatch
@@ -253,10 +265,10 @@ def test_the_pruner_reads_the_first_seed_only(tmp_path: Path, jobs: Callable) ->
     assert not study.report_epoch(first, {"epoch": 1, "val_accuracy": 0.9})
     assert study.report_epoch(first, {"epoch": 2, "val_accuracy": 0.2})
     assert study.report_epoch(second, {"epoch": 2, "val_accuracy": 0.9}), "its trial is given up"
-    study.finish_trial(first, Outcome("pruned"))
+    study.finish_trial(first, RunStatus(RunState.PRUNED))
     assert study.next_job() is None
     assert study.study.trials[0].state.name == "RUNNING"
-    study.finish_trial(second, Outcome("pruned"))
+    study.finish_trial(second, RunStatus(RunState.PRUNED))
     (told,) = study.study.trials
     assert (told.state.name, told.intermediate_values) == ("PRUNED", {1: 0.9, 2: 0.2})
     assert directory.read_status(tmp_path / "run2") == (
@@ -272,7 +284,7 @@ def test_one_seed_that_was_pruned_too_late_counts(tmp_path: Path, jobs: Callable
     job = study.next_job()
     assert study.report_epoch(job, {"epoch": 1, "val_accuracy": 0.1})
     write_json(tmp_path / "run0" / "result.json", result_of(0.1))
-    study.finish_trial(job, Outcome("done"))
+    study.finish_trial(job, RunStatus(RunState.DONE))
     assert (study.study.trials[0].state.name, study.study.trials[0].value) == ("COMPLETE", 0.1)
 
 

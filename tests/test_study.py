@@ -1,4 +1,4 @@
-"""docs/study.md: its runner keeps what a page needs, its page says what the tables say, whichever way that falls."""
+"""docs/study.md: its runner keeps what a page needs, and its page says what the tables say."""
 
 import json
 import os
@@ -40,11 +40,13 @@ def row(
         "teacher_test_accuracy": 0.85,
     }
     return {
-        "setting": setting or method, "method": method, "student": f"cnn-{scale}", "seed": seed, "status": "done",
-        "epochs": epochs, "samples": 45_000, "batch_size": 128, "data": "imagefolder", "budget": f"{epochs} x 45,000",
-        "test_accuracy": accuracy, "test_nll": 0.5, "test_ece": 0.02, "val_accuracy": accuracy, "params": SIZES[scale],
-        "macs": 20 * SIZES[scale], "method_params": 0, "train_seconds": 100.0, "images_per_second": 4000.0,
-        **(teacher if taught else dict.fromkeys(teacher)), "test_agreement": 0.9 if taught else None, **also,
+        "setting": setting or method, "method": method, "student": f"cnn-{scale}", "seed": seed,
+        "status": "done", "epochs": epochs, "samples": 45_000, "batch_size": 128,
+        "data": "imagefolder", "budget": f"{epochs} x 45,000", "test_accuracy": accuracy,
+        "test_nll": 0.5, "test_ece": 0.02, "val_accuracy": accuracy, "params": SIZES[scale],
+        "macs": 20 * SIZES[scale], "method_params": 0, "train_seconds": 100.0,
+        "images_per_second": 4000.0, **(teacher if taught else dict.fromkeys(teacher)),
+        "test_agreement": 0.9 if taught else None, **also,
     }  # fmt: skip
 
 
@@ -55,23 +57,33 @@ def kept(folder: Path, part: str, rows: list[dict], swept: list[str]) -> pd.Data
     runs.to_csv(folder / part / "runs.csv", index=False)
     summary = against_standard(summarise(runs, swept), runs)
     summary.to_csv(folder / part / "summary.csv", index=False, float_format="%.6g")
-    history = [{"setting": r["setting"], "method": r["method"], "seed": r["seed"], "epoch": e, "hard": 2 / e,
-                "accuracy": 0.5, "val_accuracy": r["test_accuracy"] - 0.1 / e, "val_nll": 1 / e}
-               for r in rows for e in (1, 2, 3)]  # fmt: skip
+    history = [
+        {
+            "setting": r["setting"],
+            "method": r["method"],
+            "seed": r["seed"],
+            "epoch": e,
+            "hard": 2 / e,
+            "accuracy": 0.5,
+            "val_accuracy": r["test_accuracy"] - 0.1 / e,
+            "val_nll": 1 / e,
+        }
+        for r in rows
+        for e in (1, 2, 3)
+    ]
     pd.DataFrame(history).to_csv(folder / part / "history.csv", index=False)
     latency = {f"cnn-{scale}": {"1": 0.1 * scale, "128": 1.5 * scale} for scale in SIZES}
     environment = {"threads": 2, "processor": "a processor", "precision": "bfloat16"}
     words = ["method=standard", "data.root=PATH"]
-    write_json(folder / part / "part.json", {
-        "sweeps": {"0": {"words": words, "seconds": 600, "swept": swept, "environment": environment}}, "of": 1,
-        "latency": latency,
-    })  # fmt: skip
+    sweep = {"words": words, "seconds": 600, "swept": swept, "environment": environment}
+    content = {"sweeps": {"0": sweep}, "of": 1, "latency": latency}
+    write_json(folder / part / "part.json", content)
     return runs
 
 
 @pytest.fixture
 def made(tmp_path: Path) -> dict[str, pd.DataFrame]:
-    """All parts; logits are about a point above standard, feature is not, whatever else is swept."""
+    """All parts; logits gain about a point over standard, feature none, whatever else is swept."""
     draw = np.random.default_rng(0).normal
     gain = {
         "standard": 0.0,
@@ -107,8 +119,9 @@ def made(tmp_path: Path) -> dict[str, pd.DataFrame]:
         row("feature", 0, 0.8 + b / 100, f"feature beta={b}", **{"method.beta": b})
         for b in (0.1, 0.3)
     ]
-    tried += [row("label_smoothing", 0, 0.8 - s / 100, f"label_smoothing smoothing={s}", **{"method.smoothing": s})
-              for s in (0.1, 0.2)]  # fmt: skip
+    for s in (0.1, 0.2):
+        setting = f"label_smoothing smoothing={s}"
+        tried.append(row("label_smoothing", 0, 0.8 - s / 100, setting, **{"method.smoothing": s}))
     keys = ["method.T", "method.alpha", "method.beta", "method.smoothing"]
     found["choice"] = kept(tmp_path, "choice", tried, keys)
     found["fair"] = kept(
@@ -142,6 +155,7 @@ def made(tmp_path: Path) -> dict[str, pd.DataFrame]:
     return found
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_tables_say(made: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     """Every comparison is scipy's, paired by seed; what is not distinguishable is not claimed."""
     study_page.publish(tmp_path)
@@ -216,8 +230,11 @@ def test_the_page_says_what_the_tables_say(made: dict[str, pd.DataFrame], tmp_pa
 
 
 def test_a_study_that_finds_nothing_says_so(tmp_path: Path) -> None:
-    rows = [row(name, seed, 0.8 + 0.001 * ((seed * 7 + i) % 5)) for i, name in enumerate(["standard", "logits"])
-            for seed in range(5)]  # fmt: skip
+    rows = [
+        row(name, seed, 0.8 + 0.001 * ((seed * 7 + i) % 5))
+        for i, name in enumerate(["standard", "logits"])
+        for seed in range(5)
+    ]
     kept(tmp_path, "fair", rows, [])
     text = study_page.page(study_page.gathered(tmp_path), {})
     assert "**No method is distinguishable from plain training at this budget.**" in text
@@ -225,20 +242,27 @@ def test_a_study_that_finds_nothing_says_so(tmp_path: Path) -> None:
     assert "Not run yet: `original`" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gain", "said"), [(0.01, None), (0.0, "not distinguishable"), (-0.02, "worse")]
 )
 def test_the_verdict_on_long_training_is_the_tables(
     gain: float, said: str | None, tmp_path: Path
 ) -> None:
-    """What holds for short training is not told of long training where that was measured and it is gone."""
+    """What holds for short training is not said of long training.
+
+    This is so where long training was measured and the gain is gone.
+    """
     noise = [0.001 * ((seed * 7) % 5 - 2) for seed in range(5)]
     gains = {5: 0.02, 15: 0.01, 45: gain}
     rows = {
-        epochs: [row(name, seed, 0.8 + of * i + noise[(seed + 2 * i) % 5], **{"student.epochs": epochs})
-                 for i, name in enumerate(["standard", "logits"]) for seed in range(5)]
+        epochs: [
+            row(name, seed, 0.8 + of * i + noise[(seed + 2 * i) % 5], **{"student.epochs": epochs})
+            for i, name in enumerate(["standard", "logits"])
+            for seed in range(5)
+        ]
         for epochs, of in gains.items()
-    }  # fmt: skip
+    }
     kept(tmp_path, "fair", rows[15], [])
     kept(tmp_path, "budget", [one for some in rows.values() for one in some], ["student.epochs"])
     text = study_page.page(study_page.gathered(tmp_path), {})
@@ -276,6 +300,7 @@ def test_the_original_protocol_is_as_its_text_gives_it(composed: Callable) -> No
     assert methods == ["standard", "logits", "feature", "logits"]
 
 
+@pytest.mark.slow
 def test_settings_come_from_validation(made: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     assert study.chosen(tmp_path, "logits") == ["method.T=4", "method.alpha=0.1"]
     assert study.chosen(tmp_path, "feature") == ["method.beta=0.3"]
@@ -285,8 +310,12 @@ def test_settings_come_from_validation(made: dict[str, pd.DataFrame], tmp_path: 
     assert ["+experiment=fair", "method=standard"] in study.fair(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_part_is_run_and_kept_without_a_trace_of_the_machine(tmp_path: Path) -> None:
-    words = "original data=digits student.epochs=1 teacher.epochs=1 student.scale=1 teacher.scale=2 device=cpu"
+    words = (
+        "original data=digits student.epochs=1 teacher.epochs=1 student.scale=1 teacher.scale=2 "
+        "device=cpu"
+    )
     command = [
         sys.executable,
         "-m",
@@ -341,6 +370,7 @@ def test_a_part_is_run_and_kept_without_a_trace_of_the_machine(tmp_path: Path) -
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not study_page.gathered(), reason="no part of the study is kept yet")
 def test_the_page_is_written_from_what_is_kept(tmp_path: Path) -> None:
     """Change a number in the page, or in a table, and this fails."""
@@ -353,7 +383,7 @@ def test_the_page_is_written_from_what_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", study.PARTS)
 def test_what_is_kept_is_what_the_study_asks_for(part: str) -> None:
-    """The page's numbers are those of the commands that it gives and that `python -m benchmarks.study` runs."""
+    """The page's numbers are those of the commands that it gives and benchmarks.study runs."""
     asked = [
         [*words, "data=imagefolder", "data.root=PATH"] for words in study.PARTS[part](study.HERE)
     ]
@@ -362,6 +392,7 @@ def test_what_is_kept_is_what_the_study_asks_for(part: str) -> None:
     ] * len(asked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "line"),
     [
@@ -398,16 +429,23 @@ def test_the_verdict_on_the_bug_is_the_tables(
     logits: float, wrong: float, title: str, tmp_path: Path
 ) -> None:
     means = {"standard": 0.80, "logits": logits, "feature": 0.80, "logits" + MISALIGNED: wrong}
-    rows = [row(name, seed, mean + 0.001 * ((3 * seed + n) % 4)) for n, (name, mean) in enumerate(means.items())
-            for seed in range(3)]  # fmt: skip
+    rows = [
+        row(name, seed, mean + 0.001 * ((3 * seed + n) % 4))
+        for n, (name, mean) in enumerate(means.items())
+        for seed in range(3)
+    ]
     kept(tmp_path, "original", rows, [])
     text = study_page.page(study_page.gathered(tmp_path), {})
     assert f"**{title}**" in text
     assert text.count("**") == 2
 
 
+@pytest.mark.slow
 def test_the_notebook_reads_what_is_kept(made: dict[str, pd.DataFrame], tmp_path: Path) -> None:
-    """On what is kept in the repository and, so that every cell has something to read, on a whole study."""
+    """On what is kept in the repository, and on a whole study.
+
+    The whole study is there so that every cell has something to read.
+    """
     import nbclient
     import nbformat
 

@@ -1,4 +1,7 @@
-"""A study knows what it searches: the same search resumes it, whatever words it is typed in; another is refused."""
+"""A study knows what it searches.
+
+The same search resumes it, whatever words it is typed in; another is refused.
+"""
 
 import json
 import multiprocessing
@@ -39,6 +42,7 @@ def content(name: str = "mine", where: str = "sqlite:///runs/search.db") -> Any:
     )
 
 
+@pytest.mark.slow
 def test_a_study_keeps_what_it_searches(kd: Callable, launched: list) -> None:
     assert kd(*BASE, *NAMED, LOG, "method.alpha=0.2,0.4", "seeds=[3,4]").code == 0
     search = stored().user_attrs[SEARCH]
@@ -70,32 +74,48 @@ def test_a_study_keeps_what_it_searches(kd: Callable, launched: list) -> None:
 
 
 OTHERS: dict[str, tuple[list[str], dict[str, str]]] = {
-    "float": ([FLOAT], {
-        f"{FLOAT} method.alpha=0.2": "method.alpha is 0.1 in the study and 0.2 here",
-        "method.T=interval(1.0,4.0)": "method.T is interval(1.0,8.0) in the study and interval(1.0,4.0) here",
-        LOG: "method.T is interval(1.0,8.0) in the study and tag(log,interval(1.0,8.0)) here",
-        CHOICE: "method.T is interval(1.0,8.0) in the study and choice(1,2,4) here",
-        f"{FLOAT} method.alpha=0.2,0.4": "method.alpha is not searched in the study and choice(0.2,0.4) here",
-        "method.alpha=0.2,0.4": "method.T is interval(1.0,8.0) in the study and not searched here",
-        f"{FLOAT} hydra.sweeper.objective=val_nll": "objective is val_accuracy in the study and val_nll here",
-        f"{FLOAT} seed=1": "seeds is [0] in the study and [1] here",
-        f"{FLOAT} seeds=[0,1,2]": "seeds is [0] in the study and [0, 1, 2] here",
-        f"{FLOAT} teacher.epochs=2": "teacher.epochs is 1 in the study and 2 here",
-        f"{FLOAT} teacher.members=2": "teacher.mean is not set in the study and logits here",
-        f"{FLOAT} method=nkd": "method.alpha is 0.1 in the study and 1.0 here (and ",
-        f"{FLOAT} data.val_size=100": "data.val_size is 200 in the study and 100 here",
-    }),
-    "choice": ([CHOICE, "hydra.sweeper.objective=val_ece"], {
-        "method.T=1,2,8 hydra.sweeper.objective=val_ece": "method.T is choice(1,2,4) in the study and choice(1,2,8) here",
-        f"{CHOICE} hydra.sweeper.objective=val_nll": "objective is val_ece in the study and val_nll here",
-    }),
-    "group": (["method=logits,dkd", "method.T=2"], {
-        "method=logits,dkd method.T=4": "method.T is 2.0 in the study and 4.0 here",
-        "method=logits,dkd method.T=2 optimizer=adam": "optimizer.",
-    }),
-}  # fmt: skip
+    "float": (
+        [FLOAT],
+        {
+            f"{FLOAT} method.alpha=0.2": "method.alpha is 0.1 in the study and 0.2 here",
+            "method.T=interval(1.0,4.0)": "method.T is interval(1.0,8.0) in the study "
+            "and interval(1.0,4.0) here",
+            LOG: "method.T is interval(1.0,8.0) in the study and tag(log,interval(1.0,8.0)) here",
+            CHOICE: "method.T is interval(1.0,8.0) in the study and choice(1,2,4) here",
+            f"{FLOAT} method.alpha=0.2,0.4": "method.alpha is not searched in the study "
+            "and choice(0.2,0.4) here",
+            "method.alpha=0.2,0.4": "method.T is interval(1.0,8.0) in the study "
+            "and not searched here",
+            f"{FLOAT} hydra.sweeper.objective=val_nll": "objective is val_accuracy in the study "
+            "and val_nll here",
+            f"{FLOAT} seed=1": "seeds is [0] in the study and [1] here",
+            f"{FLOAT} seeds=[0,1,2]": "seeds is [0] in the study and [0, 1, 2] here",
+            f"{FLOAT} teacher.epochs=2": "teacher.epochs is 1 in the study and 2 here",
+            f"{FLOAT} teacher.members=2": "teacher.mean is not set in the study and logits here",
+            f"{FLOAT} method=nkd": "method.alpha is 0.1 in the study and 1.0 here (and ",
+            f"{FLOAT} data.val_size=100": "data.val_size is 200 in the study and 100 here",
+        },
+    ),
+    "choice": (
+        [CHOICE, "hydra.sweeper.objective=val_ece"],
+        {
+            "method.T=1,2,8 hydra.sweeper.objective=val_ece": "method.T is choice(1,2,4) "
+            "in the study and choice(1,2,8) here",
+            f"{CHOICE} hydra.sweeper.objective=val_nll": "objective is val_ece in the study "
+            "and val_nll here",
+        },
+    ),
+    "group": (
+        ["method=logits,dkd", "method.T=2"],
+        {
+            "method=logits,dkd method.T=4": "method.T is 2.0 in the study and 4.0 here",
+            "method=logits,dkd method.T=2 optimizer=adam": "optimizer.",
+        },
+    ),
+}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "others"), OTHERS.values(), ids=OTHERS)
 def test_another_search_is_refused(
     first: list[str], others: dict[str, str], kd: Callable, launched: list
@@ -113,13 +133,15 @@ def test_another_search_is_refused(
 
 
 SAME = [
-    "checkpoint.minutes=1", "rerun=false", "kernels=torch", "tracker.project=other", "tracker.tags=[a]", "device=auto",
-    "threads=2", "student.epochs=1", "method.alpha=0.1", "hydra.launcher.slots=2", "hydra.sweeper.sampler=random",
-    "hydra.sweeper.pruner=none", "hydra.sweeper.seed=5", "seeds=[0]", "seed=0", "paths.cache=elsewhere",
+    "checkpoint.minutes=1", "rerun=false", "kernels=torch", "tracker.project=other",
+    "tracker.tags=[a]", "device=auto", "threads=2", "student.epochs=1", "method.alpha=0.1",
+    "hydra.launcher.slots=2", "hydra.sweeper.sampler=random", "hydra.sweeper.pruner=none",
+    "hydra.sweeper.seed=5", "seeds=[0]", "seed=0", "paths.cache=elsewhere",
     "hydra.sweep.dir=elsewhere", "teacher.store.gigabytes=1", "compile=false",
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_same_search_goes_on_however_it_is_typed(
     kd: Callable, launched: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +158,7 @@ def test_the_same_search_goes_on_however_it_is_typed(
     assert len(launched) == 3, "a study may grow"
 
 
+@pytest.mark.slow
 def test_an_unnamed_study_is_its_search(kd: Callable, launched: list) -> None:
     for number, more in enumerate(
         [[], ["method.alpha=0.2"], ["hydra.sweeper.objective=val_nll"], ["seeds=[0,1]"]], 1
@@ -144,6 +167,7 @@ def test_an_unnamed_study_is_its_search(kd: Callable, launched: list) -> None:
         assert len(optuna.get_all_study_names(storage())) == number
 
 
+@pytest.mark.slow
 def test_a_journal_knows_it_too(kd: Callable, launched: list) -> None:
     words = ["-m", *BASE, *NAMED, "hydra.sweeper.storage=deep/search.journal"]
     assert kd(*words, FLOAT).code == 0
@@ -154,6 +178,7 @@ def test_a_journal_knows_it_too(kd: Callable, launched: list) -> None:
     assert (content(where="deep/search.journal"), len(launched)) == (before, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
@@ -182,6 +207,7 @@ def test_a_study_of_another_tool_is_refused(
     assert len(stored().trials) == reason.startswith("does")
 
 
+@pytest.mark.slow
 def test_an_empty_study_whose_maker_died_is_taken_over(
     kd: Callable, launched: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +231,7 @@ def _open(where: str, objective: str, barrier: Any, answers: Any) -> None:
         answers.put((objective, ""))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["search.db", "search.journal"])
 def test_processes_that_make_a_study_at_one_moment_agree(name: str, tmp_path: Path) -> None:
     where = f"sqlite:///{tmp_path}/{name}" if name.endswith("db") else f"{tmp_path}/{name}"
@@ -228,10 +255,11 @@ def test_processes_that_make_a_study_at_one_moment_agree(name: str, tmp_path: Pa
     ), got
 
 
+@pytest.mark.slow
 def test_a_trial_that_another_process_has_failed_is_not_failed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of several processes that find an orphan, one is first; also between another's look and its write."""
+    """Of several processes that find an orphan, one is first, even between look and write."""
     search = description("val_nll", [0], {}, {"": {}})
     first, second = (
         Study(f"sqlite:///{tmp_path}/search.db", "mine", 3, search, "tpe", "none", 0)
@@ -254,6 +282,7 @@ def test_a_trial_that_another_process_has_failed_is_not_failed_again(
     assert states == [("FAIL", True, None), ("WAITING", None, 0)], "lost once, and tried again once"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choices", ["range(3,0)", "glob(nothing*)"])
 def test_choices_of_no_value_are_refused(choices: str, kd: Callable, launched: list) -> None:
     said = kd("-m", *BASE, f"method.T={choices}", "method.alpha=interval(0.1,0.9)")
@@ -261,6 +290,7 @@ def test_choices_of_no_value_are_refused(choices: str, kd: Callable, launched: l
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_shuffled_choices_are_the_same_search(kd: Callable, launched: list) -> None:
     for _ in range(4):
         assert kd("-m", *BASE, "method.T=shuffle(1,2,4,8,16,32)").code == 0
@@ -268,15 +298,17 @@ def test_shuffled_choices_are_the_same_search(kd: Callable, launched: list) -> N
     assert found.n_trials == 2
 
 
+@pytest.mark.slow
 def test_what_determines_a_result_is_what_its_identity_hashes(composed: Callable) -> None:
-    """Two configurations have the same determinants if, and only if, they have the same identity."""
+    """Two configurations have the same determinants if and only if they have the same identity."""
     variants = [
-        "seed=0", "seed=1", "batch_size=32", "method=standard", "method=dkd", "method.T=2", "method=born_again",
-        "teacher.epochs=2", "teacher.seed=5", "teacher.members=2", "teacher.mean=probabilities", "precision=bf16",
-        "teacher.outputs=misaligned", "student.labels=0.5", "data.val_size=100", "optimizer.lr=0.01",
-        "teacher.optimizer.lr=0.01", "schedule.warmup=0", "rerun=true", "device=auto", "tracker.project=x", "threads=2",
-        "checkpoint.minutes=1", "kernels=torch", "seeds=[0,1]", "teacher.store.maps=true", "student.dropout=0.3",
-        "teacher.dropout=0.3",
+        "seed=0", "seed=1", "batch_size=32", "method=standard", "method=dkd", "method.T=2",
+        "method=born_again", "teacher.epochs=2", "teacher.seed=5", "teacher.members=2",
+        "teacher.mean=probabilities", "precision=bf16", "teacher.outputs=misaligned",
+        "student.labels=0.5", "data.val_size=100", "optimizer.lr=0.01", "teacher.optimizer.lr=0.01",
+        "schedule.warmup=0", "rerun=true", "device=auto", "tracker.project=x", "threads=2",
+        "checkpoint.minutes=1", "kernels=torch", "seeds=[0,1]", "teacher.store.maps=true",
+        "student.dropout=0.3", "teacher.dropout=0.3",
     ]  # fmt: skip
     several = [
         ["teacher.members=2", "teacher.mean=probabilities"],

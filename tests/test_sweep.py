@@ -1,4 +1,7 @@
-"""Sweeps as real processes: killed, interrupted, resumed, in parallel; nothing is lost and nothing is left running."""
+"""Sweeps as real processes: killed, interrupted, resumed, in parallel.
+
+Nothing is lost and nothing is left running.
+"""
 
 import json
 import os
@@ -28,6 +31,7 @@ def measured(folder: Path) -> pd.DataFrame:
     return pd.read_csv(path).drop(columns=["train_seconds", "images_per_second"])
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_started_again_ends_in_the_same_tables(
     place: Place, tmp_path: Path
 ) -> None:
@@ -50,6 +54,7 @@ def test_killed_in_the_middle_and_started_again_ends_in_the_same_tables(
     assert {s.state for s in map(directory.read_status, place.runs())} == {"done"}
 
 
+@pytest.mark.slow
 def test_one_diverges_one_crashes_and_two_finish(place: Place) -> None:
     words = [
         "-m",
@@ -84,6 +89,7 @@ def test_one_diverges_one_crashes_and_two_finish(place: Place) -> None:
     assert "its process was killed by SIGKILL" in page
 
 
+@pytest.mark.slow
 def test_four_jobs_at_once_train_their_teacher_once(place: Place) -> None:
     words = [
         "-m",
@@ -102,6 +108,7 @@ def test_four_jobs_at_once_train_their_teacher_once(place: Place) -> None:
     assert len(list(place.folder.glob("runs/logits-*/result.json"))) == 4
 
 
+@pytest.mark.slow
 def test_a_teacher_is_trained_beside_what_needs_none(place: Place) -> None:
     """And where it is there, jobs are started as they were typed."""
     words = ["-m", *SMALL, "method=standard,logits", "seed=0,1", "hydra.launcher.slots=2"]
@@ -119,8 +126,9 @@ def test_a_teacher_is_trained_beside_what_needs_none(place: Place) -> None:
     assert [unit[0]["number"] for unit in order_by_teacher([[job] for job in jobs])] == [2, 0, 1, 3]
 
 
+@pytest.mark.slow
 def test_a_free_worker_waits_for_no_teacher_while_another_is_there(place: Place) -> None:
-    """The first of two teachers takes long: its students come last, not in the order in which they were typed."""
+    """The first of two teachers takes long: its students come last, not in the order typed."""
     assert place.type(*SMALL, "method=standard")[0] == 0
     (done,) = place.folder.glob("runs/standard-*/result.json")
     slow, quick = place.folder / "slow", place.folder / "quick"
@@ -133,6 +141,7 @@ def test_a_free_worker_waits_for_no_teacher_while_another_is_there(place: Place)
     assert [unit[0]["number"] for unit in turns] == [1, 2]
 
 
+@pytest.mark.slow
 def test_two_sweeps_of_one_second_have_two_directories(place: Place) -> None:
     """Other sweeps have begun in each of the seconds in which this one can begin."""
     now = datetime.now()
@@ -149,6 +158,7 @@ def test_two_sweeps_of_one_second_have_two_directories(place: Place) -> None:
     assert not any(list(path.iterdir()) for path in taken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "code", "state"),
     [
@@ -177,6 +187,7 @@ def test_the_parent_is_stopped(sent: signal.Signals, code: int, state: str, plac
     again.kill()
 
 
+@pytest.mark.slow
 def test_a_single_run_is_stopped_by_sigterm(place: Place) -> None:
     process = place.start(*LONG)
     place.wait(lambda: list(place.folder.glob("runs/*/history.csv")))
@@ -186,6 +197,7 @@ def test_a_single_run_is_stopped_by_sigterm(place: Place) -> None:
     assert directory.read_status(place.runs()[0]) == ("killed", "terminated by SIGTERM")
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_mistake_leaves_nothing(place: Place) -> None:
     code, out, err = place.type("-m", *SMALL, "method=logits", "method.T=1,0")
     assert (code, out) == (2, "")
@@ -195,6 +207,7 @@ def test_a_sweep_with_a_mistake_leaves_nothing(place: Place) -> None:
     assert list(place.folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_is_planned_twice_is_run_once_and_counted_once(place: Place) -> None:
     """`standard` has no teacher that could differ."""
     code, out, err = place.type("-m", *SMALL, "method=standard", "teacher.scale=2,3", "seed=0,1")
@@ -203,6 +216,7 @@ def test_a_run_that_is_planned_twice_is_run_once_and_counted_once(place: Place) 
     assert measured(place.folder)["n"].tolist() == [2]
 
 
+@pytest.mark.slow
 def test_another_launcher_ends_in_the_same_report(place: Place) -> None:
     words = [
         "-m",
@@ -219,6 +233,7 @@ def test_another_launcher_ends_in_the_same_report(place: Place) -> None:
     assert pd.read_csv(sweep / "runs.csv")["status"].tolist() == ["done", "diverged"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["hydra/launcher=basic", "hydra/launcher=submitit_local"])
 def test_with_another_launcher_a_failed_batch_ends_neither_the_next_nor_the_report(
     launcher: str, place: Place, folder: Path
@@ -243,6 +258,7 @@ def test_with_another_launcher_a_failed_batch_ends_neither_the_next_nor_the_repo
     assert err.splitlines()[-1] == "kd: 1 of 2 jobs are not done: 1"
 
 
+@pytest.mark.slow
 def test_the_dashboard_gets_the_sweep_as_a_group_and_a_summary_of_it(place: Place) -> None:
     words = [*SMALL, "tracker.mode=offline", "method=standard", "student.epochs=1", "seed=0,1"]
     assert place.type("-m", *words)[0] == 0
@@ -313,6 +329,7 @@ def trials(place: Place) -> list[Any]:
     return optuna.load_study(study_name=study.study_name, storage=storage).get_trials()
 
 
+@pytest.mark.slow
 def test_two_processes_search_one_study_and_one_is_killed(place: Place) -> None:
     words = [*SEARCH, "hydra.sweeper.n_trials=12"]
     first = place.start(*words)
@@ -343,6 +360,7 @@ def test_two_processes_search_one_study_and_one_is_killed(place: Place) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_search_is_checked_and_never_looks_at_the_test_images(kd: Callable) -> None:
     for words, line in {
         (
@@ -366,6 +384,7 @@ def test_a_search_is_checked_and_never_looks_at_the_test_images(kd: Callable) ->
     assert not list(Path().glob("*/*"))
 
 
+@pytest.mark.slow
 def test_a_hopeless_trial_is_pruned(place: Place) -> None:
     words = ["-m", *SMALL, "hydra/sweeper=optuna", "method=standard", "student.epochs=6"]
     words += [

@@ -1,4 +1,4 @@
-"""hydra.sweep.dir=DIR: the plan in a directory gives way to no other jobs, and one sweep at a time runs there."""
+"""hydra.sweep.dir=DIR: its plan gives way to no other jobs, and one sweep at a time runs there."""
 
 import json
 import os
@@ -37,6 +37,7 @@ def seeds(folder: str = "out") -> list[int]:
     return [job["config"]["seed"] for job in read_plan(Path(folder))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     ["seed=2", "seed=0", "seed=0,2", "seed=0,1 optimizer.lr=0.01", "seed=0,1 paths.runs=elsewhere"],
@@ -48,12 +49,14 @@ def test_other_jobs_are_refused(other: str, kd: Callable, launched: list) -> Non
     said = kd(*GRID, *other.split())
     assert is_one_line(
         said,
-        f"hydra.sweep.dir: {Path('out').absolute()} holds a sweep with other jobs (standard-cnn-1-s",
+        f"hydra.sweep.dir: {Path('out').absolute()} holds a sweep with other jobs "
+        "(standard-cnn-1-s",
     )
     assert said.err.endswith("; choose another directory, or move that one away\n")
     assert (files(), len(launched)) == (before, 2)
 
 
+@pytest.mark.slow
 def test_the_same_jobs_and_more_are_resumed(kd: Callable, launched: list) -> None:
     for words, expected in (
         ("seed=0,1", [0, 1]),
@@ -67,6 +70,7 @@ def test_the_same_jobs_and_more_are_resumed(kd: Callable, launched: list) -> Non
     assert len(launched) == 3
 
 
+@pytest.mark.slow
 def test_names_of_one_directory_are_one(kd: Callable, launched: list, tmp_path: Path) -> None:
     assert kd(*GRID, "seed=0").code == 0
     Path("link").symlink_to("out")
@@ -82,11 +86,12 @@ def test_names_of_one_directory_are_one(kd: Callable, launched: list, tmp_path: 
     assert len(launched) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mistake", [["seed=0,-1"], ["seed=0,1", "nothing=1,2"], ["method=standard,none"]], ids=" ".join
 )
 def test_a_mistake_changes_nothing(mistake: list[str], kd: Callable, launched: list) -> None:
-    """Nor is the report on the jobs that lie there written again, as if they were those that were typed."""
+    """Nor is the report on the jobs that are there written again, as if they were those typed."""
     assert kd(*GRID, "seed=0,1").code == 0
     before = files()
     said = kd(*GRID, *mistake)
@@ -111,6 +116,7 @@ def without(key: str) -> Callable[[], None]:
     return damaged(lambda jobs: [{k: v for k, v in job.items() if k != key} for job in jobs])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -135,8 +141,9 @@ def test_a_damaged_plan_is_not_replaced(
     assert files() == before
 
 
+@pytest.mark.slow
 def test_the_plan_of_another_version_counts(kd: Callable, launched: list) -> None:
-    """An older one wrote fewer keys; one with other numbers gave the same jobs other directories."""
+    """An older one wrote fewer keys; one with other numbers gave the jobs other directories."""
     assert kd(*GRID, "seed=0,1").code == 0
     for key in ("teachers", "content", "baseline"):
         without(key)()
@@ -162,6 +169,7 @@ def test_a_run_is_no_directory_for_a_sweep(kd: Callable, launched: list) -> None
     assert len(files()) == 2
 
 
+@pytest.mark.slow
 def test_other_things_may_lie_there(kd: Callable, launched: list) -> None:
     Path("out/sub").mkdir(parents=True)
     Path("out/notes.txt").write_text("mine")
@@ -175,6 +183,7 @@ def test_a_directory_that_cannot_be_written(kd: Callable, launched: list) -> Non
     assert is_one_line(kd(*GRID, "seed=0,1"), "cannot write to ")
 
 
+@pytest.mark.slow
 def test_searches_and_grids_do_not_mix(kd: Callable, launched: list) -> None:
     assert kd(*SEARCH, T).code == 0
     before = files()
@@ -195,6 +204,7 @@ def test_searches_and_grids_do_not_mix(kd: Callable, launched: list) -> None:
     assert seeds("grid") == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_search_whose_study_is_gone_is_not_replaced(kd: Callable, launched: list) -> None:
     assert kd(*SEARCH, T).code == 0
     before = files()
@@ -202,11 +212,13 @@ def test_a_search_whose_study_is_gone_is_not_replaced(kd: Callable, launched: li
     said = kd(*SEARCH, T)
     assert is_one_line(
         said,
-        f"hydra.sweep.dir: {Path('out').absolute()} holds a sweep with other jobs (logits-cnn-1-s0-",
+        f"hydra.sweep.dir: {Path('out').absolute()} holds a sweep with other jobs "
+        "(logits-cnn-1-s0-",
     )
     assert files() == before
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_is_resumed(kd: Callable, launched: list, ends: dict) -> None:
     """Its plan is never ahead of its study, nor shorter after the next start."""
     ends[1] = "kill"
@@ -217,6 +229,7 @@ def test_a_search_that_was_killed_is_resumed(kd: Callable, launched: list, ends:
     assert pd.read_csv("out/runs.csv")["status"].tolist() == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_a_search_without_a_trial_yet_is_resumed(
     kd: Callable, launched: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +244,7 @@ def test_a_search_without_a_trial_yet_is_resumed(
     assert len(read_plan(Path("out"))) == 2
 
 
+@pytest.mark.slow
 def test_directories_that_were_there_stay(
     kd: Callable, launched: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,8 +263,9 @@ def test_a_link_to_nowhere_is_no_place_for_sweeps(kd: Callable, launched: list) 
     assert is_one_line(said, "cannot write to multirun")
 
 
+@pytest.mark.slow
 def test_a_second_sweep_waits_for_no_first(place: Place) -> None:
-    """It is refused while the first one runs, by whatever name and with whatever jobs; kill -9 ends that."""
+    """It is refused while the first one runs, by whatever name or jobs; kill -9 ends that."""
     words = ["-m", *LONG, "hydra.sweep.dir=out"]
     first = place.start(*words, "seed=0")
     place.wait(lambda: list(place.folder.glob("runs/*/history.csv")))
@@ -266,6 +281,7 @@ def test_a_second_sweep_waits_for_no_first(place: Place) -> None:
     SweepDirectory(place.folder / "out").claim()
 
 
+@pytest.mark.slow
 def test_sweeps_that_start_at_one_moment_do_not_share_a_directory(place: Place) -> None:
     """Each of them reports on its own jobs, or says that it may not have the directory."""
     words = ["-m", *SMALL, "tracker.mode=disabled", "method=standard", "hydra.sweep.dir=out"]

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a table on a terminal, few lines elsewhere, all of it in each run's kd.log."""
+"""What a sweep shows: a table on a terminal, few lines elsewhere, all of it in each kd.log."""
 
 import io
 import json
@@ -21,10 +21,11 @@ from rich.console import Console
 
 from kd.core.console import EpochReport
 from kd.runs import directory
+from kd.runs.status import RunState, RunStatus
 from kd.sweep import progress
 from kd.sweep.progress import LiveProgress, SweepProgress
 from kd.sweep.scheduler import LocalScheduler
-from kd.sweep.worker_pool import Outcome, Send
+from kd.sweep.worker_pool import Send
 
 ONE = [*SMALL, "method=standard"]
 FIXED = ["data=digits", "student.epochs=15"]
@@ -89,8 +90,8 @@ def test_the_table_has_a_row_for_each_running_job_and_the_counts_beneath(
         shown.job_started(one)
     clock.seconds += 20
     finished(jobs[1], monkeypatch, 0.9817, 0.9787)
-    shown.job_ended(jobs[1], Outcome("done"))
-    shown.job_ended(jobs[3], Outcome("failed", "boom"))
+    shown.job_ended(jobs[1], RunStatus(RunState.DONE))
+    shown.job_ended(jobs[3], RunStatus(RunState.FAILED, "boom"))
     shown.epoch_ended(0, EpochReport("student", 3, 15, 1.23456, 0.915, 80.0))
     shown.epoch_ended(2, EpochReport("teacher", 7, 20, 0.5, None, 13.0))
     clock.seconds += 5
@@ -142,8 +143,8 @@ def test_the_time_that_is_left_comes_from_the_jobs_that_ended(
     assert shown.seconds_left() == pytest.approx((4 * 30 + 20 + 20) / 2)
     finished(jobs[0], monkeypatch, 0.5, 0.5)
     clock.seconds += 30
-    shown.job_ended(jobs[0], Outcome("done"))
-    shown.job_ended(jobs[1], Outcome("diverged", "nan"))
+    shown.job_ended(jobs[0], RunStatus(RunState.DONE))
+    shown.job_ended(jobs[1], RunStatus(RunState.DIVERGED, "nan"))
     shown.job_started(jobs[2])
     clock.seconds += 15
     assert shown.seconds_left() == pytest.approx((3 * 40 + 25) / 2)
@@ -153,7 +154,7 @@ def test_failures_stay_above_the_table(caplog: pytest.LogCaptureFixture) -> None
     shown, _, _ = live()
     for number, state in enumerate(("failed", "diverged", "killed", "pruned")):
         shown.job_started(job(number, folder=Path(f"runs/{state}")))
-        shown.job_ended(job(number, folder=Path(f"runs/{state}")), Outcome(state, "why"))
+        shown.job_ended(job(number, folder=Path(f"runs/{state}")), RunStatus(state, "why"))
     shown.line(4, logging.INFO, "an epoch of somebody")
     for number in (4, 5):
         shown.line(number, logging.WARNING, "the disk is nearly full")
@@ -204,6 +205,7 @@ def test_a_slow_job_gives_a_sign_of_life_once_a_minute(caplog: pytest.LogCapture
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [[], ["hydra.launcher.pack=3"]], ids=["workers", "a pack"])
 def test_a_sweep_through_a_pipe_has_a_line_for_the_start_and_the_end_of_a_job(
     extra: list[str], place: Place
@@ -233,13 +235,13 @@ def test_a_sweep_through_a_pipe_has_a_line_for_the_start_and_the_end_of_a_job(
         lines = [
             line for line in (path / "kd.log").read_text().splitlines() if "student  epoch" in line
         ]
-        assert [re.search(r"epoch +(\d+)/4", line)[1] for line in lines] == [
-            str(n) for n in range(1, 5)
-        ]  # type: ignore[index]
+        epochs = [re.search(r"epoch +(\d+)/4", line)[1] for line in lines]  # type: ignore[index]
+        assert epochs == [str(n) for n in range(1, 5)]
     again = "" if extra else place.type(*words)[1]
     assert extra or len(re.findall(r"^job \d of 3: found in runs/standard-", again, re.M)) == 3
 
 
+@pytest.mark.slow
 def test_another_launcher_keeps_its_lines(place: Place) -> None:
     code, out, err = place.type("-m", *ONE, "student.epochs=2", "seed=0,1", "hydra/launcher=basic")
     assert code == 0, err
@@ -248,8 +250,9 @@ def test_another_launcher_keeps_its_lines(place: Place) -> None:
         assert log.read_text().count("student  epoch") == 2
 
 
+@pytest.mark.slow
 def test_a_real_terminal_is_drawn_and_left_as_it_was(place: Place) -> None:
-    """The table comes and goes, what went wrong and the report stay, and the cursor is shown again."""
+    """The table comes and goes, errors and the report stay, and the cursor is shown again."""
     parent, child = pty.openpty()
     words = ["-m", *ONE, "student.epochs=2", "optimizer.lr=0.05,1e30", "hydra.launcher.slots=1"]
     environment = {
@@ -260,9 +263,13 @@ def test_a_real_terminal_is_drawn_and_left_as_it_was(place: Place) -> None:
         "LINES": "30",
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "kd", *words], cwd=place.folder, env=environment, stdin=child, stdout=child,
+        [sys.executable, "-m", "kd", *words],
+        cwd=place.folder,
+        env=environment,
+        stdin=child,
+        stdout=child,
         stderr=child,
-    )  # fmt: skip
+    )
     place.started.append(process)
     os.close(child)
     content = b""
@@ -289,13 +296,14 @@ def test_a_real_terminal_is_drawn_and_left_as_it_was(place: Place) -> None:
 # ---- enough is enough
 
 
-def act(jobs: dict[int, str], tell: Send) -> Outcome:
+def act(jobs: dict[int, str], tell: Send) -> RunStatus:
     """Ends as the job says."""
     tell("started")
     (state,) = jobs.values()
-    return Outcome(state, "why")
+    return RunStatus(state, "why")
 
 
+@pytest.mark.slow
 def test_after_so_many_failures_no_other_is_started(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -305,9 +313,13 @@ def test_after_so_many_failures_no_other_is_started(
     units = iter([[(one, state)] for one, state in zip(jobs, states, strict=True)])
     ended: list[int] = []
     scheduler = LocalScheduler(
-        lambda: next(units, None), act, [{}], SweepProgress(len(states)), stop_after=2,
+        lambda: next(units, None),
+        act,
+        [{}],
+        SweepProgress(len(states)),
+        stop_after=2,
         on_job_end=lambda job, _: ended.append(job["number"]),
-    )  # fmt: skip
+    )
     scheduler.run()
     assert ended == [0, 1, 2, 3, 4]
     assert directory.read_status(tmp_path / "5").state == "planned"
@@ -317,6 +329,7 @@ def test_after_so_many_failures_no_other_is_started(
     ) == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_that_stopped_after_a_failure_is_taken_up_again(place: Place) -> None:
     words = ["-m", *ONE, "student.epochs=30", "seed=0,1", "hydra.launcher.slots=1"]
     process = place.start(*words, "hydra.launcher.stop_after=1")
@@ -333,6 +346,7 @@ def test_a_sweep_that_stopped_after_a_failure_is_taken_up_again(place: Place) ->
     assert [directory.read_status(path).state for path in place.runs()] == ["done", "done"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "[1]"])
 def test_the_number_of_failures_is_checked(value: str, kd: Callable) -> None:
     said = kd("-m", *ONE, "seed=0,1", f"hydra.launcher.stop_after={value}")

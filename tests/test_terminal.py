@@ -1,4 +1,4 @@
-"""Whatever becomes of the terminal, jobs are done, files are written, and nothing is said with a traceback."""
+"""Whatever becomes of the terminal, jobs are done, files written, and no traceback is shown."""
 
 import io
 import os
@@ -45,6 +45,7 @@ def test_what_an_encoding_lacks_is_spelled_out(encoding: str, text: str) -> None
         assert raw.getvalue() == text.encode(encoding)
 
 
+@pytest.mark.slow
 def test_a_sweep_in_a_terminal_that_is_not_utf8_ends_with_its_report(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,15 +68,21 @@ def test_a_sweep_in_a_terminal_that_is_not_utf8_ends_with_its_report(
     for log in place.folder.glob("rüns→/*/kd.log"):
         assert "files    rüns→/" in log.read_text(encoding="utf-8")
     again = subprocess.run(
-        [sys.executable, "-m", "kd.report", str(sweep), "--out", "röport"], cwd=place.folder, capture_output=True,
-        check=False, timeout=PATIENCE,
-    )  # fmt: skip
+        [sys.executable, "-m", "kd.report", str(sweep), "--out", "röport"],
+        cwd=place.folder,
+        capture_output=True,
+        check=False,
+        timeout=PATIENCE,
+    )
     assert (again.returncode, again.stderr) == (0, b"")
     assert b"report   r" in again.stdout
     wrong = subprocess.run(
-        [sys.executable, "-m", "kd", "optimizer.lr=→"], cwd=place.folder, capture_output=True, check=False,
+        [sys.executable, "-m", "kd", "optimizer.lr=→"],
+        cwd=place.folder,
+        capture_output=True,
+        check=False,
         timeout=PATIENCE,
-    )  # fmt: skip
+    )
     assert (wrong.returncode, wrong.stderr.count(b"\n")) == (2, 1)
     assert b"optimizer.lr: " in wrong.stderr
 
@@ -104,6 +111,7 @@ with console.log_to_file(path):
 # ---- nobody reads
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_reader_leaves_goes_on_to_its_report(place: Place) -> None:
     """As `kd -m ... | head -1`."""
     process = place.start("-m", *ONE, "seed=0,1", "hydra.launcher.slots=1")
@@ -120,7 +128,7 @@ def test_a_sweep_whose_reader_leaves_goes_on_to_its_report(place: Place) -> None
 PRINTS = """
 import os, subprocess, sys
 from kd.core import streams
-@streams.protected
+@streams.protected()
 def main():
     for number in range(3):
         print("±" * 1000, number)
@@ -143,7 +151,8 @@ main()
         (
             ">/dev/full",
             1,
-            "kd: cannot write to standard output (No space left on device); the remaining output is lost\n",
+            "kd: cannot write to standard output (No space left on device); "
+            "the remaining output is lost\n",
         ),
         ("| true", 141, ""),
     ],
@@ -161,6 +170,7 @@ def test_work_is_done_whoever_takes_its_output(
     assert done.returncode == code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["kd", "kd.report"])
 def test_help_into_a_pipe_that_is_closed_or_a_disk_that_is_full(
     module: str, tmp_path: Path
@@ -188,6 +198,7 @@ def begun(place: Place, *words: str, ignoring: bool = False) -> subprocess.Popen
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["alone", "a sweep"])
 def test_a_closed_terminal_leaves_a_checkpoint_of_that_moment(form: str, place: Place) -> None:
     words = ["batch_size=8", *LONG, "checkpoint.epochs=null", "checkpoint.minutes=null"]
@@ -209,6 +220,7 @@ def test_a_closed_terminal_leaves_a_checkpoint_of_that_moment(form: str, place: 
         assert pd.read_csv(sweep / "runs.csv")["status"].tolist() == ["killed", "planned"]
 
 
+@pytest.mark.slow
 def test_nohup_holds(place: Place) -> None:
     process = begun(place, "-m", "seed=0,1", *LONG, ignoring=True)
     (folder,) = place.runs()

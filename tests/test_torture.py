@@ -1,4 +1,4 @@
-"""A sweep whose processes are killed at random moments, again and again, and which loses nothing by it.
+"""A sweep whose processes are killed at random moments, many times, and which loses nothing.
 
 KD_KILLS=50 python -m pytest tests/test_torture.py -s     says how it went
 """
@@ -23,10 +23,12 @@ from kd.runs import directory
 
 KILLS = int(os.environ.get("KD_KILLS", "5"))
 JOBS, EPOCHS = 3 * max(2, KILLS // 8), 30 if KILLS < 20 else 60
-SWEEP = ["-m", "data=digits", "teacher.epochs=2", "student.scale=2", "teacher.scale=2", "device=cpu", "threads=1",
-         "tracker.mode=disabled", "batch_size=32", f"student.epochs={EPOCHS}", "method=standard,logits,feature",
-         f"seed={','.join(map(str, range(JOBS // 3)))}", "hydra.sweep.dir=out", "hydra.launcher.slots=2",
-         "hydra.launcher.max_failures=1000"]  # fmt: skip
+SWEEP = [
+    "-m", "data=digits", "teacher.epochs=2", "student.scale=2", "teacher.scale=2", "device=cpu",
+    "threads=1", "tracker.mode=disabled", "batch_size=32", f"student.epochs={EPOCHS}",
+    "method=standard,logits,feature", f"seed={','.join(map(str, range(JOBS // 3)))}",
+    "hydra.sweep.dir=out", "hydra.launcher.slots=2", "hydra.launcher.max_failures=1000",
+]  # fmt: skip
 
 
 def check(place: Place, done: dict[Path, int]) -> None:
@@ -105,12 +107,12 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(place: Place, tmp_
         re.findall(r"student  epoch +\d+/", path.read_text())
         for path in place.folder.glob("runs/*/kd.log")
     ]
-    again = (
-        sum(map(len, said)) - JOBS * EPOCHS
-    )  # epochs that were told and then lost; others were lost half done
+    # Epochs that were told and then lost; others were lost half done
+    again = sum(map(len, said)) - JOBS * EPOCHS
     work = 1 + (again + 2 * len(killed)) / (JOBS * EPOCHS)
     print(
-        f"{len(killed)} kills ({killed.count('parent')} of the parent), {JOBS} jobs, {again} epochs told twice, ",
+        f"{len(killed)} kills ({killed.count('parent')} of the parent), {JOBS} jobs, "
+        f"{again} epochs told twice, ",
         end="",
     )
     print(f"at most {work:.2f} x the work")

@@ -1,4 +1,7 @@
-"""The promises about training: alignment, equal starts, a frozen teacher, trained parts, finite losses."""
+"""The promises about training: alignment, equal starts, a frozen teacher.
+
+The parts are trained, and the losses are finite.
+"""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -88,8 +91,11 @@ def watched(config: Config, found: Data, teacher: Net) -> Seen:
 
 
 def aligned(config: Config, found: Data, teacher: Net, seen: Seen) -> None:
-    """Assert that each teacher output is what a copy of the teacher, in eval mode, says of exactly the view of exactly
-    the image that (seed, epoch, index) names, found by slow, separate means; and that the student saw just that."""
+    """Assert that each teacher output is of exactly the view that the student saw.
+
+    The view is that of exactly the image that (seed, epoch, index) names, found by slow, separate
+    means. The output is compared with that of a copy of the teacher in eval mode.
+    """
     frozen = copy.deepcopy(teacher).eval().cpu()
     pixels, labels = found.train.images.cpu().numpy(), found.train.labels.cpu()
     mean, std = found.train.mean.cpu().numpy(), found.train.std.cpu().numpy()
@@ -117,6 +123,7 @@ def test_teacher_outputs_belong_to_the_pixels_that_the_student_sees(
     aligned(config, found, teacher, watched(config, found, teacher))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "harm", ["shuffled", "another augmentation", "train mode", "another epoch's order"]
 )
@@ -142,6 +149,7 @@ def test_the_alignment_test_can_fail(harm: str, composed: Callable, tmp_path: Pa
         aligned(config, found, honest, watched(config, found, teacher))
 
 
+@pytest.mark.slow
 def test_a_method_may_see_several_views_of_each_sample(composed: Callable, tmp_path: Path) -> None:
     """The first is the one that all methods see; teacher and student see the same of each."""
     config = composed("method=logits")
@@ -178,7 +186,7 @@ class StopError(Exception):
 
 
 def beginnings(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Tensor], Batch]:
-    """The student's weights before the first step, and the first batch, of the run that `config` describes."""
+    """The student's weights before the first step, and the first batch, of a run of `config`."""
     kept: list[Any] = []
 
     def stop_at_first_batch(
@@ -198,6 +206,7 @@ def beginnings(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[st
     return kept[0], kept[1]
 
 
+@pytest.mark.slow
 def test_methods_under_one_seed_start_equal_and_see_equal_batches(
     composed: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

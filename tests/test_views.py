@@ -1,4 +1,7 @@
-"""Views are a pure function of (seed, epoch, sample index), and show the pixels that a slow reference shows."""
+"""Views are a pure function of (seed, epoch, sample index).
+
+They show the pixels that a slow reference shows.
+"""
 
 import numpy as np
 import pytest
@@ -35,9 +38,8 @@ def test_a_view_depends_on_nothing_but_seed_epoch_and_index() -> None:
     whole = views.sample_views(7, 3, INDEX, FULL)
     shuffled = INDEX[torch.randperm(500, generator=torch.Generator().manual_seed(0))]
     assert torch.equal(views.sample_views(7, 3, shuffled, FULL), whole[shuffled])  # any order
-    assert torch.equal(
-        torch.cat([views.sample_views(7, 3, part, FULL) for part in INDEX.split(33)]), whole
-    )  # any batch
+    parts = [views.sample_views(7, 3, part, FULL) for part in INDEX.split(33)]
+    assert torch.equal(torch.cat(parts), whole)  # any batch
     for other in (views.sample_views(8, 3, INDEX, FULL), views.sample_views(7, 4, INDEX, FULL)):
         assert (other == whole).float().mean() < 0.05
     assert not torch.equal(
@@ -57,9 +59,8 @@ def test_every_view_comes_equally_often_and_never_another() -> None:
     counts = torch.bincount(views.sample_views(0, 0, index, FULL), minlength=FULL.views).double()
     assert len(counts) == FULL.views == 162
     chi_square = ((counts - 400) ** 2 / 400).sum() / 161
-    assert (
-        0.7 < chi_square < 1.35
-    )  # beyond by chance once in a thousand; the hash is fixed, so never again
+    # Beyond by chance once in a thousand; the hash is fixed, so never again
+    assert 0.7 < chi_square < 1.35
 
 
 def test_normalise() -> None:

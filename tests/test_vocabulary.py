@@ -1,4 +1,7 @@
-"""Identifiers in kd/ and hydra_plugins/ are standard terms, and a loss is few calls from the command."""
+"""Identifiers in kd/ and hydra_plugins/ are standard terms.
+
+A loss is few calls from the command.
+"""
 
 import ast
 import traceback
@@ -13,39 +16,37 @@ from kd.methods.logits import Logits
 
 ROOT = Path(package.__file__).parents[1]
 SOURCES = sorted(path for name in ("kd", "hydra_plugins") for path in (ROOT / name).rglob("*.py"))
-PRIVATE = set(
-    [
-        "found",
-        "said",
-        "asked",
-        "kept",
-        "held",
-        "place",
-        "places",
-        "aside",
-        "tell",
-        "told",
-        "anew",
-        "begun",
-        "began",
-        "spent",
-        "tutor",
-        "heard",
-        "heed",
-        "alone",
-        "together",
-        "beside",
-        "strangers",
-        "was",
-        "words",
-        "born",
-        "whole",
-        "wanted",
-        "what",
-        "why",
-        "same",
-    ]
-)
+PRIVATE = {
+    "found",
+    "said",
+    "asked",
+    "kept",
+    "held",
+    "place",
+    "places",
+    "aside",
+    "tell",
+    "told",
+    "anew",
+    "begun",
+    "began",
+    "spent",
+    "tutor",
+    "heard",
+    "heed",
+    "alone",
+    "together",
+    "beside",
+    "strangers",
+    "was",
+    "words",
+    "born",
+    "whole",
+    "wanted",
+    "what",
+    "why",
+    "same",
+}
 
 
 def bound(tree: ast.AST) -> Iterator[tuple[str, int]]:
@@ -81,9 +82,18 @@ def tell(asked, *, kept=1):
     return [beside for beside in x]
 """
     names = {name for name, _ in bound(ast.parse(code))} & PRIVATE
-    assert names == set(
-        ["born", "tell", "asked", "kept", "held", "found", "said", "place", "why", "beside"]
-    )
+    assert names == {
+        "born",
+        "tell",
+        "asked",
+        "kept",
+        "held",
+        "found",
+        "said",
+        "place",
+        "why",
+        "beside",
+    }
 
 
 def test_a_loss_is_few_calls_from_the_command(

@@ -1,4 +1,7 @@
-"""Under an agent of a W&B sweep: its run is the student's, or the means over seeds; no other run is its."""
+"""Under an agent of a W&B sweep, its run is the student's, or the means over seeds.
+
+No other run is the agent's.
+"""
 
 import json
 from collections.abc import Callable
@@ -17,7 +20,7 @@ WORDS = [*SMALL, "threads=1", "tracker.timeout=300"]
 
 @pytest.fixture
 def agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """agent("trial-1", {"method.T": 4}): from now on the environment is as an agent makes it for this run."""
+    """agent("trial-1", {"method.T": 4}): from now on the environment is an agent's for this run."""
 
     def begin(run_id: str, parameters: dict[str, Any] | None = None) -> None:
         path = tmp_path / f"config-{run_id}.yaml"
@@ -41,6 +44,7 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
+@pytest.mark.slow
 def test_the_run_of_the_agent_is_the_students(
     server: Server, kd: Callable, agent: Callable
 ) -> None:
@@ -70,6 +74,7 @@ def test_the_run_of_the_agent_is_the_students(
     assert len(server.runs) == 2
 
 
+@pytest.mark.slow
 def test_a_repeated_configuration_reports_its_result_again(
     server: Server, kd: Callable, agent: Callable
 ) -> None:
@@ -97,6 +102,7 @@ def test_a_repeated_configuration_reports_its_result_again(
     assert len(server.runs) == 3, "two trials and the teacher"
 
 
+@pytest.mark.slow
 def test_a_trial_that_goes_on_with_an_interrupted_run_has_all_its_epochs(
     server: Server, kd: Callable, agent: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +126,7 @@ def test_a_trial_that_goes_on_with_an_interrupted_run_has_all_its_epochs(
     assert len(server.runs) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["hydra.launcher.slots=2", "hydra.launcher.pack=4"])
 def test_a_trial_of_several_runs_is_the_mean_of_the_best_setting(
     launcher: str, server: Server, kd: Callable, agent: Callable
@@ -163,6 +170,7 @@ def test_a_trial_of_several_runs_is_the_mean_of_the_best_setting(
     assert trial.group is not None
 
 
+@pytest.mark.slow
 def test_several_settings_without_validation_images_are_no_trial(
     server: Server, kd: Callable, agent: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +193,7 @@ def test_several_settings_without_validation_images_are_no_trial(
     assert "test/accuracy" in server.runs["trial-1"].summary
 
 
+@pytest.mark.slow
 def test_a_trial_of_two_methods_has_the_loss_terms_of_the_better(
     server: Server, kd: Callable, agent: Callable
 ) -> None:
@@ -204,6 +213,7 @@ def test_a_trial_of_two_methods_has_the_loss_terms_of_the_better(
     assert all(value == value for row in rows for value in row.values()), "no NaN"
 
 
+@pytest.mark.slow
 def test_a_trial_with_a_failed_run_has_no_value(
     server: Server, kd: Callable, agent: Callable
 ) -> None:
@@ -235,6 +245,7 @@ def test_seed_is_no_parameter_of_a_sweep(
     assert kd(*WORDS, "method=standard", "seed=2").code == 0
 
 
+@pytest.mark.slow
 def test_an_offline_trial_keeps_the_agents_id(
     kd: Callable, agent: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

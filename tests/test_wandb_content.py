@@ -1,4 +1,4 @@
-"""What is on the W&B dashboard after a run: read from the offline file, or from a server that is sent it."""
+"""What the W&B dashboard shows after a run: read from the offline file, or from a server."""
 
 import csv
 import json
@@ -26,8 +26,15 @@ from kd.core.signals import TerminatedError
 from kd.runs.directory import load_result
 from kd.training import artifacts, dashboard, tracking
 
-WORDS = ["data=digits", "teacher.scale=2", "teacher.epochs=1", "student.scale=1", "student.epochs=3", "device=cpu",
-         "threads=1"]  # fmt: skip
+WORDS = [
+    "data=digits",
+    "teacher.scale=2",
+    "teacher.epochs=1",
+    "student.scale=1",
+    "student.epochs=3",
+    "device=cpu",
+    "threads=1",
+]
 
 
 def cli(*words: str) -> str:
@@ -41,7 +48,7 @@ def cli(*words: str) -> str:
 
 
 def records(folder: Path, form: str = "offline-run-*") -> dict[str, list[dict[str, Any]]]:
-    """The content of the only offline W&B run in a run's or sweep's `folder`, by the type of record."""
+    """The content of the only offline W&B run of a run or sweep in `folder`, by type of record."""
     (path,) = folder.glob(f"wandb/{form}")
     out = cli("leet", "inspect", "--json", str(path.absolute()))
     by_type: dict[str, list[dict[str, Any]]] = {}
@@ -58,7 +65,10 @@ def summary_of(read: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def sync(folders: list[Path], copies: Path) -> None:
-    """`wandb sync` copies of the offline runs in these folders, one after the other: it marks what it has synced."""
+    """`wandb sync` copies of the offline runs in these folders, one after the other.
+
+    They are copies because it marks what it has synced.
+    """
     for folder in folders:
         (path,) = folder.glob("wandb/offline-run-*")
         copy = shutil.copytree(path, copies / path.name)
@@ -66,7 +76,7 @@ def sync(folders: list[Path], copies: Path) -> None:
 
 
 class Offline(NamedTuple):
-    """A command's directory, a repository of the user's; the runs in it, and what their offline files hold."""
+    """A command's directory, the user's repository; its runs, and what their offline files hold."""
 
     place: Path
     commit: str
@@ -108,6 +118,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Offline:
 # ---- files
 
 
+@pytest.mark.slow
 def test_a_run_leaves_few_files(offline: Offline) -> None:
     for folder in (offline.student, offline.teacher):
         files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
@@ -121,6 +132,7 @@ def test_a_run_leaves_few_files(offline: Offline) -> None:
         assert len(files) <= 20, files
 
 
+@pytest.mark.slow
 def test_test_images_are_one_picture(offline: Offline, composed: Callable) -> None:
     (path,) = offline.student.glob("wandb/*/files/media/images/test/*.png")
     shown = np.asarray(Image.open(path).convert("RGB"))
@@ -191,9 +203,8 @@ def test_any_images_and_names_make_a_picture(count: int, total: int, size: int) 
 def test_images_are_of_all_classes_where_the_files_are_sorted() -> None:
     labels = torch.arange(63) // 7
     pictures = Pictures(torch.full((63, 8, 8, 3), 9, dtype=torch.uint8), labels, torch.arange(63))
-    logits = 1.0 * (
-        labels[:, None] == torch.tensor([0, 8, 1, 2, 3, 4, 5, 6, 7])
-    )  # right for class 0, and wrong else
+    # Right for class 0, and wrong for the others
+    logits = 1.0 * (labels[:, None] == torch.tensor([0, 8, 1, 2, 3, 4, 5, 6, 7]))
     picture = dashboard.samples(Images(tuple("abcdefghi"), pictures), logits, 32)  # type: ignore[arg-type]
     right = sum(labels[number * 63 // 32] == 0 for number in range(32))
     assert picture._caption.startswith(f"{right} of 32 right"), "not 7 of 32"
@@ -253,6 +264,7 @@ def test_notes_begin_with_the_users_own(offline: Offline) -> None:
     assert offline.read["run"][0]["notes"] == f"mine, first\n\nfiles: {offline.student}"
 
 
+@pytest.mark.slow
 def test_notes_of_a_sweep_lead_to_its_report(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE")
     words = [
@@ -323,6 +335,7 @@ def test_an_alert_is_sent_for_what_failed_alone(
     assert alerts == ([(title, f"run: {first}\n\nfiles: {folder}", "ERROR")] if title else [])
 
 
+@pytest.mark.slow
 def test_a_diverged_training_alerts(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE")
     said = kd(*WORDS, "method=standard", "optimizer.lr=1e12", "tracker.mode=offline")
@@ -357,6 +370,7 @@ def test_weights_are_kept_with_the_offline_run(offline: Offline) -> None:
     assert (metadata["method"], metadata["epochs"], metadata["id"]) == ("logits", 3, result["id"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order", [("teacher", "student"), ("student", "teacher")], ids=" then ".join
 )
@@ -383,6 +397,7 @@ def test_the_lineage_says_who_taught_whom(
     assert {run.commit for run in server.runs.values()} == {offline.commit}
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_does_not_hold_the_run(
     kd: Callable, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,6 +432,7 @@ def test_a_server_that_goes_away_does_not_hold_the_run(
     assert [row["item"]["epoch"] for row in read["history"] if "epoch" in row["item"]] == [1]
 
 
+@pytest.mark.slow
 def test_artifacts_are_off_by_default(kd: Callable, server: Server) -> None:
     assert kd(*WORDS, "method=logits", "student.epochs=1", "tracker.timeout=300").code == 0
     assert server.models() == []
@@ -426,6 +442,7 @@ def test_artifacts_are_off_by_default(kd: Callable, server: Server) -> None:
     assert len([name for name in student.files if name.startswith("media/images/")]) == 1
 
 
+@pytest.mark.slow
 def test_teachers_of_every_kind_are_used(
     kd: Callable, server: Server, offline: Offline, tmp_path: Path
 ) -> None:
@@ -459,6 +476,7 @@ def test_teachers_of_every_kind_are_used(
     assert sorted(path.name for path in Path("runs").glob("standard-*")) == members
 
 
+@pytest.mark.slow
 def test_a_failing_artifact_stops_nothing(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Path) -> Path:
         raise OSError("no space left")

@@ -1,4 +1,7 @@
-"""W&B's variables and the user's home do what users of W&B expect; a resumed sweep stays one group."""
+"""W&B's variables and the user's home do what users of W&B expect.
+
+A resumed sweep stays one group.
+"""
 
 import json
 import os
@@ -50,11 +53,21 @@ def own_notes(run: Any) -> str:
 # ---- variables
 
 
+@pytest.mark.slow
 def test_the_variables_name_project_tags_and_the_commands_own_run(
     server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = {"PROJECT": "thesis", "ENTITY": "lab", "TAGS": "a, b", "NAME": "my run", "NOTES": "why", "RUN_GROUP": "g",
-             "JOB_TYPE": "ablation", "RESUME": "must", "RUN_ID": "mine"}  # fmt: skip
+    given = {
+        "PROJECT": "thesis",
+        "ENTITY": "lab",
+        "TAGS": "a, b",
+        "NAME": "my run",
+        "NOTES": "why",
+        "RUN_GROUP": "g",
+        "JOB_TYPE": "ablation",
+        "RESUME": "must",
+        "RUN_ID": "mine",
+    }
     for name, value in given.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     assert kd(*WORDS, "method=logits").code == 0
@@ -117,9 +130,14 @@ def test_an_explicit_key_wins_over_its_variable(
     ],
 )
 def test_modes(
-    variables: dict[str, str], key: str, expected: str | None, server: Server, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, tracker_settings: Callable,
-) -> None:  # fmt: skip
+    variables: dict[str, str],
+    key: str,
+    expected: str | None,
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tracker_settings: Callable,
+) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with wandb_run.started(
@@ -147,6 +165,7 @@ def tracker_settings() -> Callable[..., Any]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [
@@ -277,6 +296,7 @@ AS_USER = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh
 NO_HOME = "import os, pwd, sys\ndef unknown(_): raise KeyError(_)\npwd.getpwuid = unknown\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("home", ["unreadable", "read-only", "missing", "a file", "unset"])
 def test_any_home_will_do(home: str, bare: Path, kd: Callable, tmp_path: Path) -> None:
     place, environment = Path.cwd(), {**os.environ}
@@ -325,6 +345,7 @@ def test_any_home_will_do(home: str, bare: Path, kd: Callable, tmp_path: Path) -
 # ---- groups
 
 
+@pytest.mark.slow
 def test_a_resumed_sweep_stays_one_group(
     server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +371,7 @@ def test_a_resumed_sweep_stays_one_group(
     assert group not in {run.group for run in server.runs.values()}, "another sweep, another group"
 
 
+@pytest.mark.slow
 def test_a_search_is_a_group_also_when_it_goes_on(server: Server, kd: Callable) -> None:
     words = [
         *WORDS,
@@ -368,6 +390,7 @@ def test_a_search_is_a_group_also_when_it_goes_on(server: Server, kd: Callable) 
     assert len(server.of("student")) == 2
 
 
+@pytest.mark.slow
 def test_a_run_of_a_sweep_that_goes_on_alone_stays_in_its_group(
     server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

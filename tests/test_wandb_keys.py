@@ -1,4 +1,7 @@
-"""The tracker's keys: what W&B would refuse is refused before any work, and the names that kd makes are valid."""
+"""The tracker's keys: what W&B would refuse is refused before any work.
+
+The names that kd makes are valid.
+"""
 
 import subprocess
 import sys
@@ -19,15 +22,21 @@ from kd.training import tracking
 REFUSED = {
     "tracker.project=''": "tracker.project: should have 1 to 128 characters for W&B, got ''",
     "tracker.project=a/b": "tracker.project: should have none of /\\#?%: for W&B, got '/' in 'a/b'",
-    "tracker.project='50%'": "tracker.project: should have none of /\\#?%: for W&B, got '%' in '50%'",
-    f"tracker.project={'x' * 129}": "tracker.project: should have 1 to 128 characters for W&B, got 'x",
-    "tracker.project='a\nb'": "tracker.project: should be printable, without leading or trailing spaces, for W&B",
-    "tracker.project=' kd'": "tracker.project: should be printable, without leading or trailing spaces, for W&B",
-    "tracker.entity='my team'": "tracker.entity: should have none of /\\#?%: or spaces for W&B, got ' ' in 'my team'",
+    "tracker.project='50%'": "tracker.project: should have none of /\\#?%: for W&B, "
+    "got '%' in '50%'",
+    f"tracker.project={'x' * 129}": "tracker.project: should have 1 to 128 characters for W&B, "
+    "got 'x",
+    "tracker.project='a\nb'": "tracker.project: should be printable, "
+    "without leading or trailing spaces, for W&B",
+    "tracker.project=' kd'": "tracker.project: should be printable, "
+    "without leading or trailing spaces, for W&B",
+    "tracker.entity='my team'": "tracker.entity: should have none of /\\#?%: or spaces for W&B, "
+    "got ' ' in 'my team'",
     "tracker.entity=''": "tracker.entity: should have 1 to 128 characters for W&B",
     f"tracker.group={'x' * 129}": "tracker.group: should have 1 to 128 characters for W&B",
     "tracker.tags=['']": "tracker.tags.0: should have 1 to 64 characters for W&B, got ''",
-    f"tracker.tags=[a,{'x' * 65}]": "tracker.tags.1: should have 1 to 64 characters for W&B, got 'x",
+    f"tracker.tags=[a,{'x' * 65}]": "tracker.tags.1: should have 1 to 64 characters for W&B, "
+    "got 'x",
     "tracker.tags=['\udcff']": "tracker.tags.0: should be a valid string",
     "tracker.samples=-1": "tracker.samples: should be greater than or equal to 0, got -1",
     "tracker.samples=257": "tracker.samples: should be less than or equal to 256, got 257",
@@ -37,6 +46,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", REFUSED, ids=lambda word: ascii(word)[:40])
 def test_what_wandb_refuses_is_refused_first(word: str, kd: Callable) -> None:
     said = kd(
@@ -136,6 +146,9 @@ def test_a_run_of_a_long_name_is_started_with_valid_names(
 
 
 def test_the_rules_need_no_wandb() -> None:
-    code = "import sys, kd.config.wandb_names; sys.exit('wandb' in sys.modules or 'torch' in sys.modules)"
+    code = (
+        "import sys, kd.config.wandb_names; "
+        "sys.exit('wandb' in sys.modules or 'torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert wandb_names.RULES["tag"].longest == 64

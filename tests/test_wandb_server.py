@@ -1,4 +1,7 @@
-"""A W&B server that is not there, is slow, answers errors or goes away: the training goes on, and nothing is lost."""
+"""A W&B server that is not there, is slow, answers errors or goes away.
+
+The training goes on, and nothing is lost.
+"""
 
 import subprocess
 import sys
@@ -76,6 +79,7 @@ def test_what_a_server_refuses_is_whole_offline(
     check(server)
 
 
+@pytest.mark.slow
 def test_an_error_in_the_middle_of_a_start_is_not_the_end(server: Server, kd: Callable) -> None:
     server.errors["UpsertBucket"] = 404, "project not found"
     assert kd(*WORDS, "tracker.timeout=300").code == 0
@@ -84,6 +88,7 @@ def test_an_error_in_the_middle_of_a_start_is_not_the_end(server: Server, kd: Ca
     check(server)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_its_id_when_the_server_is_gone(
     server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,12 +124,10 @@ def test_a_server_that_goes_away_takes_nothing_along(
     monkeypatch.setattr(wandb_run, "FINISH_SECONDS", 0.05)
     said = kd(*WORDS, "tracker.timeout=300")
     assert said.code == 0
-    assert (
-        said.out.count(
-            "some of the data did not reach the server; to upload it: wandb sync --include-online runs/"
-        )
-        == 1
+    note = (
+        "some of the data did not reach the server; to upload it: wandb sync --include-online runs/"
     )
+    assert said.out.count(note) == 1
     mend(server)
     sync("--include-online")
     check(server)
@@ -163,6 +166,7 @@ def test_a_finish_that_never_ends_is_left(monkeypatch: pytest.MonkeyPatch) -> No
     ended.set()
 
 
+@pytest.mark.slow
 def test_a_server_that_takes_all_is_not_doubted(server: Server, kd: Callable) -> None:
     said = kd(*WORDS, "tracker.timeout=300")
     check(server)
@@ -170,6 +174,7 @@ def test_a_server_that_takes_all_is_not_doubted(server: Server, kd: Callable) ->
     assert f"W&B      {server.url}/me/kd/runs/" in said.out
 
 
+@pytest.mark.slow
 def test_the_runs_beside_one_that_fails_to_start_go_on(server: Server, tmp_path: Path) -> None:
     """As in a pack: a new service would end them."""
     settings = record_settings()
@@ -185,10 +190,14 @@ def test_the_runs_beside_one_that_fails_to_start_go_on(server: Server, tmp_path:
     assert [row["x"] for row in server.runs[first.id].rows()] == [1]
 
 
+@pytest.mark.slow
 def test_a_known_run_keeps_its_id_beside_one_that_found_no_server(
     server: Server, tmp_path: Path
 ) -> None:
-    """As in a pack that is started again when the server is gone: an id that was tried in vain could not be kept."""
+    """As in a pack that is started again when the server is gone.
+
+    An id that was tried in vain could not be kept.
+    """
     settings = record_settings().model_copy(update={"timeout": 2})
     server.go_away()
     with (

@@ -28,6 +28,7 @@ def build(
     return models.build(settings, classes, size)
 
 
+@pytest.mark.slow
 def test_taps_are_those_of_a_pass_by_hand() -> None:
     torch.manual_seed(0)
     net = build("torchvision", "resnet18").eval()
@@ -39,9 +40,20 @@ def test_taps_are_those_of_a_pass_by_hand() -> None:
     inner = own.layer4[1].conv1(first)
     pre = own.layer4[1].bn2(own.layer4[1].conv2(own.layer4[1].bn1(inner).relu())) + first
     pool = pre.relu().mean((2, 3))
-    wanted = {"layer3": x, "layer4.0": first, "layer4.1.conv1": inner, "layer4.pre": pre, "layer4.1.pre": pre,
-              "layer4": pre.relu(), "avgpool": pool[:, :, None, None], "avgpool.pre": pool[:, :, None, None],
-              "pool": pool, "pool.pre": pool, "head": own.fc(pool), "head.pre": own.fc(pool)}  # fmt: skip
+    wanted = {
+        "layer3": x,
+        "layer4.0": first,
+        "layer4.1.conv1": inner,
+        "layer4.pre": pre,
+        "layer4.1.pre": pre,
+        "layer4": pre.relu(),
+        "avgpool": pool[:, :, None, None],
+        "avgpool.pre": pool[:, :, None, None],
+        "pool": pool,
+        "pool.pre": pool,
+        "head": own.fc(pool),
+        "head.pre": own.fc(pool),
+    }
     for moved in (net, copy.deepcopy(net), net.to(memory_format=torch.channels_last)):
         out = moved.forward_taps(images, wanted)
         assert set(out.taps) == set(wanted)
@@ -54,11 +66,17 @@ def test_taps_are_those_of_a_pass_by_hand() -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "model"),
-    [("torchvision", "shufflenet_v2_x0_5"), ("torchvision", "squeezenet1_1"), ("timm", "test_vit"),
-     ("timm", "test_resnet"), ("timm", "mobilenetv3_small_050")],
-)  # fmt: skip
+    [
+        ("torchvision", "shufflenet_v2_x0_5"),
+        ("torchvision", "squeezenet1_1"),
+        ("timm", "test_vit"),
+        ("timm", "test_resnet"),
+        ("timm", "mobilenetv3_small_050"),
+    ],
+)
 def test_every_parameter_learns(name: str, model: str) -> None:
     if name == "timm":
         pytest.importorskip("timm")
@@ -75,7 +93,10 @@ def test_every_parameter_learns(name: str, model: str) -> None:
 
 
 class Odd(nn.Module):
-    """A module runs twice, one gives two tensors, one is overwritten, and no linear layer gives the logits."""
+    """One module runs twice, one gives two tensors, and one is overwritten.
+
+    No linear layer gives the logits.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,6 +141,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     return weights
 
 
+@pytest.mark.slow
 def test_published_weights_but_a_new_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = published(monkeypatch)
     net = build("torchvision", "shufflenet_v2_x0_5", pretrained=True)
@@ -132,6 +154,7 @@ def test_published_weights_but_a_new_classifier(monkeypatch: pytest.MonkeyPatch)
     assert empty.shapes(32) == net.shapes(32)
 
 
+@pytest.mark.slow
 def test_a_trained_network_is_loaded_without_the_published_weights(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -169,11 +192,13 @@ BAD = {  # what is typed: what the one line must say
     ),
     "too small": (
         "torchvision student.model=alexnet",
-        "student.name: torchvision-alexnet cannot take images of 32 pixels (Given input size: (256x1x1). ",
+        "student.name: torchvision-alexnet cannot take images of 32 pixels "
+        "(Given input size: (256x1x1). ",
     ),
     "tap": (
         "torchvision method=feature method.pairs=[[nose,pool2]]",
-        "method.pairs: the student has no tap 'nose'; allowed: conv1, bn1, relu, maxpool, layer1.0, layer1.1, layer1, ",
+        "method.pairs: the student has no tap 'nose'; allowed: "
+        "conv1, bn1, relu, maxpool, layer1.0, layer1.1, layer1, ",
     ),
     "near, timm": (
         "timm student.model=resnet81",
@@ -206,6 +231,7 @@ BAD = {  # what is typed: what the one line must say
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_a_mistake_is_one_line_and_exit_code_2(
     case: str, kd: Callable, monkeypatch: pytest.MonkeyPatch
@@ -244,13 +270,13 @@ def test_timm_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         build("timm", "resnet18")
 
 
+@pytest.mark.slow
 def test_weights_of_another_image_size_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         big = zoo.get_model("vit_b_16", weights=None).state_dict()
     monkeypatch.setattr(zoo.ViT_B_16_Weights, "get_state_dict", lambda *_, **__: big)
-    monkeypatch.setattr(
-        nn.init, "trunc_normal_", lambda tensor, *_, **__: tensor
-    )  # 86M numbers, drawn for nothing
+    # 86M numbers, drawn for nothing
+    monkeypatch.setattr(nn.init, "trunc_normal_", lambda tensor, *_, **__: tensor)
     with pytest.raises(
         UserError,
         match="pretrained: the published weights of vit_b_16 do not fit images of this size",

@@ -1,4 +1,4 @@
-"""A pretended W&B server: it keeps what runs, `wandb sync` and `wandb agent` send it, and can fail as real ones do."""
+"""A pretended W&B server: it keeps what it is sent, and can fail as real ones do."""
 
 import gzip
 import json
@@ -54,18 +54,31 @@ class Artifact:
     state: str = "PENDING"
 
 
-VARIABLES = {"project": "project", "entity": "entity", "groupName": "group", "jobType": "job_type", "tags": "tags",
-             "displayName": "display_name", "notes": "notes", "sweep": "sweep", "commit": "commit",
-             "program": "program"}  # fmt: skip
+VARIABLES = {
+    "project": "project",
+    "entity": "entity",
+    "groupName": "group",
+    "jobType": "job_type",
+    "tags": "tags",
+    "displayName": "display_name",
+    "notes": "notes",
+    "sweep": "sweep",
+    "commit": "commit",
+    "program": "program",
+}
 
 
 class Server(ThreadingHTTPServer):
     """As much of W&B's interface as a run, `wandb sync` and `wandb agent` need.
 
-    `runs`: run id -> what is known of it. `requests`: each GraphQL operation (such as "UpsertBucket") with its
-    variables, in order. `errors`: operation ("FileStream" for the stream of history; "*" for all) -> (status, message),
-    which is answered instead. `gate`: while it is cleared nothing is answered. `command`: that of a sweep; `commands`:
-    what a `wandb agent` is to do next, such as {"type": "run", "run_id": "x", "program": "kd", "args": {...}}.
+    runs: run id -> what is known of it.
+    requests: each GraphQL operation (such as "UpsertBucket") with its variables, in order.
+    errors: operation ("FileStream" for the stream of history; "*" for all) -> (status, message),
+    which is answered instead.
+    gate: while it is cleared nothing is answered.
+    command: that of a sweep.
+    commands: what a `wandb agent` is to do next, such as
+    {"type": "run", "run_id": "x", "program": "kd", "args": {...}}.
     """
 
     daemon_threads = True
@@ -103,7 +116,7 @@ class Server(ThreadingHTTPServer):
         ).start()
 
     def go_away(self) -> None:
-        """From now on every connection is closed without an answer, as by a proxy whose server is gone."""
+        """From now on close every connection without an answer, as a proxy whose server is gone."""
         self.gone = True
 
     def come_back(self) -> None:
@@ -224,10 +237,20 @@ class Server(ThreadingHTTPServer):
             return None
         tail = json.dumps([json.dumps(run.history[max(run.history)])] if run.history else [])
         config = {key: {"value": value} for key, value in run.config.items()}
-        bucket = {"id": "b", "name": name, "displayName": run.display_name or "", "tags": run.tags,
-                  "summaryMetrics": json.dumps(run.summary), "config": json.dumps(config), "logLineCount": 0,
-                  "eventsLineCount": 0, "historyLineCount": len(run.history), "historyTail": tail, "eventsTail": "[]",
-                  "wandbConfig": '{"t": 1}'}  # fmt: skip
+        bucket = {
+            "id": "b",
+            "name": name,
+            "displayName": run.display_name or "",
+            "tags": run.tags,
+            "summaryMetrics": json.dumps(run.summary),
+            "config": json.dumps(config),
+            "logLineCount": 0,
+            "eventsLineCount": 0,
+            "historyLineCount": len(run.history),
+            "historyTail": tail,
+            "eventsTail": "[]",
+            "wandbConfig": '{"t": 1}',
+        }
         return {**self._place(run), "bucket": bucket}
 
     def _place(self, run: Run) -> dict[str, Any]:
@@ -254,10 +277,8 @@ class Server(ThreadingHTTPServer):
             "description": "",
             "config": "{}",
         }
-        bucket |= {
-            "sweepName": run.sweep,
-            "historyLineCount": 0,
-        }  # without `resume` a run begins anew
+        # Without `resume` a run begins anew.
+        bucket |= {"sweepName": run.sweep, "historyLineCount": 0}
         return {**bucket, "project": self._place(run)}
 
     def stream(self, name: str, sent: dict[str, Any]) -> Any:

@@ -175,7 +175,7 @@ class Config:
     @property
     def needs_teacher(self) -> bool:
         """Whether the chosen method needs a teacher."""
-        return self.method_class.needs_teacher
+        return bool(self.method_class.needs_teacher)
 
     @property
     def chooses_teacher(self) -> bool:

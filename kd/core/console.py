@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -124,67 +124,3 @@ def format_duration(seconds: float) -> str:
 def display_path(path: Path) -> Path:
     """Return the path relative to the working directory if it lies below it, else unchanged."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-# Columns of an epoch's row that are not loss terms
-_NOT_TERMS = ("epoch", "lr", "accuracy", "loss", "seconds", "images_per_second")
-
-
-def log_progress(
-    title: str,
-    rows: Iterable[dict[str, Any] | None],
-    epochs: int,
-    completed_rows: Sequence[dict[str, Any]] = (),
-) -> Iterator[dict[str, Any] | None]:
-    """Pass rows through, logging one line for each; None is passed through silently.
-
-    Args:
-        title: Name of the run, at the start of each line.
-        rows: One row per epoch, or None for a step within an epoch.
-        epochs: Number of epochs of the whole run.
-        completed_rows: Rows of the epochs before the run was resumed.
-
-    Yields:
-        Each of `rows`, unchanged.
-    """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    elapsed = sum(row["seconds"] for row in completed_rows)
-    with Progress(
-        *columns, console=get_console(), transient=True, disable=not get_console().is_terminal
-    ) as bar:
-        task = bar.add_task(title, total=epochs, completed=len(completed_rows))
-        for row in rows:
-            if row is None:
-                yield None
-                continue
-            elapsed += row["seconds"]
-            seconds_left = elapsed / row["epoch"] * (epochs - row["epoch"])
-            terms = "  ".join(
-                f"{name} {value:.4f}"
-                for name, value in row.items()
-                if name not in _NOT_TERMS and not name.startswith("val_")
-            )
-            val = f"  val {format_percent(row['val_accuracy'])}" if "val_accuracy" in row else ""
-            epoch = EpochReport(
-                title, row["epoch"], epochs, row["loss"], row.get("val_accuracy"), seconds_left
-            )
-            log.info(
-                "%s  epoch %*d/%d  loss %.4f  %s%s  %.1f s  left %s",
-                title,
-                len(str(epochs)),
-                row["epoch"],
-                epochs,
-                row["loss"],
-                terms,
-                val,
-                row["seconds"],
-                format_duration(seconds_left),
-                extra={"epoch": epoch},
-            )
-            bar.advance(task)
-            yield row

@@ -5,16 +5,13 @@ They accept any character and survive a closed pipe, a full disk and a missing t
 
 import codecs
 import errno
-import functools
 import io
 import os
 import select
 import sys
-from collections.abc import Callable
-from contextlib import suppress
-from typing import ParamSpec, TextIO
-
-P = ParamSpec("P")
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
 ERRORS = "kd.plain"  # the name of the codec error handler below
 ASCII_EQUIVALENTS = {
@@ -158,24 +155,20 @@ def _protected(
     return wrapper, descriptor
 
 
-def protected(main: Callable[P, None]) -> Callable[P, None]:
-    """Decorate an entry point to protect its streams.
+@contextmanager
+def protected() -> Iterator[None]:
+    """Protect the streams of an entry point; to be used as its decorator.
 
     If standard output is lost, the work is still completed, but the exit code is 141 for a closed
     pipe (`| head`) and 1 for any other error, such as a full disk.
     """
-
-    @functools.wraps(main)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        output = protect()
-        try:
-            main(*args, **kwargs)
-        except SystemExit as system_exit:
-            if system_exit.code:
-                raise
-        with suppress(BrokenPipeError):
-            sys.stdout.flush()
-        if output is not None and output.failure is not None:
-            sys.exit(PIPE_CLOSED if output.failure.errno == errno.EPIPE else 1)
-
-    return run
+    output = protect()
+    try:
+        yield
+    except SystemExit as system_exit:
+        if system_exit.code:
+            raise
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+    if output is not None and output.failure is not None:
+        sys.exit(PIPE_CLOSED if output.failure.errno == errno.EPIPE else 1)

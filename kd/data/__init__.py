@@ -25,7 +25,8 @@ def describe(config: Any) -> Description:
     Raises:
         UserError: The data set is an image folder that cannot be used.
     """
-    return find(config.name).describe(config)
+    description: Description = find(config.name).describe(config)
+    return description
 
 
 def load(config: Any, description: Description, cache: Path, device: torch.device) -> Data:

@@ -13,7 +13,8 @@ def find(name: Any) -> type[Method]:
     Raises:
         UserError: If there is no method of that name.
     """
-    return registry.defined(registry.module("methods", name, "method"), Method)
+    kind: type[Method] = registry.defined(registry.module("methods", name, "method"), Method)
+    return kind
 
 
 __all__ = ["Batch", "Method", "MethodContext", "Terms", "find"]

@@ -82,7 +82,8 @@ class OFD(FeatureMethod):
         target = torch.maximum(teacher, self.get_buffer(f"margin{pair_index}")[:, None, None])
         mask = (connected > target) | (target > 0)
         weight = 0.5 ** (len(self.pairs) - 1 - pair_index)
-        return weight * ((connected - target).square() * mask).sum() / len(connected)
+        loss: Tensor = weight * ((connected - target).square() * mask).sum() / len(connected)
+        return loss
 
 
 def _normalized_maps(

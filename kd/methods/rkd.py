@@ -35,7 +35,8 @@ class RKD(FeatureMethod):
         distance_loss = F.smooth_l1_loss(_distances(s), _distances(t))
         weighted_distance_loss = self.config.distance * distance_loss
         angle_loss = F.smooth_l1_loss(_angles(s), _angles(t))
-        return weighted_distance_loss + self.config.angle * angle_loss
+        loss: Tensor = weighted_distance_loss + self.config.angle * angle_loss
+        return loss
 
 
 def _distances(x: Tensor) -> Tensor:

@@ -14,7 +14,10 @@ from kd.models.base import ModelOutput
 
 
 def _method_class(part: dict[str, Any]) -> type[Method]:
-    return registry.defined(registry.module("methods", part["name"], "method"), Method)
+    kind: type[Method] = registry.defined(
+        registry.module("methods", part["name"], "method"), Method
+    )
+    return kind
 
 
 def _settings(part: dict[str, Any]) -> Any:

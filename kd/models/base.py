@@ -117,7 +117,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return branch(x) + shortcut(x)."""
-        return self.branch(x) + self.shortcut(x)
+        out: Tensor = self.branch(x) + self.shortcut(x)
+        return out
 
 
 def conv(

@@ -51,7 +51,10 @@ class Projector(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, inputs, H, W] to [B, outputs, min(H, size[0]), min(W, size[1])]."""
         height, width = (min(pair) for pair in zip(x.shape[2:], self.size, strict=True))
-        return super().forward(F.adaptive_avg_pool2d(x, (height, width)))
+        projected: Tensor = super().forward(  # type: ignore[no-untyped-call]
+            F.adaptive_avg_pool2d(x, (height, width))
+        )
+        return projected
 
 
 class Grafted(Net):

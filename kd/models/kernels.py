@@ -239,8 +239,10 @@ class MaxPool2x2(nn.MaxPool2d):
     def forward(self, x: Tensor) -> Tensor:
         """Pool [B, C, H, W] to [B, C, H / 2, W / 2]."""
         if not _has_supported_layout(x, self.library) or x.shape[2] % 2 or x.shape[3] % 2:
-            return super().forward(x)
-        return _Pool.apply(x, self.library)
+            fallback: Tensor = super().forward(x)
+            return fallback
+        pooled: Tensor = _Pool.apply(x, self.library)
+        return pooled
 
 
 class _Pool(torch.autograd.Function):

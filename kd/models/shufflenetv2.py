@@ -71,7 +71,8 @@ class Plain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the unit."""
         left, right = x.chunk(2, dim=1)
-        return self.shuffle(torch.cat([left, self.branch(right)], dim=1))
+        shuffled: Tensor = self.shuffle(torch.cat([left, self.branch(right)], dim=1))
+        return shuffled
 
 
 class Halving(nn.Module):
@@ -91,7 +92,8 @@ class Halving(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Halve height and width."""
-        return self.shuffle(torch.cat([self.left(x), self.right(x)], dim=1))
+        shuffled: Tensor = self.shuffle(torch.cat([self.left(x), self.right(x)], dim=1))
+        return shuffled
 
 
 def _branch(inputs: int, outputs: int, stride: int) -> nn.Module:

@@ -42,7 +42,10 @@ class TorchVision(Wrapped):
         size_arguments: dict[str, Any] = {"image_size": size} if takes_size else {}
 
         def create() -> nn.Module:
-            return zoo.get_model(config.model, weights=None, num_classes=classes, **size_arguments)
+            net: nn.Module = zoo.get_model(
+                config.model, weights=None, num_classes=classes, **size_arguments
+            )
+            return net
 
         def create_pretrained() -> nn.Module:
             return _load_published(create(), config.model)

@@ -87,7 +87,8 @@ class Embed(nn.Module):
         """Embed images [B, 3, H, W] as tokens [B, N + 1, D]."""
         x = self.patches(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
-        return self.dropout(x + self.positions)
+        embedded: Tensor = self.dropout(x + self.positions)
+        return embedded
 
 
 class Attention(nn.Module):
@@ -103,7 +104,8 @@ class Attention(nn.Module):
         """Attend over all tokens [B, T, D]."""
         # each of q, k and v is [B, heads, T, D / heads]
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        out: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
 
 
 class ClassToken(nn.LayerNorm):

@@ -205,7 +205,8 @@ class Loaded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits [B, classes] from the output of `preprocess`."""
-        return self.net(x)
+        logits: Tensor = self.net(x)
+        return logits
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Normalise images for the network.
@@ -264,7 +265,8 @@ def _build_network(metadata: WeightsMetadata, file: Path) -> Net:
         config = net_class.Config.model_validate(settings)
         nets.append(models.blank(config, len(metadata.classes), metadata.size))
     if metadata.graft is None:
-        return nets[0]
+        net: Net = nets[0]
+        return net
     try:
         return build_grafted(nets[0], nets[1], metadata.graft, metadata.size)
     except (KeyError, ValueError, IndexError) as error:

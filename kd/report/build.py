@@ -30,16 +30,14 @@ from kd.report.published import COLUMNS as PUBLISHED
 from kd.report.stats import against_standard
 from kd.report.tables import (
     COLUMNS,
-    MISALIGNED,
     Tables,
     has_validation,
-    is_run,
     load_tables,
-    printable,
     validated,
 )
-from kd.runs.labels import one_line
-from kd.runs.locate import PLAN, rows_of
+from kd.runs.directory import printable
+from kd.runs.labels import MISALIGNED, one_line
+from kd.runs.locate import PLAN, is_run, rows_of
 from kd.runs.schema import Study, read_record
 
 MAX_PRINTED_SETTINGS = 30  # settings printed to a terminal
@@ -538,7 +536,7 @@ def _preferred(table: pd.DataFrame, best: str) -> str:
     return f"{tie} The one planned first, {best}, reaches "
 
 
-@streams.protected
+@streams.protected()
 def main(args: Sequence[str] | None = None) -> None:
     """Run `python -m kd.report`.
 

@@ -15,7 +15,7 @@ from kd.core.io import write_json
 from kd.core.settings import flatten
 from kd.report.provenance import Grouped, note
 from kd.runs import directory
-from kd.runs.directory import Status, printable, read_status
+from kd.runs.directory import printable, read_status
 from kd.runs.labels import MISALIGNED, applies, describe, make_labels, method_name  # noqa: F401
 from kd.runs.locate import PLAN, GivenFolders, Search, is_run, runs_in  # noqa: F401
 from kd.runs.schema import (
@@ -29,6 +29,7 @@ from kd.runs.schema import (
     find_error,
     read_record,
 )
+from kd.runs.status import RunState, RunStatus
 
 # Explanations of the columns of all tables. In `summary`, columns that fold seeds are means.
 COLUMNS = {
@@ -287,12 +288,12 @@ def load_tables(directories: Iterable[Path], run_folders: Sequence[Path] | None 
         folder = Path(job["folder"])
         result, damage = read_record(Result, folder / "result.json")
         if "damage" in job:
-            rows.append(_row(job, None, Status("failed", job["damage"])))
+            rows.append(_row(job, None, RunStatus(RunState.FAILED, job["damage"])))
             continue
         if "absent" in job:
-            rows.append(_row(job, None, Status("planned", job["absent"])))
+            rows.append(_row(job, None, RunStatus(RunState.PLANNED, job["absent"])))
             continue
-        row = _row(job, result, Status("done") if result else _state(folder, damage))
+        row = _row(job, result, RunStatus(RunState.DONE) if result else _state(folder, damage))
         rows.append(row)
         flat = flatten(job["config"])
         row |= {key: flat.get(key) for key in swept if applies(job, key)}
@@ -307,7 +308,7 @@ def load_tables(directories: Iterable[Path], run_folders: Sequence[Path] | None 
     finished = finished_runs(runs)
     repeated: set[str] = set()
     if len(runs):
-        done_folders = set(runs.loc[runs["status"] == "done", "folder"])
+        done_folders = set(runs.loc[runs["status"] == RunState.DONE, "folder"])
         repeated = done_folders - set(finished["folder"])
     for setting, path in zip(finished["setting"], finished.get("folder", ()), strict=True):
         if path in reliability_by_folder:
@@ -321,7 +322,7 @@ def load_tables(directories: Iterable[Path], run_folders: Sequence[Path] | None 
     return Tables(runs, history, summary, swept, reliability, searches, provenance)
 
 
-def _state(folder: Path, damage: str) -> Status:
+def _state(folder: Path, damage: str) -> RunStatus:
     """Return the state of an unfinished run.
 
     A run with damaged files is not done, whatever its status file contains.
@@ -332,16 +333,16 @@ def _state(folder: Path, damage: str) -> Status:
     """
     record, status_damage = read_record(StatusRecord, folder / "status.json")
     if status_damage:
-        return Status("failed", damage or status_damage)
+        return RunStatus(RunState.FAILED, damage or status_damage)
     status = read_status(folder)
     if not damage:
         return status
-    was_done = "done" in (status.state, record and record["state"])
-    return Status("failed" if was_done else status.state, damage)
+    was_done = RunState.DONE in (status.state, record and record["state"])
+    return RunStatus(RunState.FAILED if was_done else status.state, damage)
 
 
 def _row(
-    job: Mapping[str, Any], result: Mapping[str, Any] | None, status: Status
+    job: Mapping[str, Any], result: Mapping[str, Any] | None, status: RunStatus
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": job.get("id"),
@@ -476,7 +477,7 @@ def finished_runs(runs: pd.DataFrame) -> pd.DataFrame:
     If a seed of a setting was run more than once, because the identity of its configuration has
     changed since, the last run counts.
     """
-    return runs[runs["status"] == "done"].drop_duplicates(["setting", "seed"], keep="last")
+    return runs[runs["status"] == RunState.DONE].drop_duplicates(["setting", "seed"], keep="last")
 
 
 def summarise(runs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:

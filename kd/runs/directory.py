@@ -3,7 +3,7 @@
 All files are written atomically, and `result.json` is written last.
 
 config.yaml           the resolved configuration
-status.json           the state of the run: see `Status`
+status.json           the state of the run: see `RunState`
 history.csv           one row per epoch
 result.json           metrics, sizes, times, environment
 student.safetensors   the trained student
@@ -29,7 +29,7 @@ from datetime import datetime
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -38,6 +38,7 @@ from kd.core.io import read_json, remove_partial_files, write_json, write_text
 from kd.core.locks import process_start_time
 from kd.core.version import __version__
 from kd.runs.schema import Result, read_record
+from kd.runs.status import RunState, RunStatus
 
 log = logging.getLogger(__name__)
 
@@ -45,40 +46,32 @@ HEARTBEAT_SECONDS = 5.0  # between two heartbeats
 SILENCE_SECONDS = 60.0  # without a heartbeat, after which a run counts as killed
 
 
-class Status(NamedTuple):
-    """The state of a run, and the reason for it.
-
-    The state is planned, running, done, failed, diverged (a loss was not finite), pruned (stopped
-    by a hyperparameter search) or killed (its process was interrupted or no longer exists).
-    """
-
-    state: str
-    reason: str = ""
-
-
-def read_status(folder: Path) -> Status:
+def read_status(folder: Path) -> RunStatus:
     """Return the state of the run in `folder`, even if its process could not record it."""
     if load_result(folder):
-        return Status("done")
+        return RunStatus(RunState.DONE)
     recorded = read_json(folder / "status.json")
-    if not isinstance(recorded, dict) or recorded.get("state") == "done":
+    if not isinstance(recorded, dict) or recorded.get("state") == RunState.DONE:
         # A run that is done but has no result: its result was removed
-        return Status("planned")
+        return RunStatus(RunState.PLANNED)
     state = str(recorded.get("state"))
     reason = str(recorded.get("reason", ""))
-    if state == "running":
+    if state == RunState.RUNNING:
         try:
             seconds_silent = time.time() - (folder / "status.json").stat().st_mtime
         except OSError:  # it has just been removed
-            return Status("planned")
+            return RunStatus(RunState.PLANNED)
         pid = recorded.get("pid")
         host = recorded.get("host")
         is_local = host == platform.node()
         start_time = process_start_time(pid)
         is_dead = is_local and (start_time is None or start_time != recorded.get("born"))
         if seconds_silent > SILENCE_SECONDS or is_dead:
-            return Status("killed", f"its process ({pid} on {host}) is gone")
-    return Status(state, reason)
+            return RunStatus(RunState.KILLED, f"its process ({pid} on {host}) is gone")
+    try:
+        return RunStatus(RunState(state), reason)
+    except ValueError:
+        return RunStatus(RunState.FAILED, f"status.json contains an unknown state, {state!r}")
 
 
 def write_status(folder: Path, state: str, reason: str = "") -> None:
@@ -117,7 +110,7 @@ class RunDirectory:
 
         The modification time of status.json is updated regularly, as a heartbeat.
         """
-        write_status(self.folder, "running")
+        write_status(self.folder, RunState.RUNNING)
         stopped = threading.Event()
 
         def beat() -> None:
@@ -157,7 +150,7 @@ class RunDirectory:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result, and mark the run as done."""
         write_json(self.folder / "result.json", result)
-        write_status(self.folder, "done")
+        write_status(self.folder, RunState.DONE)
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

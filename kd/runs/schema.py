@@ -4,13 +4,14 @@ A damaged file is reported, but never ends a report.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, ValidationError
 from pydantic_core import from_json, to_json
 
 from kd.core.errors import first_line
+from kd.runs.status import RunState
 
 LARGEST = 1e30  # limit of numbers that are aggregated, so that their sums are finite
 
@@ -101,7 +102,7 @@ class SweepCommand(Required):
 class StatusRecord(Required):
     """The contents of status.json."""
 
-    state: Literal["planned", "running", "done", "failed", "diverged", "pruned", "killed"]
+    state: Annotated[RunState, Field(strict=False)]
     reason: str = ""
     pid: Annotated[int, Field(gt=0, lt=2**31)] | None = None
 

@@ -10,9 +10,9 @@ from typing import Any
 from kd.core import locks
 from kd.core.errors import UserError
 from kd.core.io import write_json
-from kd.report.tables import PLAN, is_run, write_plan
+from kd.report.tables import write_plan
 from kd.runs import directory
-from kd.runs.locate import STARTED
+from kd.runs.locate import PLAN, STARTED, is_run
 from kd.runs.schema import JobLocation, Plan, Study, find_error, read_record
 
 LOCK = ".lock"

@@ -17,9 +17,10 @@ from statistics import fmean
 from typing import Any
 
 from kd.core.errors import UserError, first_line
-from kd.runs.directory import load_result, process_start_time, read_status, write_status
+from kd.core.locks import process_start_time
+from kd.runs.directory import load_result, read_status, write_status
 from kd.runs.optuna_storage import absolute, open_storage
-from kd.sweep.worker_pool import Outcome
+from kd.runs.status import RunState, RunStatus
 
 # The allowed objectives, and the direction in which each is better.
 BEST = {
@@ -130,7 +131,9 @@ class RunningTrial:
     jobs: list[dict[str, Any]]  # the pruner reads the first one
     waiting: list[dict[str, Any]] = field(default_factory=list)
     running: set[int] = field(default_factory=set)  # job numbers
-    end: str = ""  # why the trial is given up: pruned, failed or killed; empty if it is not
+    end: RunState | None = (
+        None  # why the trial is given up: pruned, failed or killed; empty if it is not
+    )
 
 
 class Study:
@@ -338,21 +341,21 @@ class Study:
             running_trial.trial.set_user_attr("beat", time.time())
             if job["number"] == running_trial.jobs[0]["number"] and not running_trial.end:
                 running_trial.trial.report(row[self.objective], step=int(row["epoch"]))
-                running_trial.end = "pruned" if running_trial.trial.should_prune() else ""
+                running_trial.end = RunState.PRUNED if running_trial.trial.should_prune() else None
         except RuntimeError:  # another process took this one for dead
-            running_trial.end = running_trial.end or "pruned"
-        return running_trial.end in ("pruned", "failed")
+            running_trial.end = running_trial.end or RunState.PRUNED
+        return running_trial.end in (RunState.PRUNED, RunState.FAILED)
 
-    def finish_trial(self, job: Mapping[str, Any], outcome: Outcome) -> None:
+    def finish_trial(self, job: Mapping[str, Any], outcome: RunStatus) -> None:
         """Record the outcome of a job, and finish its trial if it was the trial's last one.
 
         A job that is not done ends its trial: jobs that have not been started are skipped.
         """
         running_trial = self.running_trials[job["number"]]
         running_trial.running.discard(job["number"])
-        if outcome.state != "done":
-            ends = {"killed": "killed", "pruned": "pruned"}
-            running_trial.end = running_trial.end or ends.get(outcome.state, "failed")
+        if outcome.state != RunState.DONE:
+            ends = {RunState.KILLED: RunState.KILLED, RunState.PRUNED: RunState.PRUNED}
+            running_trial.end = running_trial.end or ends.get(outcome.state, RunState.FAILED)
         if running_trial.end:
             self._skip_waiting(running_trial)
         if running_trial.running or running_trial.waiting:
@@ -366,20 +369,23 @@ class Study:
         values = [result["metrics"].get(self.objective) for result in results if result]
         if len(values) == len(running_trial.jobs) and None not in values:
             self._finish_in_storage(running_trial.trial, fmean(values), "COMPLETE")
-        elif running_trial.end == "killed":
+        elif running_trial.end == RunState.KILLED:
             self._fail_orphaned_trial(running_trial.trial.number)
         else:
-            state = "PRUNED" if running_trial.end == "pruned" else "FAIL"
+            state = "PRUNED" if running_trial.end == RunState.PRUNED else "FAIL"
             self._finish_in_storage(running_trial.trial, None, state)
 
     def _skip_waiting(self, running_trial: RunningTrial) -> None:
         """Start no more jobs of a trial. A killed trial is tried again, and starts them then."""
-        end = {"pruned": "was pruned", "failed": "failed"}.get(running_trial.end)
+        ends: dict[RunState | None, str] = {RunState.PRUNED: "was pruned", RunState.FAILED: "failed"}
+        end = ends.get(running_trial.end)
         for job in running_trial.waiting if end else ():
             folder = Path(job["folder"])
-            if read_status(folder).state == "planned":
+            if read_status(folder).state == RunState.PLANNED:
                 folder.mkdir(parents=True, exist_ok=True)
-                write_status(folder, "pruned", f"not started: another seed of its trial {end}")
+                write_status(
+                    folder, RunState.PRUNED, f"not started: another seed of its trial {end}"
+                )
         running_trial.waiting.clear()
 
     def close(self) -> None:
@@ -495,5 +501,5 @@ def is_orphaned(trial: Any) -> bool:
     if host is None:  # its process died before signing it
         return True
     if host == platform.node():
-        return process_start_time(pid) != start
-    return time.time() - trial.user_attrs.get("beat", 0.0) > PATIENCE
+        return bool(process_start_time(pid) != start)
+    return bool(time.time() - trial.user_attrs.get("beat", 0.0) > PATIENCE)

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from kd.core.console import EpochReport, display_path, format_duration, format_percent
 from kd.runs import directory
-from kd.sweep.worker_pool import Outcome
+from kd.runs.status import RunState, RunStatus
 
 log = logging.getLogger(__name__)
 
@@ -115,12 +115,12 @@ class SweepProgress:
         self._compare(job, result["metrics"])
         self._show_found(job)
 
-    def job_ended(self, job: Job, outcome: Outcome) -> None:
+    def job_ended(self, job: Job, outcome: RunStatus) -> None:
         """Record and show that a job has ended."""
         run = self.running.pop(job["number"], None)
         seconds = None if run is None else self.clock() - run.start
         self.ended[outcome.state] += 1
-        if outcome.state != "done":
+        if outcome.state != RunState.DONE:
             self._show_failure(job, outcome)
             return
         if seconds is not None:
@@ -145,8 +145,8 @@ class SweepProgress:
     def _show_found(self, job: Job) -> None:
         log.info("%s: found in %s", self.name(job), display_path(Path(job["folder"])))
 
-    def _show_failure(self, job: Job, outcome: Outcome) -> None:
-        level = logging.INFO if outcome.state == "pruned" else logging.ERROR
+    def _show_failure(self, job: Job, outcome: RunStatus) -> None:
+        level = logging.INFO if outcome.state == RunState.PRUNED else logging.ERROR
         log.log(
             level, "%s %s: %s (%s)", self.name(job), *outcome, display_path(Path(job["folder"]))
         )
@@ -256,8 +256,8 @@ class LiveProgress(SweepProgress):
     def _show_found(self, job: Job) -> None:
         pass
 
-    def _show_failure(self, job: Job, outcome: Outcome) -> None:
-        if outcome.state != "pruned":
+    def _show_failure(self, job: Job, outcome: RunStatus) -> None:
+        if outcome.state != RunState.PRUNED:
             super()._show_failure(job, outcome)
 
     def _show_result(self, job: Job, metrics: Mapping[str, float], seconds: float | None) -> None:
@@ -330,7 +330,7 @@ class LiveProgress(SweepProgress):
         text = Text(f"{self.total} jobs: ", no_wrap=True, overflow="ellipsis")
         for state, count in counts.items():
             if count:
-                bad = state in ("failed", "killed", "diverged")
+                bad = state in (RunState.FAILED, RunState.KILLED, RunState.DIVERGED)
                 text.append(f"{count} {state}", "bold red" if bad else "").append(", ")
         text.right_crop(2)
         left = self.seconds_left()

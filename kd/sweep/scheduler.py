@@ -24,10 +24,10 @@ from kd.core.settings import flatten
 from kd.report import build
 from kd.report.tables import read_plan
 from kd.runs import directory
+from kd.runs.status import RunState, RunStatus
 from kd.sweep import worker_pool
 from kd.sweep.directory import SweepDirectory
 from kd.sweep.progress import SweepProgress
-from kd.sweep.worker_pool import Outcome
 from kd.training import tracking
 from kd.training.checkpoint import Checkpoints
 from kd.training.finalize import summary_lines
@@ -173,7 +173,9 @@ def _write_report(folder: Path, figures: bool = True) -> str:
         images = [folder / "figures" / f"{name}.png" for name in report.figures]
         tracker = validate_config(jobs[0]["config"]).root.tracker
         tracking.report_sweep(tracker, folder, frames, images, report.text)
-    unfinished = [str(n) for n, state in enumerate(states, 1) if state not in ("done", "pruned")]
+    unfinished = [
+        str(n) for n, state in enumerate(states, 1) if state not in (RunState.DONE, RunState.PRUNED)
+    ]
     if figures and jobs and not unfinished:
         tracker = validate_config(jobs[0]["config"]).root.tracker
         tracking.report_trial(tracker, folder, *_preferred_setting(jobs, report.tables))
@@ -192,7 +194,8 @@ def _preferred_setting(
         runs. Both are empty if there are several settings and no validation images.
     """
     runs = tables.runs[
-        tables.runs["id"].isin([job["id"] for job in jobs]) & (tables.runs["status"] == "done")
+        tables.runs["id"].isin([job["id"] for job in jobs])
+        & (tables.runs["status"] == RunState.DONE)
     ]
     runs = runs.drop_duplicates("id")
     settings = runs["setting"].drop_duplicates()
@@ -246,7 +249,7 @@ class LocalScheduler:
         max_failures: int = 0,
         stop_after: int | None = None,
         failures: int = 0,
-        on_job_end: Callable[[Job, Outcome], None] = lambda job, outcome: None,
+        on_job_end: Callable[[Job, RunStatus], None] = lambda job, outcome: None,
         on_epoch: Callable[[Job, dict[str, Any]], bool] = lambda job, row: False,
     ) -> None:
         self.source = source
@@ -262,7 +265,7 @@ class LocalScheduler:
         # A pack is the jobs that run together. It is identified by the number of its first job.
         self.packs: dict[int, list[int]] = {}  # the job numbers of each pack
         self.pending: dict[int, dict[int, Any]] = {}  # of each pack, the payloads still to be run
-        self.member_outcomes: dict[int, Outcome] = {}  # of the jobs of packs, by job number
+        self.member_outcomes: dict[int, RunStatus] = {}  # of the jobs of packs, by job number
 
     def run(self) -> None:
         """Run all jobs."""
@@ -312,7 +315,7 @@ class LocalScheduler:
             return False
         Checkpoints(path).clear()  # left if the process was killed just before its end
         self.progress.job_already_done(job, result)
-        self.on_job_end(job, Outcome("done"))
+        self.on_job_end(job, RunStatus(RunState.DONE))
         return True
 
     def _receive(self, first: int, message: tuple[Any, ...]) -> bool:
@@ -325,7 +328,7 @@ class LocalScheduler:
         elif kind == "member_ended":
             number, outcome = content
             self.member_outcomes[number] = outcome
-            if outcome.state != "failed":  # a retry of the pack leaves this job out
+            if outcome.state != RunState.FAILED:  # a retry of the pack leaves this job out
                 self.pending[first].pop(number)
         elif kind == "line":
             number, line = content
@@ -335,26 +338,26 @@ class LocalScheduler:
             self.progress.epoch_ended(first if number is None else number, epoch)
         return kind == "epoch" and self.on_epoch(self.jobs[first], content[0])
 
-    def _pack_ended(self, first: int, outcome: Outcome) -> None:
+    def _pack_ended(self, first: int, outcome: RunStatus) -> None:
         for number in self.packs[first]:
             self._job_ended(self.jobs[number], self.member_outcomes.get(number, outcome))
 
-    def _job_ended(self, job: Job, outcome: Outcome) -> None:
+    def _job_ended(self, job: Job, outcome: RunStatus) -> None:
         path = Path(job["folder"])
-        if outcome.state == "killed" and directory.load_result(path):
-            outcome = Outcome("done")  # it was killed after it had written its result
+        if outcome.state == RunState.KILLED and directory.load_result(path):
+            outcome = RunStatus(RunState.DONE)  # it was killed after it had written its result
         self.progress.job_ended(job, outcome)
-        self.failures += outcome.state in ("failed", "killed")
-        if outcome.state != "done":
+        self.failures += outcome.state in (RunState.FAILED, RunState.KILLED)
+        if outcome.state != RunState.DONE:
             recorded = directory.read_status(path)
             # Record the outcome if the job could not do so itself and no other process runs it.
-            if recorded != outcome and recorded.state != "running":
+            if recorded != outcome and recorded.state != RunState.RUNNING:
                 path.mkdir(parents=True, exist_ok=True)
                 directory.write_status(path, *outcome)
         self.on_job_end(job, outcome)
 
 
-def run_job(do: Callable[[], Any], send: worker_pool.Send) -> Outcome:
+def run_job(do: Callable[[], Any], send: worker_pool.Send) -> RunStatus:
     """Run one job in a worker process.
 
     Args:
@@ -370,10 +373,10 @@ def run_job(do: Callable[[], Any], send: worker_pool.Send) -> Outcome:
         do()
     except Exception as error:
         return _outcome(error)
-    return Outcome("done")
+    return RunStatus(RunState.DONE)
 
 
-def run_pack(configs: Mapping[int, Config], cache: RunCache, send: worker_pool.Send) -> Outcome:
+def run_pack(configs: Mapping[int, Config], cache: RunCache, send: worker_pool.Send) -> RunStatus:
     """Run several jobs in a worker process, interleaved step by step.
 
     Args:
@@ -389,7 +392,7 @@ def run_pack(configs: Mapping[int, Config], cache: RunCache, send: worker_pool.S
     current_job = numbers[:1]  # a list of one, which the functions below change
     console.redirect_output(lambda kind, content: send(kind, current_job[0], content))
     send("started")
-    outcomes: list[Outcome] = []
+    outcomes: list[RunStatus] = []
 
     @contextmanager
     def log_to_own_file(index: int) -> Iterator[None]:
@@ -400,8 +403,10 @@ def run_pack(configs: Mapping[int, Config], cache: RunCache, send: worker_pool.S
     def on_end(index: int, result: Any) -> None:
         number = numbers[index]
         config = configs[number]
-        outcomes.append(_outcome(result) if isinstance(result, Exception) else Outcome("done"))
-        if outcomes[-1].state == "done":
+        outcomes.append(
+            _outcome(result) if isinstance(result, Exception) else RunStatus(RunState.DONE)
+        )
+        if outcomes[-1].state == RunState.DONE:
             with log_to_own_file(index):
                 for line in summary_lines(config, result, run_dir(config)):
                     log.info(line)
@@ -414,12 +419,14 @@ def run_pack(configs: Mapping[int, Config], cache: RunCache, send: worker_pool.S
         ]
         run_interleaved(members, log_to_own_file, on_end)
     cache.forget("step/")
-    return next((outcome for outcome in outcomes if outcome.state == "failed"), outcomes[0])
+    return next((outcome for outcome in outcomes if outcome.state == RunState.FAILED), outcomes[0])
 
 
-def _outcome(error: Exception) -> Outcome:
-    state = {DivergedError: "diverged", PrunedError: "pruned"}.get(type(error), "failed")
-    return Outcome(state, first_line(error))
+def _outcome(error: Exception) -> RunStatus:
+    state = {DivergedError: RunState.DIVERGED, PrunedError: RunState.PRUNED}.get(
+        type(error), RunState.FAILED
+    )
+    return RunStatus(state, first_line(error))
 
 
 _PER_RUN_KEYS = re.compile(

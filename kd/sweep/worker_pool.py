@@ -15,29 +15,23 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from typing import Any
 
 from kd.core import streams
+from kd.runs.status import RunState, RunStatus
 
 GRACE_SECONDS = 6.0  # seconds that a worker has to exit in order before it is killed
 
 
-class Outcome(NamedTuple):
-    """How a job ended: done, failed, diverged, pruned or killed, and why."""
-
-    state: str
-    reason: str = ""
-
-
 Send = Callable[..., bool]  # send a message to the parent; True: the job should stop
-Work = Callable[[Any, Send], Outcome]  # run the job that the first argument (picklable) describes
+Work = Callable[[Any, Send], RunStatus]  # run the job that the first argument (picklable) describes
 
 
 def run(
     source: Callable[[], tuple[int, Any] | None],
     work: Work,
     slots: Sequence[Mapping[str, str]],
-    on_end: Callable[[int, Outcome], None],
+    on_end: Callable[[int, RunStatus], None],
     on_message: Callable[[int, tuple[Any, ...]], bool],
     max_failures: int = 0,
     tick: Callable[[], None] = lambda: None,
@@ -64,12 +58,12 @@ def run(
     retries = Counter[int]()  # by job number
     workers = [_Worker(work, environment) for environment in slots]
 
-    def finish(worker: _Worker, outcome: Outcome) -> None:
+    def finish(worker: _Worker, outcome: RunStatus) -> None:
         job = worker.job
         assert job is not None
         worker.job = None
         number = job[0]
-        if outcome.state in ("failed", "killed") and retries[number] < max_failures:
+        if outcome.state in (RunState.FAILED, RunState.KILLED) and retries[number] < max_failures:
             retries[number] += 1
             retry_queue.append(job)
         else:
@@ -95,7 +89,7 @@ def run(
                     elif worker.job is not None and on_message(worker.job[0], message):
                         worker.request_stop()
                 if exit_reason and worker.job is not None:
-                    finish(worker, Outcome("killed", exit_reason))
+                    finish(worker, RunStatus(RunState.KILLED, exit_reason))
     finally:
         _stop_workers(workers)
         for worker in workers:
@@ -104,7 +98,7 @@ def run(
                     on_end(worker.job[0], message[1])
                     worker.job = None
             if worker.job is not None:
-                on_end(worker.job[0], Outcome("killed", "interrupted"))
+                on_end(worker.job[0], RunStatus(RunState.KILLED, "interrupted"))
 
 
 def _stop_workers(workers: Sequence["_Worker"]) -> None:

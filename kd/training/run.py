@@ -21,6 +21,7 @@ from kd.data.loader import misalign_batch
 from kd.methods import MethodContext
 from kd.models import ModelOutput
 from kd.runs import directory, schema
+from kd.runs.status import RunState
 from kd.training import metrics, tracking
 from kd.training.callbacks import Callback, CheckpointWriter, ProgressLog, Pruner, on_epoch
 from kd.training.checkpoint import Checkpoints
@@ -39,7 +40,7 @@ class TrainingRun:
     Args:
         config: The checked configuration.
         title: "student", "teacher" or "teacher 2", for the log.
-        report: `report("epoch", metrics)` is called after each epoch and returns True to end the run.
+        report: Called as `report("epoch", metrics)`; returns True to end the run.
         cache: Shares data set and teacher with other runs of this process.
         packed: The number of runs that are interleaved with this one, itself included.
         single: The command is for this run alone; see `kd.training.tracking.open`.
@@ -230,9 +231,13 @@ class TrainingRun:
                 yield
         except (Exception, KeyboardInterrupt) as error:
             self.cache.forget("teacher")  # do not reuse it for the next run
-            states = {DivergedError: "diverged", PrunedError: "pruned", KeyboardInterrupt: "killed"}
+            states = {
+                DivergedError: RunState.DIVERGED,
+                PrunedError: RunState.PRUNED,
+                KeyboardInterrupt: RunState.KILLED,
+            }
             matching = (state for kind, state in states.items() if isinstance(error, kind))
-            self.run_dir.mark_ended(next(matching, "failed"), error)
+            self.run_dir.mark_ended(next(matching, RunState.FAILED), error)
             raise
 
     @contextmanager
@@ -289,7 +294,10 @@ class TrainingRun:
             method.teacher_taps,
             (seed, method.views, method.mixed, len(batch.x), batch.epoch, config.misaligned),
         )
-        return self.cache.get_or_create(f"step/teacher/{seed}", cache_key, lambda: outputs(batch))
+        shared: ModelOutput = self.cache.get_or_create(
+            f"step/teacher/{seed}", cache_key, lambda: outputs(batch)
+        )
+        return shared
 
     def _with_validation(self, trained: EpochMetrics | None) -> EpochMetrics | None:
         """Add validation metrics, seconds and images per second to an epoch's metrics."""
@@ -317,7 +325,7 @@ class TrainingRun:
         return {f"val_{name}": value for name, value in values.items()}
 
     def _check_numerics(self, saved: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another device, precision or kernels; warn about other versions."""
+        """Refuse a checkpoint of another device, precision or kernels; warn about versions."""
         current = numerics(self.device)
         where = console.display_path(self.folder)
         for key in ("device", "precision", "kernels"):
