@@ -139,7 +139,8 @@ def test_what_cannot_be_packed_runs_alone_and_why_is_said(
     typed.append(["method=logits", "method.T=1.0", "tracker.notes=again"])
     configs = [composed(*words) for words in typed]
     jobs = [
-        {"number": n, "config": c.plain(), "folder": str(run_dir(c))} for n, c in enumerate(configs)
+        {"number": n, "config": c.to_dict(), "folder": str(run_dir(c))}
+        for n, c in enumerate(configs)
     ]
     with caplog.at_level(logging.INFO):
         found = group_compatible_jobs(jobs, 8)

@@ -377,7 +377,10 @@ class Study:
 
     def _skip_waiting(self, running_trial: RunningTrial) -> None:
         """Start no more jobs of a trial. A killed trial is tried again, and starts them then."""
-        ends: dict[RunState | None, str] = {RunState.PRUNED: "was pruned", RunState.FAILED: "failed"}
+        ends: dict[RunState | None, str] = {
+            RunState.PRUNED: "was pruned",
+            RunState.FAILED: "failed",
+        }
         end = ends.get(running_trial.end)
         for job in running_trial.waiting if end else ():
             folder = Path(job["folder"])
