@@ -129,12 +129,15 @@ def measure_device(bench: Bench) -> dict[str, Any]:
 def run_tests(bench: Bench) -> dict[str, Any]:
     """Run the tests of the training path with `KD_TEST_DEVICE`, and list those that fail."""
     report = bench.scratch / "tests.xml"
-    files = [f"tests/test_{name}.py" for name in (DRY_TESTS if bench.dry else TESTS)]
+    names = DRY_TESTS if bench.dry else TESTS
+    files = [str(path) for name in names for path in ROOT.glob(f"tests/*/test_{name}.py")]
     workers = "0" if bench.dry else "6"
     words = [
         "-m",
         "pytest",
         "-q",
+        "-m",
+        "slow or not slow",
         "-n",
         workers,
         "--junitxml",

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import BF16, DEVICE, FP32, ON_CPU, run
-from test_train import images, network, trained_teacher
+from helpers import images, network, trained_teacher
 
 from kd.config.schema import Config
 from kd.core.rng import seeded

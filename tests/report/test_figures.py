@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import config, made, tables
 from matplotlib.collections import LineCollection, QuadMesh
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
-from test_report import config, made, tables
 
 from kd.report import figures
 from kd.report.tables import Tables

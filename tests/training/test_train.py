@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICE, FP32, run
+from helpers import images, network, trained_teacher
 from torch import Tensor
 
-from kd import data, methods, models
+from kd import methods
 from kd.config.schema import Config
 from kd.core.errors import DivergedError
 from kd.core.rng import named_seed, seeded
@@ -25,28 +26,7 @@ from kd.methods import Batch, Method, MethodContext, Terms
 from kd.models import ModelOutput, Net
 from kd.training import run as run_module
 from kd.training.loop import Recipe, TrainingState, train
-from kd.training.teacher import FrozenCheck, TeacherForward, freeze
-
-
-def images(config: Config, tmp_path: Path) -> Data:
-    return data.load(config.data, config.description, tmp_path / "cache", FP32.torch)
-
-
-def network(config: Any, seed: int = 5) -> Net:
-    with seeded(seed, "student"):
-        return models.build(config, 10, 32).to(DEVICE)
-
-
-def trained_teacher(config: Config) -> Net:
-    """A teacher whose batch norms have seen something, so that train and eval mode differ."""
-    net = network(config.teacher)
-    with torch.no_grad():
-        net(
-            2
-            + 3 * torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-        )
-    freeze(net, FP32)
-    return net
+from kd.training.teacher import FrozenCheck, TeacherForward
 
 
 @dataclass

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import SMALL
-from test_report import config, made, tables
+from helpers import config, made, tables
 from wandb_server import Server
 
 import kd

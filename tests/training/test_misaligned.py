@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FP32, ON_CPU, run
-from test_report import config as reported
-from test_report import made, tables
-from test_train import images, trained_teacher
+from helpers import config as reported
+from helpers import images, made, tables, trained_teacher
 
 from kd.config.schema import run_dir
 from kd.core.interleave import RunCache, run_interleaved

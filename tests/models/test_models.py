@@ -17,7 +17,7 @@ from kd.models.kernels import NormAct, fuse_modules, library
 from kd.training.metrics import size
 
 Shapes = dict[str, tuple[int, ...]]
-CONF = Path(__file__).parents[1] / "conf" / "model"
+CONF = Path(__file__).parents[2] / "conf" / "model"
 
 
 class Row(NamedTuple):

@@ -20,7 +20,7 @@ from benchmarks.networks import MEAN, STD, network
 from benchmarks.throughput import PATHS, memory, pictures
 from kd.core import registry
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def said_by(module: str, *words: str) -> str:
@@ -267,7 +267,7 @@ def test_the_documented_method_is_added_by_three_files(tmp_path: Path) -> None:
         ["git", "apply", "-v", "../adding.diff"], cwd=place, check=True, capture_output=True
     )
     environment = {**os.environ, "PYTHONPATH": str(place)}
-    wanted = ["tests/test_methods.py", "tests/test_library.py"]
+    wanted = ["tests/methods/test_methods.py", "tests/methods/test_library.py"]
     command = [
         sys.executable,
         "-m",

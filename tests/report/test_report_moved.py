@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 import yaml
-from test_report import config, made, name_of
+from helpers import config, made, name_of
 
 from kd.report import build, figures, tables
 

@@ -19,7 +19,7 @@ from kd.core.io import write_json
 from kd.report.stats import against_standard
 from kd.report.tables import MISALIGNED, summarise
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIZES = {4: 70_000, 8: 270_000, 16: 1_070_000, 32: 4_271_338}
 
 

@@ -259,7 +259,7 @@ def test_an_offline_trial_keeps_the_agents_id(
 
 def test_the_example_of_a_sweep_varies_no_seed() -> None:
     sweep = yaml.safe_load(
-        (Path(__file__).parents[1] / "examples" / "wandb-sweep.yaml").read_text()
+        (Path(__file__).parents[2] / "examples" / "wandb-sweep.yaml").read_text()
     )
     assert "seed" not in sweep["parameters"]
     assert "seeds=[0,1,2]" in sweep["command"]

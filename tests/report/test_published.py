@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers import config, made, tables
 from scipy import stats
-from test_report import config, made, tables
 
 from kd import cli
 from kd.config.schema import model_name

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import gpu, packed_images
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_packed_images_come_back_byte_for_byte(folder: Path, tmp_path: Path) -> None:

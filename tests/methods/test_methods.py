@@ -1,6 +1,6 @@
 """Every method against its paper.
 
-Each row of TABLE holds a configuration and its loss, as tests/references.py has it from the paper.
+Each row of TABLE holds a configuration and its loss, as the paper has it (see references.py).
 """
 
 import copy

@@ -1,8 +1,8 @@
 """What no refactoring may change: identities, weights bit for bit, and the summary of a sweep.
 
-After an intended change, this writes tests/pins.json anew:
+After an intended change, this writes tests/training/pins.json anew:
 
-    KD_PINS=write python -m pytest -n 0 tests/test_pins.py
+    KD_PINS=write python -m pytest -n 0 tests/training/test_pins.py
 """
 
 import hashlib

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import images
+from helpers import images
 
 from kd.data import keep_label_fraction
 from kd.data.loader import batches
