@@ -1,6 +1,6 @@
 """A sweep whose processes are killed at random moments, many times, and which loses nothing.
 
-KD_KILLS=50 python -m pytest tests/sweep/test_torture.py -s     says how it went
+KD_KILLS=50 python -m pytest -m slow tests/sweep/test_torture.py -s     says how it went
 """
 
 import hashlib

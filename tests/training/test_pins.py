@@ -2,7 +2,7 @@
 
 After an intended change, this writes tests/training/pins.json anew:
 
-    KD_PINS=write python -m pytest -n 0 tests/training/test_pins.py
+    KD_PINS=write python -m pytest -m "slow or not slow" -n 0 tests/training/test_pins.py
 """
 
 import hashlib
