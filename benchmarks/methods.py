@@ -62,13 +62,14 @@ KINDS = {  # {what is compared: {method: when to try it}}
         "tfkd": "As label_smoothing, with a made teacher in the form of the soft loss.",
     },
     "On logits": {
-        "logits": "First. It reads only logits, which are kept for ever, and is hard to beat at an "
-        "equal budget.",
+        "logits": "First. It reads only logits, which are cached for all runs, and is hard to "
+        "beat at an equal budget.",
         "soft_labels": "Labels are missing or wrong, or you ask what the teacher alone is worth.",
         "standardized": "Teacher and student differ much in size, so that logits of one scale ask "
         "too much.",
-        "dkd": "Many classes, and a teacher that is very sure: its opinion of the others then "
-        "counts. Its weights are large: lower the learning rate where the loss grows.",
+        "dkd": "Many classes, and a very confident teacher, whose probabilities of the other "
+        "classes carry information. Its weights are large: lower the learning rate where the loss "
+        "grows.",
         "nkd": "As dkd, with one weight less to choose.",
         "dist": "A much stronger teacher: only the order and the spread of its answers are asked "
         "for.",
@@ -179,7 +180,7 @@ def page(measured: dict[str, Any], runs: pd.DataFrame | None) -> str:
         "Written by `python -m benchmarks.methods --page` from the methods' own files, "
         "`benchmarks/methods.json`" + (" and `docs/methods.csv`." if runs is not None else "."),
         "",
-        "**Cost** is the time of a training step beside one of `standard`, for a student of "
+        "**Cost** is the time of a training step relative to one of `standard`, for a student of "
         f"scale 16 and a teacher of scale 32, {where['threads']} threads ({where['processor']}, "
         f"{where['precision']}), the median of {measured['repeats']} repeats of "
         f"{measured['steps']} steps of {measured['batch_size']} images "
@@ -234,8 +235,7 @@ KEPT = [  # columns of runs.csv
     "teacher_test_accuracy",
 ]
 NO_RESULTS = [
-    "What each is worth on your data, one command says: "
-    "`python -m kd -m method='glob(*)' seed=0,1,2`."
+    "To measure every method on your data, run `python -m kd -m method='glob(*)' seed=0,1,2`."
 ]
 
 

@@ -213,7 +213,7 @@ def main() -> None:
         f"{device.torch}, {device.dtype}; a 2048^3 matrix product runs at {rate / 1e9:.0f} GFLOP/s"
     )
     print(
-        f"{'':32}{'plain':>7}{'kd':>7} images/s{'ratio':>7}{'target':>8}{'of floor':>10}"
+        f"{'':32}{'plain':>7}{'kd':>7} images/s{'ratio':>7}{'target':>8}{'of peak':>10}"
         "   ms per step"
     )
     for method in SETTINGS:

@@ -1,6 +1,7 @@
 """Which file may import which framework; what a file of a kind may share."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,13 @@ def test_files_of_a_kind_do_not_know_each_other(kind: str) -> None:
 def test_help_and_tables_need_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_pages_include_files_that_exist() -> None:
+    """A formatter once broke the directives, and mkdocs showed them as text."""
+    root = HERE.parent
+    pages = {path.name: path.read_text() for path in (root / "docs").glob("*.md")}
+    included = [name for text in pages.values() for name in re.findall(r'--8<-- "([^":]+)', text)]
+    assert len(included) >= 8
+    assert [name for name in included if not (root / name).is_file()] == []
+    assert [name for name, text in pages.items() if "--8 <" in text] == []

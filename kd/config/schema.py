@@ -548,8 +548,8 @@ def _check_labels(config: Config) -> None:
     if fraction < 1 and config.method_class.self_taught:
         # The seed chooses which labels are given, and each generation has another seed
         raise UserError(
-            f"student.labels: each generation of {config.method.name} would be given other labels; "
-            "allowed: 1"
+            f"student.labels: each generation of {config.method.name} would get other labelled "
+            "images; allowed: 1"
         )
     if fraction < 1 and config.method_class.needs_labels(config.method):
         raise UserError(

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import ValidationError
 
-from kd.config.wandb_names import name_type
+from kd.config.wandb_names import check_name
 from kd.core.errors import UserError
 from kd.core.settings import Settings
 
@@ -92,7 +92,7 @@ def apply_environment(settings: T, explicit_mode: str) -> T:
     console()
     for kind, variable in (("id", "WANDB_RUN_ID"), ("job_type", "WANDB_JOB_TYPE")):
         if text := os.environ.get(variable):
-            name_type(kind, text, variable)
+            check_name(kind, text, variable)
     _check_server()
     for key, variable in KEYS.items():
         if getattr(settings, key) is not None or not (text := os.environ.get(variable)):

@@ -55,7 +55,7 @@ def validate_name(kind: str, name: str) -> str:
     return name
 
 
-def name_type(kind: str, name: str, key: str) -> str:
+def check_name(kind: str, name: str, key: str) -> str:
     """Return `name` if W&B accepts it, for a name that is not in the configuration.
 
     Args:

@@ -102,6 +102,7 @@ def run_interleaved(
     except BaseException as interrupt:
         for number in states:
             with suppress(BaseException), around(number):
+                restore_random_state(states[number])
                 members[number].throw(type(interrupt)(*interrupt.args))
         raise
     return outcomes

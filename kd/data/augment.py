@@ -47,7 +47,7 @@ def hash_integers(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def random_floats(seed: int, name: str, epoch: int, index: Tensor) -> Tensor:
+def sample_hashes(seed: int, name: str, epoch: int, index: Tensor) -> Tensor:
     """Return one int64 hash per sample.
 
     All 64 bits depend on (seed, name, epoch, index) and on nothing else.
@@ -73,7 +73,7 @@ def uniform_int(hashes: Tensor, n: int) -> Tensor:
 
 def epoch_permutation(seed: int, epoch: int, index: Tensor) -> Tensor:
     """Return the order of an epoch as positions in `index`, sorted by hash. int64 [n]."""
-    return torch.argsort(random_floats(seed, "order", epoch, index), stable=True)
+    return torch.argsort(sample_hashes(seed, "order", epoch, index), stable=True)
 
 
 def sample_views(seed: int, epoch: int, index: Tensor, augment: Augment, nth: int = 0) -> Tensor:
@@ -90,7 +90,7 @@ def sample_views(seed: int, epoch: int, index: Tensor, augment: Augment, nth: in
         int64 tensor with the shape of `index` and values in [0, augment.views).
     """
     stream = f"views/{nth}" if nth else "views"
-    return uniform_int(random_floats(seed, stream, epoch, index), augment.views)
+    return uniform_int(sample_hashes(seed, stream, epoch, index), augment.views)
 
 
 def apply_view(images: Tensor, rows: Tensor, view: Tensor, augment: Augment) -> Tensor:
@@ -144,7 +144,7 @@ def _reflect(position: Tensor, length: int) -> Tensor:
 
 def misaligned_indices(seed: int, epoch: int, index: Tensor, count: int) -> Tensor:
     """Draw for each sample a position in [0, count), unrelated to its own. int64, like `index`."""
-    return uniform_int(random_floats(seed, "misaligned", epoch, index), count)
+    return uniform_int(sample_hashes(seed, "misaligned", epoch, index), count)
 
 
 def mixup_params(
@@ -166,7 +166,7 @@ def mixup_params(
     """
 
     def hashes(quantity: str) -> Tensor:
-        return random_floats(seed, f"mixup/{quantity}/{nth}", epoch, index)
+        return sample_hashes(seed, f"mixup/{quantity}/{nth}", epoch, index)
 
     partner = candidates[uniform_int(hashes("other"), len(candidates))]
     view = uniform_int(hashes("view"), augment.views)

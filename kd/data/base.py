@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kd.core.settings import Seed, Settings
-from kd.data.augment import Augment, random_floats
+from kd.data.augment import Augment, sample_hashes
 from kd.data.loader import Split
 
 
@@ -133,7 +133,7 @@ def split_validation(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Ten
     Returns:
         The rows to train on and the rows held out, both int64 and ascending.
     """
-    hashes = random_floats(seed, "validation", 0, torch.arange(len(labels)))
+    hashes = sample_hashes(seed, "validation", 0, torch.arange(len(labels)))
     class_sizes = torch.bincount(labels)
     ideal_counts = class_sizes.double() * count / len(labels)
     counts = ideal_counts.floor().long()

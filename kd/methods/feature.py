@@ -57,7 +57,7 @@ class Feature(FeatureMethod):
         beta = self.config.beta
         return {
             "hard": (alpha, cross_entropy(batch, student)),
-            "feature": (beta, self.comparison_terms(student, teacher)),
+            "feature": (beta, self.comparison_loss(student, teacher)),
             "soft": (
                 max(0.0, 1 - alpha - beta),
                 soft_kl(student.logits, teacher.logits, self.config.T),

@@ -106,7 +106,7 @@ class FeatureMethod(Method):
         """
         raise NotImplementedError
 
-    def comparison_terms(self, student: ModelOutput, teacher: ModelOutput | None) -> Tensor:
+    def comparison_loss(self, student: ModelOutput, teacher: ModelOutput | None) -> Tensor:
         """Return the sum of the losses over the pairs, a scalar."""
         assert teacher is not None
         losses = [
@@ -117,7 +117,7 @@ class FeatureMethod(Method):
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
         """Return the term `hard` and the method's own term, which has the method's name."""
-        feature_loss = self.comparison_terms(student, teacher)
+        feature_loss = self.comparison_loss(student, teacher)
         return {
             "hard": (self.config.alpha, cross_entropy(batch, student)),
             self.config.name: (self.config.beta, feature_loss),

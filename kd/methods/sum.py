@@ -55,7 +55,7 @@ def _with_defaults(part: Any) -> Any:
     ):
         raise ValueError(
             f"{name} cannot be part of a sum; allowed: methods that need a teacher, "
-            "use one unmixed view per image, are not self-taught and ship only the student"
+            "see one unblended view per image, are not self-taught and deploy the student alone"
         )
     if method_class is Sum:
         raise ValueError("sum cannot be part of another sum")

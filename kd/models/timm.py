@@ -19,7 +19,7 @@ class TimmConfig(ExternalModelConfig):
     @classmethod
     def _is_known(cls, model: str) -> str:
         if find_spec("timm") is None:
-            raise ValueError("the package timm is not installed; pip install 'kd[timm]'")
+            raise ValueError("the package timm is not installed; pip install -e '.[timm]'")
         import timm
 
         architecture = check_known_name(model.partition(".")[0], timm.list_models())

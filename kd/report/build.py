@@ -421,8 +421,8 @@ def warnings(tables: Tables) -> list[str]:
         )
     if "val_accuracy" not in table or table["val_accuracy"].isna().any():
         notes.append(
-            "where there are no validation images, none of the several settings of a method is "
-            "chosen, and the rows are in the order in which they were planned"
+            "without validation images no setting is chosen where a method has several; their rows "
+            "keep the order in which they were planned"
         )
     ties = [
         f"{row['setting']} with {row['tied_with']}"

@@ -37,8 +37,8 @@ CAPTION = (
 COLUMNS = {  # of published.csv in a report
     "setting": "setting as in the summary, or a teacher",
     "data": "data set",
-    "teacher": "teacher architecture; empty for `standard`, which is also how a teacher itself is "
-    "compared",
+    "teacher": "teacher architecture; empty for `standard`; a teacher's own accuracy is compared "
+    "as `standard`",
     "student": "student architecture",
     "method": "distillation method",
     "n": "number of measured seeds",

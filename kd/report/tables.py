@@ -60,7 +60,7 @@ COLUMNS = {
     "(Student's t); empty for n = 1",
     "test_nll": "mean negative log-likelihood of the test labels, nats",
     "test_ece": "expected calibration error on test images, 15 equal-width bins, 0 to 1",
-    "test_agreement": "fraction of test images on which student and teacher predict one class",
+    "test_agreement": "fraction of test images on which student and teacher predict the same class",
     "test_teacher_kl": "mean KL(teacher || student) on test images, nats",
     "val_accuracy": "like test_accuracy, on images held out of training; all choices are based on "
     "it; likewise val_*",

@@ -172,7 +172,7 @@ class Study:
             import optuna
         except ImportError as error:
             raise UserError(
-                "hydra/sweeper: optuna requires the package optuna; run pip install 'kd[optuna]'"
+                "hydra/sweeper: optuna requires the package optuna; run pip install -e '.[optuna]'"
             ) from error
 
         self.storage = absolute(storage)
@@ -470,7 +470,7 @@ def trials(storage: str, name: str) -> Counter[str]:
         )
     except ImportError as error:
         raise UserError(
-            "hydra/sweeper: optuna requires the package optuna; run pip install 'kd[optuna]'"
+            "hydra/sweeper: optuna requires the package optuna; run pip install -e '.[optuna]'"
         ) from error
     except KeyError:  # no study of that name
         return Counter()

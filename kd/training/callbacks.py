@@ -83,6 +83,10 @@ class ProgressLog:
 
     def __exit__(self, *_: object) -> None:
         """Remove the bar."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Remove the bar, if it is shown."""
         self.bar.stop()
 
     def log_epoch(self, metrics: EpochMetrics) -> None:

@@ -105,6 +105,7 @@ class TrainingRun:
                             with self.checkpoint_writer.saving_on_interrupt():
                                 yield
                         self.stopwatch.start()
+                    self.progress.stop()
                     self.result = self.finalize(tracker)
             self.checkpoints.clear()
             return self.result
@@ -332,7 +333,7 @@ class TrainingRun:
             if saved[key] != current[key]:
                 raise UserError(
                     f"{key}: cannot resume {where}: {key} was {saved[key]} and is now "
-                    f"{current[key]}; resume it there, or set rerun=true to start over"
+                    f"{current[key]}; resume with {key} as it was, or set rerun=true to start over"
                 )
         changes = [
             f"{key} {value} (now {current.get(key)})"
@@ -422,9 +423,11 @@ def check_resume_compatible(config: Config) -> None:
         return
     saved = flatten(saved_config)
     current = flatten(config.to_dict())
-    for key in ("device", "kernels", "compile", "threads"):
-        if saved.get(key) != current[key]:
-            raise UserError(
-                f"{key}: cannot resume {console.display_path(folder)}: {key} was {saved.get(key)} "
-                f"and is now {current[key]}; set it back, or set rerun=true to start over"
-            )
+    keys = ("device", "kernels", "compile", "threads")
+    changed = [key for key in keys if saved.get(key) != current[key]]
+    if changed:
+        changes = [f"{key} was {saved.get(key)} and is now {current[key]}" for key in changed]
+        raise UserError(
+            f"{changed[0]}: cannot resume {console.display_path(folder)}: {', '.join(changes)}; "
+            "change it back, or set rerun=true to start over"
+        )

@@ -65,7 +65,7 @@ class Table:
             raw = torch.from_file(str(path), shared=True, size=size // 2, dtype=torch.int16)
         self.path = path
         self.raw = raw.view(rows, width + 2)
-        self.checksum_weights = views.random_floats(0, "checksum", 0, torch.arange(width)) | 1
+        self.checksum_weights = views.sample_hashes(0, "checksum", 0, torch.arange(width)) | 1
 
     @staticmethod
     def bytes(rows: int, width: int) -> int:

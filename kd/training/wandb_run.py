@@ -30,7 +30,7 @@ from kd.training import dashboard
 log = logging.getLogger(__name__)
 
 # how long the end of a run waits for its last uploads, as a multiple of the timeout of a start
-FINISH_SECONDS = 4.0
+FINISH_FACTOR = 4.0
 # seconds after which W&B's service has written all it received to its file (measured: up to 16)
 FLUSH_SECONDS = 20.0
 # kd sets these itself for each of its runs; also, W&B's service of another process ends with it
@@ -94,7 +94,7 @@ def started(settings: TrackerSettings, folder: Path, run_settings: RunSettings) 
         exit_code = 0
     finally:
         if run is not None:
-            _finish(run, exit_code, max(FINISH_SECONDS * settings.timeout, FLUSH_SECONDS))
+            _finish(run, exit_code, max(FINISH_FACTOR * settings.timeout, FLUSH_SECONDS))
 
 
 def _start(
@@ -155,7 +155,7 @@ def _init(settings: TrackerSettings, root: Path, mode: Mode, run_settings: RunSe
 
     options: dict[str, Any] = {
         "init_timeout": settings.timeout,
-        "finish_timeout": 0.75 * FINISH_SECONDS * settings.timeout,
+        "finish_timeout": 0.75 * FINISH_FACTOR * settings.timeout,
         "finish_timeout_raises": True,
         "reinit": "create_new",  # the default returns the run that a crashed job left open
         "console": wandb_env.console(),

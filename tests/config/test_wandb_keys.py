@@ -15,7 +15,7 @@ from conftest import is_one_line
 
 from kd.config import wandb_names
 from kd.config.schema import Config
-from kd.config.wandb_names import RULES, name_type, shorten_name, validate_name
+from kd.config.wandb_names import RULES, check_name, shorten_name, validate_name
 from kd.core.errors import UserError
 from kd.training import tracking
 
@@ -91,11 +91,11 @@ def test_the_rule_for_projects_is_that_of_the_client(name: str) -> None:
 
 
 def test_values_of_the_environment_are_named_by_their_variable() -> None:
-    assert name_type("tag", "a", "WANDB_TAGS") == "a"
+    assert check_name("tag", "a", "WANDB_TAGS") == "a"
     with pytest.raises(
         UserError, match=r"^WANDB_PROJECT: should have none of .* got '/' in 'a/b'$"
     ):
-        name_type("project", "a/b", "WANDB_PROJECT")
+        check_name("project", "a/b", "WANDB_PROJECT")
 
 
 @pytest.mark.parametrize("kind", RULES)

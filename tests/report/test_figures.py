@@ -151,7 +151,7 @@ def test_settings_of_no_drawn_method_are_named(tmp_path: Path) -> None:
     val = [0.9 - 0.01 * (i // 2) + 0.001 * (i % 2) for i in range(40)]
     _, caption = figures.accuracy(sweep(tmp_path, configs, val, val))
     assert "14 of 40 settings" in caption
-    assert "No setting of: m14, m15, m16, m17, m18, m19." in caption
+    assert "Methods without a setting shown: m14, m15, m16, m17, m18, m19." in caption
 
 
 def test_several_data_sets_all_have_curves(tmp_path: Path) -> None:

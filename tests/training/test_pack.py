@@ -16,7 +16,7 @@ from conftest import SWEPT as SMALL
 from safetensors.torch import load_file
 
 from kd.config.schema import run_dir
-from kd.core.interleave import RunCache, run_interleaved
+from kd.core.interleave import RunCache, Steps, run_interleaved
 from kd.data import loader
 from kd.runs import directory
 from kd.sweep.scheduler import group_compatible_jobs
@@ -123,6 +123,34 @@ def test_an_interrupt_reaches_every_member(place: Place) -> None:
     assert process.returncode == 130
     assert {directory.read_status(path).state for path in place.runs()} == {"killed"}
     assert not place.workers()
+
+
+def test_an_interrupted_member_has_its_own_random_state() -> None:
+    """Its checkpoint must hold the state of its own generators, not those of the member before."""
+    drawn: dict[int, float] = {}
+
+    def member(seed: int) -> Steps:
+        torch.manual_seed(seed)
+        try:
+            while True:
+                torch.rand(3)
+                yield
+        except KeyboardInterrupt:
+            drawn[seed] = torch.rand(1).item()
+            raise
+
+    def interrupting() -> Steps:
+        yield
+        yield
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_interleaved([member(1), member(2), interrupting()])
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        for _ in range(3):
+            torch.rand(3)
+        assert drawn[seed] == torch.rand(1).item()
 
 
 def test_what_cannot_be_packed_runs_alone_and_why_is_said(

@@ -178,7 +178,7 @@ def test_a_run_does_not_go_on_with_another_configuration(
         with pytest.raises(RuntimeError):
             kd(*words)
     said = kd(*[word for word in words if word != "threads=1"], "threads=2")
-    line = "threads was 1 and is now 2; set it back, or set rerun=true to start over"
+    line = "threads was 1 and is now 2; change it back, or set rerun=true to start over"
     assert said.code == 2
     assert line in said.err
     assert said.err.count("\n") == 1

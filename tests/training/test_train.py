@@ -170,10 +170,11 @@ def beginnings(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[st
     kept: list[Any] = []
 
     def stop_at_first_batch(
-        state: TrainingState, teach: Any, split: Any, augment: Any, *rest: Any
+        state: TrainingState, teach: Any, split: Any, recipe: Recipe, *rest: Any
     ) -> Iterator:
         kept.append({k: v.clone() for k, v in state.student.state_dict().items()})
-        kept.append(next(loader.batches(split, rest[2], rest[3], 0, augment)))
+        batches = loader.batches(split, recipe.batch_size, recipe.seed, 0, recipe.augment)
+        kept.append(next(batches))
         raise StopError
         yield
 

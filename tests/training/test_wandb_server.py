@@ -121,7 +121,7 @@ def test_a_server_that_goes_away_takes_nothing_along(
             break_(server, how)
 
     monkeypatch.setattr(directory.RunDirectory, "append_epoch", breaking)
-    monkeypatch.setattr(wandb_run, "FINISH_SECONDS", 0.05)
+    monkeypatch.setattr(wandb_run, "FINISH_FACTOR", 0.05)
     said = kd(*WORDS, "tracker.timeout=300")
     assert said.code == 0
     note = (

@@ -130,7 +130,7 @@ def omission_note(rows: pd.DataFrame, most: int, by_validation: bool) -> str:
     ]
     names = ""
     if missing:
-        label = "No setting of" if noun == "settings" else "Left out"
+        label = "Methods without a setting shown" if noun == "settings" else "Left out"
         names = f" {label}: {listed(missing)}."
     return f"{most} of {len(rows)} {noun}: {_omission_reason(rows, most, by_validation)}{names}"
 
