@@ -36,9 +36,8 @@ def opened(
     live: TeacherForward, config: Config, found: Data, folder: Path, seed: int = 0, **place: Any
 ) -> TeacherCache:
     wanted = {"max_gb": ROOM, "feature_maps": False, "eager": False} | place
-    wanted[
-        "eager"
-    ] |= not ON_CPU  # elsewhere a table is used only when it is filled before the first step
+    # Elsewhere than on a CPU a table is used only if it is filled before the first step
+    wanted["eager"] |= not ON_CPU
     return TeacherCache(
         live, found.train, config.data.augment, seed, 1, TeacherCacheSpec(folder, **wanted)
     )
@@ -79,9 +78,9 @@ def test_a_run_that_reads_has_the_loss_of_one_that_computes(
     # 25 views, not 81
     config = composed(*words, *(["data.augment.crop=2"] if "whole" in case else []))
     found, teacher = images(config, tmp_path), trained_teacher(config)
-    place: dict[str, Any] = {"maps": case == "maps", "whole": "whole" in case}
+    place: dict[str, Any] = {"feature_maps": case == "maps", "eager": "whole" in case}
     if "epoch" in case:
-        place["gigabytes"] = 0.0002
+        place["max_gb"] = 0.0002
     made: list[TeacherCache] = []
 
     def reading(method: Any) -> TeacherCache:
