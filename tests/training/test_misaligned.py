@@ -96,7 +96,9 @@ def test_a_misaligned_run_trains_to_other_numbers_and_says_so(kd: Callable) -> N
     )
     right, wrong = kd(*words.split()), kd(*words.split(), "teacher.outputs=misaligned")
     assert (right.code, wrong.code) == (0, 0), wrong.err
-    assert "taught, on purpose, with another image's outputs" in wrong.out + wrong.err
+    assert (
+        "taught, on purpose, with the teacher's outputs for another image" in wrong.out + wrong.err
+    )
     assert "on purpose" not in right.out + right.err
     found = {
         path.parent.name.split("-cnn")[0]: path for path in Path("runs").glob("logits*/result.json")
