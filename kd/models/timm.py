@@ -1,4 +1,4 @@
-"""Any classifier of timm (PyTorch image models), with new or pretrained weights. Needs kd[timm]."""
+"""Any classifier of timm (PyTorch image models), with new or pretrained weights. Needs timm."""
 
 from importlib.util import find_spec
 from typing import Any, Literal

@@ -115,7 +115,7 @@ BAD = {  # what is typed: what the one line must say
     ),
     "labels of generations": (
         "method=born_again student.labels=0.5",
-        "student.labels: each generation of born_again would be given other labels; allowed: 1",
+        "student.labels: each generation of born_again would get other labelled images; allowed: 1",
     ),
     "labels that a part needs": (
         "method=sum method.parts=[logits,nkd] student.labels=0.5",

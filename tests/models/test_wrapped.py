@@ -265,7 +265,7 @@ def test_timm_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     monkeypatch.setattr("kd.models.timm.find_spec", lambda _: None)
     with pytest.raises(
-        ValueError, match=r"the package timm is not installed; pip install 'kd\[timm\]'"
+        ValueError, match=r"the package timm is not installed; pip install -e '.\[timm\]'"
     ):
         build("timm", "resnet18")
 

@@ -139,7 +139,7 @@ def test_without_validation_the_grids_order_stays_and_is_told(tmp_path: Path) ->
     assert summary.index.tolist() == ["logits T=3", "logits T=1", "logits T=4", "logits T=2"]
     assert not summary["chosen"].any()
     for where in (text, page):
-        assert "the rows are in the order in which they were planned" in where
+        assert "their rows keep the order in which they were planned" in where
 
 
 # ---- what was run

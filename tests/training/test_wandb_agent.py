@@ -232,6 +232,7 @@ def test_a_trial_with_a_failed_run_has_no_value(
     )
 
 
+@pytest.mark.slow
 def test_seed_is_no_parameter_of_a_sweep(
     server: Server, kd: Callable, agent: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

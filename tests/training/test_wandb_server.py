@@ -59,6 +59,7 @@ def mend(server: Server) -> None:
     server.errors.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["refused", "slow", "401", "403", "500"])
 def test_what_a_server_refuses_is_whole_offline(
     how: str, server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
@@ -109,6 +110,7 @@ def test_an_interrupted_run_keeps_its_id_when_the_server_is_gone(
     check(server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["slow", "401", "gone"])
 def test_a_server_that_goes_away_takes_nothing_along(
     how: str, server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
