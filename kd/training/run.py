@@ -402,8 +402,10 @@ def check_single_seed(config: Config) -> None:
         UserError: `seeds` is set.
     """
     if config.root.seeds is not None:
-        remedy = "they need -m, without hydra.mode=RUN, and hydra/sweeper=grid or optuna"
-        raise UserError(f"seeds: several seeds are several runs; {remedy}")
+        raise UserError(
+            "seeds: several seeds need a multirun; add -m, without hydra.mode=RUN, and use "
+            "hydra/sweeper=grid or optuna"
+        )
 
 
 def check_resume_compatible(config: Config) -> None:

@@ -153,7 +153,7 @@ def test_what_is_no_list_of_seeds_is_refused(words: list[str], kd: Callable) -> 
 def test_it_is_no_part_of_the_identity_and_of_no_single_run(composed: Callable) -> None:
     several = composed("method=standard", "seeds=[0,1]")
     assert several.identity() == composed("method=standard").identity()
-    with pytest.raises(UserError, match=r"^seeds: several seeds are several runs"):
+    with pytest.raises(UserError, match=r"^seeds: several seeds need a multirun; add -m"):
         run(several)
     assert not Path(several.root.paths.runs).exists()
 

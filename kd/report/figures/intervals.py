@@ -107,6 +107,13 @@ def _draw_seeds(axis: Any, position: int, values: Sequence[float], span: Limits)
             axis.scatter([span.nearest(value)], [position], s=20, marker=marker, **look)
 
 
+def _draw_caret(
+    axis: Any, x: float, position: float, marker: Any, colour: str, size: float
+) -> None:
+    """Draw an arrow head at the edge of the axis, for a value beyond it."""
+    axis.plot(x, position, marker=marker, color=colour, ms=size, ls="", zorder=3, clip_on=False)
+
+
 def _draw_mean(
     axis: Any, position: int, row: "pd.Series[Any]", look: dict[str, Any], span: Limits
 ) -> None:
@@ -119,16 +126,7 @@ def _draw_mean(
     low, high = interval(mean, half)
     colour = look["color"]
     if not span.contains(mean):
-        axis.plot(
-            span.low,
-            position,
-            marker=CARET_LEFT,
-            color=colour,
-            ms=9,
-            ls="",
-            zorder=3,
-            clip_on=False,
-        )
+        _draw_caret(axis, span.low, position, CARET_LEFT, colour, 9)
         text = percent(mean) if pd.isna(half) else f"{percent(mean)} ({low:.2f} to {high:.2f})"
         box = {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"}
         axis.annotate(
@@ -153,16 +151,7 @@ def _draw_mean(
         )
     for end, marker in ((low, CARET_LEFT), (high, CARET_RIGHT)):
         if not span.contains(end):
-            axis.plot(
-                span.nearest(end),
-                position,
-                marker=marker,
-                color=colour,
-                ms=7,
-                ls="",
-                zorder=3,
-                clip_on=False,
-            )
+            _draw_caret(axis, span.nearest(end), position, marker, colour, 7)
     face = colour if row["chosen"] else "white"
     axis.plot(
         mean,
