@@ -123,6 +123,8 @@ class LocalLauncher(Launcher):
 
         setup_globals()
         job_name = JobRuntime.instance().get("name")
+        # As plain strings, because a comparison with an element of a ListConfig would resolve it
+        fixed: Any = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)
         work = JobRunner(
             self.hydra_context, self.config, self.task_function, version.getbase(), job_name
         )
@@ -130,7 +132,7 @@ class LocalLauncher(Launcher):
             source,
             work,
             environments,
-            sweep_progress(total, self.config.hydra.overrides.task),
+            sweep_progress(total, fixed),
             self.max_failures,
             self.stop_after,
             self.failures,
