@@ -185,7 +185,7 @@ class OptunaSweeper(Sweeper):
         Raises:
             UserError: The search is invalid. No work has been done then.
         """
-        from kd.config.schema import validate_config
+        from kd.config.validate import validate_config
         from kd.core.errors import UserError
         from kd.sweep.optuna_study import description
 
@@ -210,8 +210,8 @@ class OptunaSweeper(Sweeper):
                 config = validate_config(node)
                 if not config.description.val:
                     raise UserError("data.val_size: a search needs validation images, got 0")
-                seeds = seeds or given_seeds or [config.root.seed]
-                if seeds != (given_seeds or [config.root.seed]):
+                seeds = seeds or given_seeds or [config.seed]
+                if seeds != (given_seeds or [config.seed]):
                     raise UserError(
                         f"seeds: all trials need the same seeds, but {key}={end} changes them"
                     )
@@ -280,7 +280,7 @@ def search_integers(space: dict[str, Override], plain: dict[str, Any]) -> None:
     Raises:
         UserError: An end of such an interval is not an integer.
     """
-    from kd.config.schema import takes_integers
+    from kd.config.validate import takes_integers
     from kd.core.errors import UserError
 
     for key, override in space.items():

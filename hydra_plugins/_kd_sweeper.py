@@ -226,8 +226,8 @@ def seeds_of(overrides: list[str], config: Mapping[str, Any]) -> list[int] | Non
     Raises:
         UserError: It is invalid, or a seed is given as well.
     """
-    from kd.config.schema import check_seeds
     from kd.core.errors import UserError
+    from kd.core.execution import check_seeds
 
     try:
         seeds = check_seeds(config.get("seeds"))

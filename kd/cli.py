@@ -13,7 +13,6 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -119,7 +118,8 @@ OmegaConf.register_new_resolver("kd.mode", multirun_mode, replace=True)
 
 def run_dir(*, _root_: DictConfig) -> str:
     """Resolve hydra.run.dir. Only a valid configuration has an identity, and so a directory."""
-    from kd.config.schema import run_dir, validate_config
+    from kd.config.schema import run_dir
+    from kd.config.validate import validate_config
     from kd.training.run import check_resume_compatible
 
     config = validate_config(to_container(_root_))
@@ -161,12 +161,12 @@ def prepare(composed: DictConfig, sweep: str | None) -> Any:
     Raises:
         UserError: If the configuration is invalid.
     """
-    from kd.config.schema import validate_config
+    from kd.config.validate import validate_config
     from kd.training import device
 
     config = validate_config(to_container(composed))
-    config = replace(config, sweep=Path(sweep).absolute() if sweep else None)
-    device.configure_process(config.root.threads)
+    config = config.replace(sweep=Path(sweep).absolute() if sweep else None)
+    device.configure_process(config.threads)
     # If a log cannot be written, do not print a traceback for each of its lines
     logging.raiseExceptions = False
     return config

@@ -18,7 +18,8 @@ from PIL import Image
 from wandb_server import Server
 
 from kd import cli
-from kd.config.schema import Config, validate_config
+from kd.config.schema import Config
+from kd.config.validate import validate_config
 from kd.core.io import write_json
 from kd.report.tables import read_plan
 from kd.runs import directory

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import ValidationError
 
-from kd.config.wandb_names import check_name
 from kd.core.errors import UserError
 from kd.core.settings import Settings
+from kd.core.wandb_names import check_name
 
 Mode = Literal["online", "offline", "disabled"]
 T = TypeVar("T", bound=Settings)

@@ -1,13 +1,13 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009), downloaded and verified by torchvision."""
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from kd.core.errors import UserError
-from kd.core.settings import PathText, Text
+from kd.core.settings import Effect, PathText, Text
 from kd.data.base import Arrays, DataSettings, Description
 
 
@@ -15,7 +15,7 @@ class Config(DataSettings):
     """The keys of CIFAR-10. `val_size` null holds out 5000 images."""
 
     name: Literal["cifar10"]
-    root: PathText
+    root: Annotated[PathText, Effect.NONE]  # the content identifies the data
     classes: list[Text] = Field(min_length=2)
     kind: ClassVar[str] = "CIFAR10"  # the class in torchvision.datasets
 

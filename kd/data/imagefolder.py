@@ -8,7 +8,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kd.core.errors import UserError
-from kd.core.settings import PathText
+from kd.core.settings import Effect, PathText
 from kd.data.base import Arrays, DataSettings, Description
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -39,7 +39,7 @@ class Config(DataSettings):
     """
 
     name: Literal["imagefolder"]
-    root: PathText
+    root: Annotated[PathText, Effect.NONE]  # the content identifies the data
     size: int = Field(ge=4, le=1024)
 
 

@@ -8,24 +8,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain, takewhile
 from typing import Any, NamedTuple
 
-from kd.core.settings import flatten
+from kd.core.execution import EXECUTION_KEYS
+from kd.core.settings import flatten, is_under
 
 MAX_LABEL = 40  # characters of a setting's short name
 MAX_VALUE = 16  # characters of a value, in a name that would otherwise be too long
 MAX_WORD = 10  # truncation removes a word completely if it has fewer characters than this
 MISALIGNED = " MISALIGNED"  # appended to a method that is run with misaligned teacher outputs
 
-# Keys that do not distinguish runs, or whose value is part of the method's name
-IGNORED = (
-    "seed",
-    "device",
-    "threads",
-    "rerun",
-    "paths.",
-    "tracker.",
-    "checkpoint.",
-    "teacher.outputs",
-)
+# Keys that do not distinguish settings; teacher.outputs is part of the method's name
+IGNORED = (*EXECUTION_KEYS, "seed", "teacher.outputs")
 PARTS = "method.parts"  # the list of methods that the method `sum` adds up
 
 
@@ -131,7 +123,7 @@ def _flattened(jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             key: value
             for key, value in flatten(job["config"]).items()
-            if applies(job, key) and not key.startswith(IGNORED)
+            if applies(job, key) and not is_under(key, IGNORED)
         }
         for job in jobs
     ]

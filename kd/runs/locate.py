@@ -13,10 +13,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from kd.core.execution import EXECUTION_KEYS
 from kd.core.io import read_json
-from kd.core.settings import flatten
+from kd.core.settings import flatten, is_under
 from kd.runs import directory
-from kd.runs.labels import IGNORED
 from kd.runs.schema import Config, Result, read_record
 
 # A directory with two of these files is that of a run
@@ -291,11 +291,10 @@ def _is_run_of(job: Mapping[str, Any], folder: str) -> bool:
 
 def _identifying_values(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that identify a run; where the data is stored does not."""
-    ignored = tuple(key for key in IGNORED if key not in ("seed", "teacher.outputs"))
     return {
         key: value
         for key, value in flatten(config).items()
-        if not key.startswith(ignored) and key != "data.root"
+        if not is_under(key, (*EXECUTION_KEYS, "data.root"))
     }
 
 

@@ -38,7 +38,7 @@ def describe(jobs: Sequence[tuple[Job, Config]], workers: int | None) -> None:
     if not jobs:
         console.print_line("0 jobs")
         return
-    speeds = _measured_speeds({absolute(config.root.paths.runs) for _, config in jobs})
+    speeds = _measured_speeds({absolute(config.paths.runs) for _, config in jobs})
     rows: list[list[str]] = []
     work: list[RemainingWork] = []
     teachers: dict[Path, Config] = {}
@@ -123,18 +123,18 @@ def describe_search(
 def _remaining_work(config: Config, speeds: Speeds) -> RemainingWork:
     """Return what is left to do of a run, whose directory may already hold some or all of it."""
     folder = run_dir(config)
-    if not config.root.rerun and directory.load_result(folder):
+    if not config.rerun and directory.load_result(folder):
         return RemainingWork("found", 0.0)
     seconds_per_epoch = speeds.get(_kind(config.to_dict(), config.description.fingerprint))
-    done = None if config.root.rerun else Checkpoints(folder).epoch()
+    done = None if config.rerun else Checkpoints(folder).epoch()
     seconds = None
     if seconds_per_epoch is not None:
-        seconds = seconds_per_epoch * (config.epochs - (done or 0))
+        seconds = seconds_per_epoch * (config.student.epochs - (done or 0))
     if directory.read_status(folder).state == "running":
         return RemainingWork("running", seconds)
     if done is None:
         return RemainingWork("to train", seconds)
-    return RemainingWork(f"to resume, {done} of {config.epochs} epochs done", seconds)
+    return RemainingWork(f"to resume, {done} of {config.student.epochs} epochs done", seconds)
 
 
 def _all_teachers(config: Config) -> Iterator[Config]:

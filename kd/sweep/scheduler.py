@@ -6,7 +6,6 @@ No job's failure stops the others. The report is made from the files that the jo
 import json
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,12 +14,14 @@ from typing import Any
 
 import pandas as pd
 
-from kd.config.schema import Config, run_dir, validate_config
+from kd.config.schema import Config, run_dir
+from kd.config.validate import validate_config
 from kd.config.wandb_env import refuse_choice
 from kd.core import console
 from kd.core.errors import DivergedError, PrunedError, SweepFailedError, UserError, first_line
+from kd.core.execution import ExecutionSettings
 from kd.core.interleave import RunCache, run_interleaved
-from kd.core.settings import flatten
+from kd.core.settings import Effect, flatten, is_under, keys_with
 from kd.report import build
 from kd.report.tables import read_plan
 from kd.runs import directory
@@ -171,13 +172,13 @@ def _write_report(folder: Path, figures: bool = True) -> str:
     if figures and jobs:
         frames = {name: getattr(report.tables, name) for name in ("runs", "summary")}
         images = [folder / "figures" / f"{name}.png" for name in report.figures]
-        tracker = validate_config(jobs[0]["config"]).root.tracker
+        tracker = validate_config(jobs[0]["config"]).tracker
         tracking.report_sweep(tracker, folder, frames, images, report.text)
     unfinished = [
         str(n) for n, state in enumerate(states, 1) if state not in (RunState.DONE, RunState.PRUNED)
     ]
     if figures and jobs and not unfinished:
-        tracker = validate_config(jobs[0]["config"]).root.tracker
+        tracker = validate_config(jobs[0]["config"]).tracker
         tracking.report_trial(tracker, folder, *_preferred_setting(jobs, report.tables))
     if not unfinished:
         return ""
@@ -429,9 +430,10 @@ def _outcome(error: Exception) -> RunStatus:
     return RunStatus(state, first_line(error))
 
 
-_PER_RUN_KEYS = re.compile(
-    r"seed|(optimizer|schedule)\..*|method\.(alpha|beta|T)|paths\..*|tracker\..*"
-    r"|checkpoint\..*|rerun"
+# Keys in which the jobs of one process may differ
+_PER_RUN_KEYS = (
+    *("seed", "optimizer", "schedule", "method.alpha", "method.beta", "method.T"),
+    *keys_with(ExecutionSettings, Effect.NONE),
 )
 
 
@@ -450,7 +452,7 @@ def group_compatible_jobs(jobs: Sequence[Job], most: int) -> list[list[Job]]:
         common = {
             key: value
             for key, value in flat_configs[job["number"]].items()
-            if not _PER_RUN_KEYS.fullmatch(key)
+            if not is_under(key, _PER_RUN_KEYS)
         }
         # A second job of the same run waits for the first, so it must be in another pack.
         is_duplicate = job["folder"] in folders
@@ -467,7 +469,7 @@ def group_compatible_jobs(jobs: Sequence[Job], most: int) -> list[list[Job]]:
             differing = [
                 key
                 for key, value in flat_configs[number].items()
-                if not _PER_RUN_KEYS.fullmatch(key) and flat_configs[other].get(key) != value
+                if not is_under(key, _PER_RUN_KEYS) and flat_configs[other].get(key) != value
             ]
             log.info(
                 "job %d is not packed: no other job has the same %s",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.config.schema import Config, file_digest, run_dir
-from kd.config.wandb_names import shorten_name
+from kd.core.wandb_names import shorten_name
 from kd.runs import directory
 
 WEIGHTS = "student.safetensors"  # in a run's directory
@@ -49,11 +49,11 @@ def _teacher_artifacts(run: Any, config: Config) -> Iterator[tuple[Any, list[str
     """Yield (artifact, aliases) of each teacher that the run learned from."""
     if not config.needs_teacher:
         return
-    if config.teacher_settings.checkpoint is None:
+    if config.teacher.checkpoint is None:
         for folder in map(run_dir, config.as_teachers()):
             yield _run_artifact(run, folder, directory.load_result(folder) or {})
         return
-    path = Path(config.teacher_settings.checkpoint).expanduser().absolute()
+    path = Path(config.teacher.checkpoint).expanduser().absolute()
     result = directory.load_result(path.parent) if path.name == WEIGHTS else None
     if result is not None:  # the weights of a kd run: use the artifact that it logs itself
         yield _run_artifact(run, path.parent, result)

@@ -60,8 +60,8 @@ def measure(
         "id": config.identity(),
         "method": config.method.name,
         "student": model_name(config.student),
-        "seed": config.root.seed,
-        "epochs": config.epochs,
+        "seed": config.seed,
+        "epochs": config.student.epochs,
         "metrics": {f"test_{k}": v for k, v in test_metrics.items()}
         | {k: last[k] for k in last if k.startswith("val_")},
         "teacher": _describe_teacher(config, teacher, teacher_logits, dataset),
@@ -107,10 +107,10 @@ def save_result(
     dataset = parts.dataset
     train = dataset.train
     metadata = weights.build_metadata(
-        config.student.model_dump(), dataset.classes, dataset.size, train.mean, train.std
+        config.student.network.model_dump(), dataset.classes, dataset.size, train.mean, train.std
     )
     if parts.method.graft is not None:
-        metadata["graft"] = {"teacher": config.teacher.model_dump(), **parts.method.graft}
+        metadata["graft"] = {"teacher": config.teacher.network.model_dump(), **parts.method.graft}
 
     def write_weights(folder: Path) -> None:
         weights.save(parts.method.deploy(parts.student), folder / "student.safetensors", metadata)

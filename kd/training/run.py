@@ -11,9 +11,10 @@ from kd import data, models
 from kd.config.schema import Config, absolute, run_dir
 from kd.core import console, locks
 from kd.core.errors import DivergedError, PrunedError, UserError, first_line
+from kd.core.execution import ExecutionSettings
 from kd.core.interleave import RunCache, run_to_completion
 from kd.core.rng import seeded
-from kd.core.settings import flatten
+from kd.core.settings import Effect, flatten, keys_with
 from kd.core.signals import SignalHandler
 from kd.data import Data
 from kd.data.batch import Batch
@@ -112,17 +113,23 @@ class TrainingRun:
 
     def build(self) -> None:
         """Load the data, get the teacher, and build student, method and optimizers."""
-        config, root = self.config, self.config.root
-        source = config.data, config.description, absolute(root.paths.cache), self.device.torch
+        config = self.config
+        source = config.data, config.description, absolute(config.paths.cache), self.device.torch
         dataset = self.cache.get_or_create(
             "images", source, lambda: data.load(*source), "teacher", "step/"
         )
         self.components = build_components(config, dataset, self.device, self.cache)
         self.recipe = Recipe(
-            config.epochs, root.batch_size, root.seed, config.data.augment, root.schedule
+            config.student.epochs,
+            config.batch_size,
+            config.seed,
+            config.data.augment,
+            config.schedule,
         )
-        self.state = TrainingState(self.components.student, self.components.method, root.optimizer)
-        self.checkpoints = Checkpoints(self.folder, *root.checkpoint.model_dump().values())
+        self.state = TrainingState(
+            self.components.student, self.components.method, config.optimizer
+        )
+        self.checkpoints = Checkpoints(self.folder, *config.checkpoint.model_dump().values())
         self.checkpoint_writer = CheckpointWriter(
             self.checkpoints, self.state, self.run_dir, self.device, self.signals, self.title
         )
@@ -157,7 +164,7 @@ class TrainingRun:
                 extra={"notice": True},
             )
         self.checkpoint_writer.start(checkpoint)
-        self.progress = ProgressLog(self.title, self.config.epochs, self.run_dir.rows)
+        self.progress = ProgressLog(self.title, self.config.student.epochs, self.run_dir.rows)
 
     def finalize(self, tracker: tracking.WandbRun) -> dict[str, Any]:
         """Check that the teacher stayed frozen, read the test images once, and write the result.
@@ -201,8 +208,8 @@ class TrainingRun:
     def _load_existing_result(self) -> bool:
         """Load the result of an earlier process, if there is one and `rerun` is false."""
         existing = directory.load_result(self.folder)
-        if existing is None or self.config.root.rerun:
-            if self.config.root.rerun:
+        if existing is None or self.config.rerun:
+            if self.config.rerun:
                 directory.archive_previous_run(self.folder)
             check_resume_compatible(self.config)
             return False
@@ -219,9 +226,11 @@ class TrainingRun:
         return True
 
     def _resolve_device(self) -> Device:
-        root = self.config.root
-        cache = absolute(root.paths.cache)
-        return resolve(root.device, root.precision, cache, root.kernels == "auto", root.compile)
+        config = self.config
+        cache = absolute(config.paths.cache)
+        return resolve(
+            config.device, config.precision, cache, config.kernels == "auto", config.compile
+        )
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
@@ -281,7 +290,7 @@ class TrainingRun:
 
     def _teacher_outputs(self, batch: Batch) -> ModelOutput:
         """Return the teacher's outputs for a batch, computed once for all interleaved runs."""
-        config, seed = self.config, self.config.root.seed
+        config, seed = self.config, self.config.seed
         dataset = self.components.dataset
         method = self.components.method
         outputs = self.components.teacher_cache
@@ -353,7 +362,7 @@ def build_components(
     config: Config, dataset: Data, device: Device, cache: RunCache
 ) -> RunComponents:
     """Get the teacher and build student and method, each from its own random stream."""
-    seed = config.root.seed
+    seed = config.seed
 
     def train_teacher(teacher_config: Config, title: str) -> dict[str, Any]:
         result = run_to_completion(TrainingRun(teacher_config, title, cache=cache).steps())
@@ -363,14 +372,16 @@ def build_components(
     if config.needs_teacher:
         teacher = get_teacher(config, dataset, device, cache, train_teacher)
     with seeded(seed, "student"):
-        network = models.build(config.student, len(dataset.classes), dataset.size)
+        network = models.build(config.student.network, len(dataset.classes), dataset.size)
         student = device.prepare_module(network)
-    if config.labels < 1:
+    if config.student.labels < 1:
         full = dataset
         dataset = cache.get_or_create(
             f"step/labels/{seed}",
-            (full, config.labels, config.needs_teacher),
-            lambda: data.keep_label_fraction(full, config.labels, seed, config.needs_teacher),
+            (full, config.student.labels, config.needs_teacher),
+            lambda: data.keep_label_fraction(
+                full, config.student.labels, seed, config.needs_teacher
+            ),
         )
     labels = torch.full((dataset.samples,), -1)
     labels[dataset.train.index.cpu()] = dataset.train.targets.cpu()
@@ -381,7 +392,7 @@ def build_components(
         samples=dataset.samples,
         student_net=student,
         teacher_net=teacher.net if teacher else None,
-        epochs=config.epochs,
+        epochs=config.student.epochs,
         labels=labels,
     )
     with seeded(seed, "method"):
@@ -401,7 +412,7 @@ def check_single_seed(config: Config) -> None:
     Raises:
         UserError: `seeds` is set.
     """
-    if config.root.seeds is not None:
+    if config.seeds is not None:
         raise UserError(
             "seeds: several seeds need a multirun; add -m, without hydra.mode=RUN, and use "
             "hydra/sweeper=grid or optuna"
@@ -418,14 +429,14 @@ def check_resume_compatible(config: Config) -> None:
     """
     check_single_seed(config)
     folder = run_dir(config)
-    if config.root.rerun or not Checkpoints(folder).exists() or directory.load_result(folder):
+    if config.rerun or not Checkpoints(folder).exists() or directory.load_result(folder):
         return
     saved_config, _ = schema.read_record(schema.Config, folder / "config.yaml")
     if saved_config is None:
         return
     saved = flatten(saved_config)
     current = flatten(config.to_dict())
-    keys = ("device", "kernels", "compile", "threads")
+    keys = keys_with(ExecutionSettings, Effect.ROUNDING)
     changed = [key for key in keys if saved.get(key) != current[key]]
     if changed:
         changes = [f"{key} was {saved.get(key)} and is now {current[key]}" for key in changed]

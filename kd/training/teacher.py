@@ -48,7 +48,7 @@ def load(
         UserError: The weights are damaged or do not fit, or their validation accuracy differs from
             the one after their training.
     """
-    net = models.build(config.teacher, len(data.classes), data.size)
+    net = models.build(config.teacher.network, len(data.classes), data.size)
     try:
         weights.load_weights(net, source, "teacher: " if trained else weights.EXTERNAL)
     except UserError as error:

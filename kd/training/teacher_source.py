@@ -35,7 +35,7 @@ def get_teacher(
         DivergedError: The training of the teacher diverged.
         UserError: The file `teacher.checkpoint` does not fit.
     """
-    settings = config.teacher_settings
+    settings = config.teacher
     members: list[Teacher] = []
     if settings.checkpoint is not None:
         source = Path(settings.checkpoint).expanduser()
@@ -72,7 +72,7 @@ def _load_member(
     number: int = 0,
 ) -> Teacher:
     """Load a teacher from its weights, unless the previous run of this process had it loaded."""
-    cache_key = dataset, source, file_digest(source), config.teacher, str(device)
+    cache_key = dataset, source, file_digest(source), config.teacher.network, str(device)
     loaded: Teacher = cache.get_or_create(
         f"teacher/{number}",
         cache_key,
@@ -114,9 +114,9 @@ def open_teacher_cache(
 
     It lies beside the teacher's weights, and for `teacher.checkpoint` in `paths.cache`.
     """
-    settings = config.teacher_settings
+    settings = config.teacher
     weights = [Path(source) for source in loaded.sources]
-    own_cache = absolute(config.root.paths.cache)
+    own_cache = absolute(config.paths.cache)
     parent = weights[0].parent if settings.checkpoint is None else own_cache
     digest = "+".join(map(file_digest, weights))
     if len(weights) > 1:
@@ -124,7 +124,7 @@ def open_teacher_cache(
     augment = config.data.augment
     name = teacher_cache.key(
         digest,
-        config.teacher,
+        config.teacher.network,
         config.description.fingerprint,
         dataset.train,
         augment,
@@ -145,7 +145,7 @@ def open_teacher_cache(
         TeacherForward(loaded.net, method.teacher_taps, device),
         dataset.train,
         augment,
-        config.root.seed,
+        config.seed,
         method.views,
         spec,
         method.mixed,

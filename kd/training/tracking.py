@@ -13,10 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from kd.config import wandb_env
-from kd.config.schema import Config, TrackerSettings
-from kd.config.wandb_names import shorten_name
+from kd.config.schema import Config
 from kd.core.errors import DivergedError, PrunedError, first_line
+from kd.core.execution import TrackerSettings
 from kd.core.io import read_json, write_json
+from kd.core.wandb_names import shorten_name
 from kd.data import Data
 from kd.runs.directory import read_history
 from kd.training import artifacts, dashboard, wandb_run
@@ -120,10 +121,10 @@ def open(config: Config, folder: Path, job_type: str, single: bool = False) -> I
         The object that logs to the W&B run; it sends nothing if there is no such run.
     """
     run_settings = _run_settings(config, folder, job_type, single)
-    with wandb_run.started(config.root.tracker, folder, run_settings) as run:
+    with wandb_run.started(config.tracker, folder, run_settings) as run:
         if run is not None:
             _write_run_id(run, run_settings, folder)
-        tracker = WandbRun(run, config.root.tracker)
+        tracker = WandbRun(run, config.tracker)
         tracker.send(dashboard.define_axes)
         try:
             yield tracker
@@ -168,7 +169,7 @@ def republish(config: Config, folder: Path, result: Mapping[str, Any]) -> None:
     if trial is None:
         return
     run_settings = _run_settings(config, folder, "student", single=True)
-    with wandb_run.started(config.root.tracker, folder, run_settings) as run:
+    with wandb_run.started(config.tracker, folder, run_settings) as run:
         _log_rows(run, read_history(folder), dashboard.summary(result))
 
 
@@ -274,7 +275,7 @@ def _run_settings(
 
     Its id is the one given by the agent, else the one that the run had before, else a new one.
     """
-    settings = config.root.tracker
+    settings = config.tracker
     record = read_json(folder / "wandb.json")
     record = record if isinstance(record, dict) else {}
     trial = wandb_env.agent_trial() if single else None

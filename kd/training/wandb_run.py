@@ -20,10 +20,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from kd.config import wandb_env
-from kd.config.schema import TrackerSettings
 from kd.config.wandb_env import Mode, Trial
 from kd.core import console
 from kd.core.errors import first_line
+from kd.core.execution import TrackerSettings
 from kd.core.settings import flatten
 from kd.training import dashboard
 

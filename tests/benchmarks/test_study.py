@@ -284,13 +284,13 @@ def test_the_original_protocol_is_as_its_text_gives_it(composed: Callable) -> No
     for experiment, *more, seeds in words:
         config = composed(experiment, *more, small=False)
         methods.append(config.method.name)
-        assert (config.root.optimizer.name, config.root.optimizer.lr, config.root.batch_size) == (
+        assert (config.optimizer.name, config.optimizer.lr, config.batch_size) == (
             "adam",
             1e-3,
             128,
         )
-        assert config.epochs == (10 if config.method.name == "feature" else 15)
-        assert config.teacher_settings.epochs == 25
+        assert config.student.epochs == (10 if config.method.name == "feature" else 15)
+        assert config.teacher.epochs == 25
         said = {
             key: getattr(config.method, key, value)
             for key, value in {"T": 3, "alpha": 0.5, "beta": 0.4}.items()

@@ -13,7 +13,7 @@ from conftest import is_one_line, write
 
 from hydra_plugins._kd_optuna import search_integers
 from kd.config.overrides import parse, split_arguments
-from kd.config.schema import takes_integers
+from kd.config.validate import takes_integers
 from kd.core.errors import UserError
 from kd.training.run import TrainingRun
 
@@ -137,7 +137,7 @@ def test_a_single_run_of_an_experiment_that_is_a_sweep(
     kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = []
-    monkeypatch.setattr(TrainingRun, "execute", lambda self: ran.append(self.config.root.seed))
+    monkeypatch.setattr(TrainingRun, "execute", lambda self: ran.append(self.config.seed))
     monkeypatch.setattr("kd.training.finalize.summary_lines", lambda *_: [])
     assert kd(*TOY, "+experiment=compare", "hydra.mode=RUN", "seed=4").code == 0
     assert ran == [4]

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import kd.training.run
 from kd import cli
-from kd.config.schema import validate_config
+from kd.config.validate import validate_config
 from kd.core import registry
 from kd.core.settings import flatten
 from kd.data.loader import Split

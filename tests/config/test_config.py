@@ -13,7 +13,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from kd import cli, data, models
-from kd.config.schema import validate_config
+from kd.config.validate import validate_config
 from kd.core.errors import UserError
 from kd.core.registry import choices
 from kd.methods import MethodContext
@@ -365,7 +365,7 @@ def test_every_yaml_composes_and_builds(choice: str, composed: Callable, folder:
     labels = torch.zeros(2000, dtype=torch.int64)
     spec = MethodContext(*shapes, len(config.description.classes), 2000, *nets, labels=labels)
     method = config.method_class(config.method, spec)
-    for recipe in (config.root, config.teacher_settings):
+    for recipe in (config, config.teacher):
         for optimizer in recipe.optimizer.build([*nets[0].parameters(), *method.parameters()]):
             optimizer.step()
         assert all(0 <= recipe.schedule.factor(step, 100) <= 1 for step in range(100))

@@ -6,17 +6,16 @@ The names that kd makes are valid.
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import wandb
 from conftest import is_one_line
 
-from kd.config import wandb_names
 from kd.config.schema import Config
-from kd.config.wandb_names import RULES, check_name, shorten_name, validate_name
+from kd.core import wandb_names
 from kd.core.errors import UserError
+from kd.core.wandb_names import RULES, check_name, shorten_name, validate_name
 from kd.training import tracking
 
 REFUSED = {
@@ -71,7 +70,7 @@ def test_names_at_the_limits_are_accepted(composed: Callable) -> None:
         f"tracker.group='{'g/ü' * 42}'",
         f"tracker.tags=[{'t' * 64},'a: b, c']",
     ]
-    settings = composed("method=standard", *words, "tracker.entity=team-1_x.y").root.tracker
+    settings = composed("method=standard", *words, "tracker.entity=team-1_x.y").tracker
     assert (len(settings.project), len(settings.group), len(settings.tags[0])) == (128, 126, 64)
     wandb.Settings(
         project=settings.project,
@@ -128,10 +127,10 @@ def test_a_run_of_a_long_name_is_started_with_valid_names(
 ) -> None:
     config = composed("method=standard", "tracker.mode=offline", "tracker.tags=[mine,standard]")
     monkeypatch.setattr(Config, "run_name", lambda _: f"{'long-' * 40}s0-0123456789ab")
-    settings = config.root.tracker.model_copy(
+    settings = config.tracker.model_copy(
         update={"group": tracking.group(tmp_path / ("s" * 200) / ("t" * 200))}
     )
-    config = replace(config, root=config.root.model_copy(update={"tracker": settings}))
+    config = config.replace(tracker=settings)
     with tracking.open(config, tmp_path, "student"):
         pass
     (given,) = started
@@ -147,7 +146,7 @@ def test_a_run_of_a_long_name_is_started_with_valid_names(
 
 def test_the_rules_need_no_wandb() -> None:
     code = (
-        "import sys, kd.config.wandb_names; "
+        "import sys, kd.core.wandb_names; "
         "sys.exit('wandb' in sys.modules or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

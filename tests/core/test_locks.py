@@ -19,7 +19,8 @@ from conftest import SWEPT as SMALL
 from hydra import compose, initialize_config_dir
 
 from kd import cli
-from kd.config.schema import run_dir, validate_config
+from kd.config.schema import run_dir
+from kd.config.validate import validate_config
 from kd.core import locks
 from kd.runs import directory
 

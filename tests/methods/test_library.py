@@ -47,9 +47,9 @@ def small(composed: Callable, place: Path) -> Callable[..., Config]:
 
 
 def seen(config: Config) -> Any:
-    device = resolve("cpu", config.root.precision, Path(config.root.paths.cache), False, False)
+    device = resolve("cpu", config.precision, Path(config.paths.cache), False, False)
     return data.load(
-        config.data, config.description, Path(config.root.paths.cache), device.torch
+        config.data, config.description, Path(config.paths.cache), device.torch
     ), device
 
 
@@ -300,7 +300,7 @@ def test_what_the_teacher_says_of_blends_is_kept_for_their_epoch_alone(
     fewer = replace(images.train, index=images.train.index[:-1])
     for mixed in (False, True):  # blends are of what is trained on
         names = {
-            key("w", config.teacher, "c", split, augment, device, mixed)
+            key("w", config.teacher.network, "c", split, augment, device, mixed)
             for split in (images.train, fewer)
         }
         assert len(names) == (2 if mixed else 1)
@@ -334,7 +334,7 @@ def test_a_student_of_several_teachers(small: Callable, place: Path) -> None:
         "method=logits", "teacher.members=2", "teacher.mean=probabilities", "teacher.seed=7"
     )
     result = run(config)
-    assert [one.root.seed for one in config.as_teachers()] == [7, 8]
+    assert [one.seed for one in config.as_teachers()] == [7, 8]
     folders = [run_dir(one) for one in config.as_teachers()]
     assert result["teacher"]["source"] == [
         str(folder / "student.safetensors") for folder in folders
@@ -365,10 +365,10 @@ def test_a_student_of_several_teachers(small: Callable, place: Path) -> None:
 def test_generations_teach_one_another(small: Callable) -> None:
     config = small("method=born_again", "method.generation=2", "teacher.seed=5", "seed=3")
     second, first = config.as_teacher(), config.as_teacher().as_teacher()
-    assert (second.method.name, second.method.generation, second.root.seed) == ("born_again", 1, 6)
-    assert (first.method.name, first.root.seed, first.student) == ("standard", 5, config.student)
-    assert first.root.optimizer == config.root.optimizer
-    assert (first.epochs, first.root.batch_size) == (config.epochs, config.root.batch_size)
+    assert (second.method.name, second.method.generation, second.seed) == ("born_again", 1, 6)
+    assert (first.method.name, first.seed, first.student) == ("standard", 5, config.student)
+    assert first.optimizer == config.optimizer
+    assert (first.student.epochs, first.batch_size) == (config.student.epochs, config.batch_size)
     result = run(config)
     assert result["teacher"]["source"] == str(run_dir(second) / "student.safetensors")
     assert result["teacher"]["name"] == result["student"]

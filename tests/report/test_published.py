@@ -63,7 +63,7 @@ def test_every_pair_composes_with_the_standard_protocol(pair: str, composed: Cal
         "what it is shown as"
     )
     light = names[1] in LIGHT
-    for recipe, rate in ((config.root, 0.01 if light else 0.05), (config.teacher_settings, 0.05)):
+    for recipe, rate in ((config, 0.01 if light else 0.05), (config.teacher, 0.05)):
         assert recipe.optimizer.model_dump() == {
             "name": "sgd",
             "lr": rate,
@@ -76,7 +76,7 @@ def test_every_pair_composes_with_the_standard_protocol(pair: str, composed: Cal
         drops = [epoch for epoch in range(1, 240) if epochs[epoch] < epochs[epoch - 1]]
         assert (epochs[0], drops) == (1.0, [150, 180, 210])
         assert epochs[-1] == pytest.approx(0.001)
-    assert (config.epochs, config.teacher_settings.epochs) == (240, 240)
+    assert (config.student.epochs, config.teacher.epochs) == (240, 240)
     assert (config.data.name, config.description.train, config.description.val) == (
         "cifar100",
         50_000,
@@ -97,16 +97,24 @@ def test_what_is_typed_wins_over_pair_and_protocol(composed: Callable, folder: P
         config = composed(
             *words, "model@student=cnn4", "model@teacher=cnn", "optimizer=adam", small=False
         )
-        assert (config.data.name, config.description.val, config.epochs) == ("digits", 0, 240)
+        assert (config.data.name, config.description.val, config.student.epochs) == (
+            "digits",
+            0,
+            240,
+        )
         assert (model_name(config.teacher), model_name(config.student)) == ("cnn-16", "cnn-4")
-        assert (config.root.optimizer.name, config.root.optimizer.lr) == ("adam", 0.003)
+        assert (config.optimizer.name, config.optimizer.lr) == ("adam", 0.003)
     models = ["model@student=cnn4", "model@teacher=cnn"]
     words = ["method=standard", "optimizer.lr=0.2", "student.epochs=3", "data.val_size=100"]
     config = composed(STANDARD, "data=cifar10", *models, *words, small=False)
-    assert (config.data.name, config.method.name, config.epochs) == ("cifar10", "standard", 3)
-    assert (config.root.optimizer.lr, config.description.val) == (0.2, 100)
+    assert (config.data.name, config.method.name, config.student.epochs) == (
+        "cifar10",
+        "standard",
+        3,
+    )
+    assert (config.optimizer.lr, config.description.val) == (0.2, 100)
     images = composed(STANDARD, "data=imagefolder", f"data.root={folder}", *models, small=False)
-    assert (images.data.name, images.root.schedule.name) == ("imagefolder", "step")
+    assert (images.data.name, images.schedule.name) == ("imagefolder", "step")
 
 
 def test_a_pair_stays_with_any_data(composed: Callable) -> None:
@@ -123,12 +131,11 @@ def test_the_smoke_form_is_the_protocol_in_two_epochs(composed: Callable) -> Non
         composed(f"+experiment=cifar100_{form}", *models, small=False)
         for form in ("standard", "smoke")
     )
-    assert (smoke.epochs, smoke.teacher_settings.epochs) == (2, 2)
-    assert smoke.root == whole.root.model_copy(
-        update={"student": smoke.root.student, "teacher": smoke.root.teacher}
-    )
-    assert smoke.teacher_settings == whole.teacher_settings.model_copy(update={"epochs": 2})
-    rates = {round(smoke.root.schedule.factor(step, 2 * 23), 4) for step in range(2 * 23)}
+    assert (smoke.student.epochs, smoke.teacher.epochs) == (2, 2)
+    teacher = whole.teacher.model_copy(update={"epochs": 2})
+    student = whole.student.model_copy(update={"epochs": 2})
+    assert smoke == whole.replace(student=student, teacher=teacher)
+    rates = {round(smoke.schedule.factor(step, 2 * 23), 4) for step in range(2 * 23)}
     assert rates == {1.0, 0.1, 0.01, 0.001}, "all steps of the schedule"
 
 

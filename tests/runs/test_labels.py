@@ -95,7 +95,7 @@ def test_all_labels_are_a_run_of_the_name_it_had(composed: Callable) -> None:
     )
     # The teacher has all labels.
     assert few.as_teacher().identity() == plain.as_teacher().identity()
-    assert few.as_standard().labels == 0.5
+    assert few.as_standard().student.labels == 0.5
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hydra_plugins import _kd_grid, _kd_sweeper
 from hydra_plugins._kd_compose import Composer
 from kd import cli, models
-from kd.config import schema
+from kd.config import schema, validate
 from kd.core import console
 from kd.models import weights
 from kd.report.tables import read_plan
@@ -202,10 +202,10 @@ def test_a_grid_is_checked_once_for_what_differs(
             counted[name] += 1
             return real(*given)
 
-        monkeypatch.setattr(schema, name, counting)
+        monkeypatch.setattr(validate, name, counting)
 
-    count("_build_meta", schema._build_meta)
-    count("_check_method", schema._check_method)
+    count("_build_meta", validate._build_meta)
+    count("_check_method", validate._check_method)
     jobs, sweeper = planned(tmp_path, GRID)
     assert len(jobs) == len(read_plan(tmp_path / "sweep")) == 60
     assert sweeper.composer.compositions == 3

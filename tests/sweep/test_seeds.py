@@ -155,7 +155,7 @@ def test_it_is_no_part_of_the_identity_and_of_no_single_run(composed: Callable) 
     assert several.identity() == composed("method=standard").identity()
     with pytest.raises(UserError, match=r"^seeds: several seeds need a multirun; add -m"):
         run(several)
-    assert not Path(several.root.paths.runs).exists()
+    assert not Path(several.paths.runs).exists()
 
 
 # ---- a search

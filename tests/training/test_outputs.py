@@ -55,8 +55,8 @@ def losses(
     with seeded(0, "method"):
         spec = MethodContext(student.shapes(32), teacher.shapes(32), 10, found.samples)
         method = config.method_class(config.method, spec).to(DEVICE)
-    state = TrainingState(student, method, config.root.optimizer)
-    recipe = Recipe(2, 128, 0, config.data.augment, config.root.schedule)
+    state = TrainingState(student, method, config.optimizer)
+    recipe = Recipe(2, 128, 0, config.data.augment, config.schedule)
     rows = train(state, teach(method), found.train, recipe, device)
     return [row for row in rows if row]
 
@@ -268,16 +268,21 @@ def test_all_that_outputs_depend_on_is_in_their_key(composed: Callable, tmp_path
     train_split = images(config, tmp_path).train
     augment = config.data.augment
     keys = {
-        outputs_module.key("w", config.teacher, "c", train_split, augment, FP32),
-        outputs_module.key("v", config.teacher, "c", train_split, augment, FP32),
-        outputs_module.key("w", config.teacher, "d", train_split, augment, FP32),
-        outputs_module.key("w", config.teacher, "c", train_split, augment, BF16),
+        outputs_module.key("w", config.teacher.network, "c", train_split, augment, FP32),
+        outputs_module.key("v", config.teacher.network, "c", train_split, augment, FP32),
+        outputs_module.key("w", config.teacher.network, "d", train_split, augment, FP32),
+        outputs_module.key("w", config.teacher.network, "c", train_split, augment, BF16),
         outputs_module.key(
-            "w", config.teacher, "c", train_split, augment.model_copy(update={"flip": True}), FP32
+            "w",
+            config.teacher.network,
+            "c",
+            train_split,
+            augment.model_copy(update={"flip": True}),
+            FP32,
         ),
         outputs_module.key(
             "w",
-            config.teacher,
+            config.teacher.network,
             "c",
             train_split,
             augment.model_copy(update={"padding": "edge"}),

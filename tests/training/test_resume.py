@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +217,7 @@ def test_a_checkpoint_of_another_precision_or_shape_is_refused(composed: Callabl
         done.append(line)
         with pytest.raises(UserError, match=line):
             run(config)
-    assert run(replace(config, root=config.root.model_copy(update={"rerun": True})))
+    assert run(config.replace(rerun=True))
     assert list((run_dir(config) / "superseded" / "1" / "checkpoints").glob("*.pt"))
 
 

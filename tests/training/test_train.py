@@ -42,9 +42,8 @@ def one_epoch(
     config: Config, found: Data, teacher: Net | None, student: Net, method: Method, epochs: int = 1
 ) -> list:
     teach = TeacherForward(teacher, method.teacher_taps, FP32) if teacher else None
-    state = TrainingState(student, method, config.root.optimizer)
-    root = config.root
-    recipe = Recipe(epochs, 128, root.seed, config.data.augment, root.schedule)
+    state = TrainingState(student, method, config.optimizer)
+    recipe = Recipe(epochs, 128, config.seed, config.data.augment, config.schedule)
     rows = train(state, teach, found.train, recipe, FP32)
     return [row for row in rows if row]
 
@@ -82,7 +81,7 @@ def aligned(config: Config, found: Data, teacher: Net, seen: Seen) -> None:
     for batch, student_saw, said in zip(
         seen.batches, seen.student_saw, seen.teacher_said, strict=True
     ):
-        chosen = views.sample_views(config.root.seed, 0, batch.index, config.data.augment)
+        chosen = views.sample_views(config.seed, 0, batch.index, config.data.augment)
         rows = []
         for index, view in zip(batch.index.tolist(), chosen.tolist(), strict=True):
             dy, dx = divmod(view, 9)  # digits are not mirrored
@@ -148,7 +147,7 @@ def test_a_method_may_see_several_views_of_each_sample(composed: Callable, tmp_p
         DEVICE
     )
     one_epoch(config, found, teacher, student, method)
-    single = loader.batches(found.train, 128, config.root.seed, 0, config.data.augment)
+    single = loader.batches(found.train, 128, config.seed, 0, config.data.augment)
     for one, (batch, said) in zip(single, seen, strict=True):
         (x, x2), (index, index2), (view, view2) = (
             t.chunk(2) for t in (batch.x, batch.index, batch.view)
@@ -289,8 +288,8 @@ def test_the_student_trains_in_train_mode_in_every_epoch(
     student.stages["head"].register_forward_pre_hook(
         lambda module, _: modes.append(module.training)
     )
-    state = TrainingState(student, method, config.root.optimizer)
-    recipe = Recipe(2, 256, 0, config.data.augment, config.root.schedule)
+    state = TrainingState(student, method, config.optimizer)
+    recipe = Recipe(2, 256, 0, config.data.augment, config.schedule)
     for row in train(state, None, found.train, recipe, FP32):
         if row:
             student.eval()  # as validation does
@@ -314,7 +313,7 @@ def test_weights_that_are_not_finite_after_the_last_step_end_the_run(composed: C
     state = TrainingState(
         student,
         config.method_class(config.method, MethodContext({}, {}, 10, 9)),
-        config.root.optimizer,
+        config.optimizer,
     )
     state.step_metrics = {"loss": [torch.tensor(1.0), torch.tensor(3.0)]}
     assert state.means() == {"loss": 2.0}

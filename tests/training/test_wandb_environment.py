@@ -150,7 +150,7 @@ def test_modes(
 
 @pytest.fixture
 def tracker_settings() -> Callable[..., Any]:
-    from kd.config.schema import TrackerSettings
+    from kd.core.execution import TrackerSettings
 
     given = {
         "mode": "auto",

@@ -216,7 +216,7 @@ def test_a_known_run_keeps_its_id_beside_one_that_found_no_server(
 
 
 def record_settings() -> Any:
-    from kd.config.schema import TrackerSettings
+    from kd.core.execution import TrackerSettings
 
     names = dict.fromkeys(("project", "entity", "group", "tags", "notes"))
     return TrackerSettings(mode="online", **names, samples=0, artifacts=False, timeout=300)
