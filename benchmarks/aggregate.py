@@ -31,7 +31,7 @@ NET = {"name": "cnn", "activation": "relu", "dropout": 0.2, "epochs": EPOCHS}
 CONFIG: dict[str, Any] = {
     "student": {**NET, "scale": 8},
     "optimizer": SGD,
-    "schedule": {"name": "onecycle", "warmup": 0.2, "final": 0.0},
+    "schedule": {"name": "triangle", "warmup_fraction": 0.2, "final_lr_factor": 0.0},
     "teacher": {
         **NET,
         "scale": 32,
@@ -42,7 +42,7 @@ CONFIG: dict[str, Any] = {
     },
     "data": {
         "val_size": 5000,
-        "augment": {"crop": 4, "padding": "zeros", "flip": True},
+        "augment": {"crop_padding": 4, "padding_mode": "zeros", "flip": True},
         "name": "cifar10",
     },
     "batch_size": 64,

@@ -192,7 +192,7 @@ def run_sweep(bench: Bench) -> dict[str, Any]:
         "method=standard,logits,feature",
         "seed=0,1",
         "data=digits",
-        "teacher.store.fill=whole",
+        "teacher.cache.fill=eager",
     ]
     return distill(bench, "digits", words, ["teacher.scale=2", "student.scale=1"])
 

@@ -51,7 +51,7 @@ MEASURED, PAGE, TABLE = (
     ROOT / "docs" / "methods.csv",
 )
 ONE_VIEW = Augment(
-    crop=0, padding="zeros", flip=False
+    crop_padding=0, padding_mode="zeros", flip=False
 )  # after an epoch all that a teacher can say is known
 KINDS = {  # {what is compared: {method: when to try it}}
     "Without a teacher": {
@@ -133,7 +133,9 @@ def steps(name: str, found: Pictures, device: Device, kept: Path) -> Iterator[An
         else None
     )
     optimizer = SGD(name="sgd", lr=1e-5, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    schedule = Schedule(name="constant", warmup=0.0, final=0.0, milestones=[], gamma=1.0)
+    schedule = Schedule(
+        name="constant", warmup_fraction=0.0, final_lr_factor=0.0, milestones=[], gamma=1.0
+    )
     yield count(method.parameters())
     state = TrainingState(student, method, optimizer)
     recipe = Recipe(10**6, BATCH, 0, ONE_VIEW, schedule)
@@ -186,8 +188,8 @@ def page(measured: dict[str, Any], runs: pd.DataFrame | None) -> str:
         f"{measured['steps']} steps of {measured['batch_size']} images "
         "(`python -m benchmarks.methods`). The teacher's logits and vectors are read from its "
         "table, as in every run but its first; its maps are computed in each step "
-        "(`teacher.store.maps=true` keeps them). **Own** are the parameters that only the method "
-        "trains.",
+        "(`teacher.cache.feature_maps=true` keeps them). **Own** are the parameters that only the "
+        "method trains.",
         "",
         *(NO_RESULTS if runs is None else _said(runs)),
         "",

@@ -12,7 +12,7 @@ from kd.data.augment import Augment
 
 MEAN, STD, BATCH = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616], 128
 STUDENT_FLOPS, TEACHER_FLOPS = 43.5e6, 53.2e6  # per image: of a training step; of a forward pass
-AUGMENT = Augment(crop=4, padding="zeros", flip=True)
+AUGMENT = Augment(crop_padding=4, padding_mode="zeros", flip=True)
 CACHE = Path(os.environ.get("KD_CACHE", "~/.cache/kd")).expanduser()
 
 

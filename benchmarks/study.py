@@ -74,7 +74,7 @@ def fair(kept: Path) -> list[Words]:
 
 def labels(kept: Path) -> list[Words]:
     """How many labels a student needs."""
-    part = "student.labels=0.01,0.1,1.0"
+    part = "student.label_fraction=0.01,0.1,1.0"
     return [["method=standard", part, FEW], ["method=logits", *chosen(kept, "logits"), part, FEW]]
 
 

@@ -28,7 +28,7 @@ ITS_CODE = {"teacher": 79.73, "standard": 73.7, WRONG: 65.7}
 # students of the original study, in an order that gives each the same look in all figures
 ORIGINAL = ["standard", "logits", "feature", WRONG]
 SWEPT = {  # part: (the key that it sweeps, the title of its axis)
-    "labels": ("student.labels", "part of the labels given"),
+    "labels": ("student.label_fraction", "part of the labels given"),
     "budget": ("student.epochs", "epochs of the student"),
     "student": ("student.scale", "scale of the student"),
     "teacher": ("teacher.scale", "scale of the teacher"),

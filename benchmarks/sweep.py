@@ -35,7 +35,7 @@ TARGET, STARTUP = 8.0, 6.0
 ALPHAS, TEMPERATURES = (0.1, 0.3, 0.5, 0.9), (1, 2, 4, 8)
 WAYS = {
     "sweep of 16, a worker a core": [],
-    "sweep of 16, packed by 8": ["hydra.launcher.pack=8"],
+    "sweep of 16, packed by 8": ["hydra.launcher.jobs_per_worker=8"],
 }
 FIRST_STEP = """
 import os, sys, kd.training.run

@@ -125,7 +125,9 @@ def ours(path: Way, found: Pictures, device: Device, kept: Path) -> Ours:
 def our_steps(path: Way, found: Pictures, device: Device, kept: Path) -> Iterator[Any]:
     """Run kd's loop: yield an item per step."""
     made = ours(path, found, device, kept)
-    schedule = Schedule(name="constant", warmup=0.0, final=0.0, milestones=[], gamma=1.0)
+    schedule = Schedule(
+        name="constant", warmup_fraction=0.0, final_lr_factor=0.0, milestones=[], gamma=1.0
+    )
     state = TrainingState(made.student, made.method, made.optimizer)
     recipe = Recipe(10**6, BATCH, 0, AUGMENT, schedule)
     rows = train(state, made.teach, made.split, recipe, device)

@@ -27,9 +27,9 @@ class LocalConf:
     # Number of worker processes; null for one per GPU or, without GPUs, one per core.
     slots: int | None = None
     # Jobs that a worker runs at once, interleaved step by step, sharing batches and teacher.
-    pack: int = 1
+    jobs_per_worker: int = 1
     # How often to retry a job that failed or was killed.
-    max_failures: int = 0
+    max_retries: int = 0
     # Number of failed jobs after which no more are started; null for no limit.
     stop_after: int | None = None
 
@@ -43,13 +43,13 @@ class LocalLauncher(Launcher):
     def __init__(
         self,
         slots: int | None = None,
-        pack: int = 1,
-        max_failures: int = 0,
+        jobs_per_worker: int = 1,
+        max_retries: int = 0,
         stop_after: int | None = None,
     ) -> None:
         self.slots = slots
-        self.pack = pack
-        self.max_failures = max_failures
+        self.jobs_per_worker = jobs_per_worker
+        self.max_retries = max_retries
         self.stop_after = stop_after
         self.failures = 0
 
@@ -60,7 +60,7 @@ class LocalLauncher(Launcher):
         self.hydra_context = hydra_context
         self.task_function = task_function
         self.config = config
-        minimums = {"slots": 1, "pack": 1, "max_failures": 0, "stop_after": 1}
+        minimums = {"slots": 1, "jobs_per_worker": 1, "max_retries": 0, "stop_after": 1}
         for key, minimum in minimums.items():
             value = getattr(self, key)
             if value is not None and value < minimum:
@@ -90,7 +90,9 @@ class LocalLauncher(Launcher):
         }
         batch = [planned[number] for number in numbers]
         workers = len(worker_environments(self.slots, len(batch), self.config.device))
-        max_pack = min(self.pack, -(-len(batch) // workers))  # so that every worker gets jobs
+        max_pack = min(
+            self.jobs_per_worker, -(-len(batch) // workers)
+        )  # so that every worker gets jobs
         units = [[job] for job in batch]
         if max_pack > 1:
             units = group_compatible_jobs(batch, max_pack)
@@ -133,7 +135,7 @@ class LocalLauncher(Launcher):
             work,
             environments,
             sweep_progress(total, fixed),
-            self.max_failures,
+            self.max_retries,
             self.stop_after,
             self.failures,
             **hooks,

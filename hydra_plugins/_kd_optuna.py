@@ -136,9 +136,9 @@ class OptunaSweeper(Sweeper):
                         study.refuse(trial, str(error))
                 return [(job, overrides_by_number[job["number"]])]
 
-            if self.launcher.pack > 1:
+            if self.launcher.jobs_per_worker > 1:
                 getLogger("kd").info(
-                    "hydra.launcher.pack is ignored: a search runs each job separately"
+                    "hydra.launcher.jobs_per_worker is ignored: a search runs each job separately"
                 )
             try:
                 assert self.config is not None

@@ -103,28 +103,34 @@ def _fused(parameters: Iterable[nn.Parameter]) -> bool:
 class Schedule(Settings):
     """The learning rate over training, as a factor of the optimizer's `lr`.
 
-    The factor is a pure function of progress. `warmup` is the fraction of training, from 0 to 1, in
-    which the rate rises linearly from 0 to `lr`. After it, `cosine` and `onecycle` fall to `final`
-    (along a half cosine, or a line), `step` multiplies by `gamma` at each of `milestones`
-    (fractions of training), and `constant` stays.
+    The factor is a pure function of progress. `warmup_fraction` is the fraction of training, from 0
+    to 1, in which the rate rises linearly from 0 to `lr`. After it, `cosine` and `triangle` fall to
+    `final_lr_factor` (along a half cosine, or a line), `step` multiplies by `gamma` at each of
+    `milestones` (fractions of training), and `constant` stays.
     """
 
-    name: Literal["cosine", "onecycle", "step", "constant"]
-    warmup: float = Field(ge=0, lt=1)
-    final: float = Field(ge=0, le=1)
+    name: Literal["cosine", "triangle", "step", "constant"]
+    warmup_fraction: float = Field(ge=0, lt=1)
+    final_lr_factor: float = Field(ge=0, le=1)
     milestones: list[Annotated[float, Field(gt=0, lt=1)]]
     gamma: float = Field(gt=0, le=1)
 
     def factor(self, step: int, steps: int) -> float:
         """Return the factor at optimizer step `step`, counted from 0, of `steps`."""
         progress = (step + 0.5) / steps
-        if progress < self.warmup:
-            return progress / self.warmup
-        fall = (progress - self.warmup) / (1 - self.warmup)
+        if progress < self.warmup_fraction:
+            return progress / self.warmup_fraction
+        fall = (progress - self.warmup_fraction) / (1 - self.warmup_fraction)
         if self.name == "cosine":
-            return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * fall))
-        if self.name == "onecycle":
-            return self.final + (1 - self.final) * (1 - fall)
+            return self.final_lr_factor + (1 - self.final_lr_factor) * 0.5 * (
+                1 + math.cos(math.pi * fall)
+            )
+        if self.name == "triangle":
+            return self.final_lr_factor + (1 - self.final_lr_factor) * (1 - fall)
         if self.name == "step":
             return self.gamma ** sum(progress >= m for m in self.milestones)
         return 1.0
+
+    def _fall(self, remaining: float) -> float:
+        """Return the factor when a fraction of the way from 1 to `final_lr_factor` remains."""
+        return self.final_lr_factor + (1 - self.final_lr_factor) * remaining

@@ -14,14 +14,14 @@ from pydantic import Field, create_model
 from kd import methods
 from kd.core.errors import UserError
 from kd.core.execution import Count, ExecutionSettings, TeacherExecutionSettings
-from kd.core.settings import PathText, Seed, Settings, flatten, result_values
+from kd.core.settings import PathText, Seed, Settings, flatten, is_under, result_values
 from kd.data import Description
-from kd.models.ensemble import Mean
+from kd.models.ensemble import Average
 from kd.optim import Optimizer, Schedule
 
 # Increase it when the same configuration would train to other numbers. It renames every run and
 # teacher.
-IDENTITY_VERSION = 2
+IDENTITY_VERSION = 3
 
 BatchSize = Annotated[int, Field(ge=2, le=1_000_000)]
 
@@ -53,7 +53,14 @@ class StudentSettings(NetworkNode):
     """The student's keys, besides those of its model."""
 
     epochs: Count
-    labels: Annotated[float, Field(gt=0, le=1)]
+    label_fraction: Annotated[float, Field(gt=0, le=1)]
+
+
+class EnsembleSettings(Settings):
+    """Several teachers: how many, and what is averaged over them."""
+
+    size: Annotated[int, Field(ge=1, le=100)]
+    average: Average
 
 
 class TeacherSettings(TeacherExecutionSettings, NetworkNode):
@@ -63,8 +70,7 @@ class TeacherSettings(TeacherExecutionSettings, NetworkNode):
     batch_size: BatchSize
     seed: Seed
     checkpoint: PathText | None
-    members: Annotated[int, Field(ge=1, le=100)]
-    mean: Mean
+    ensemble: EnsembleSettings
     outputs: Literal["aligned", "misaligned"]
     optimizer: Optimizer
     schedule: Schedule
@@ -146,7 +152,7 @@ class Config(ExecutionSettings, ResultSettings):
     def teacher_name(self) -> str:
         """The teacher's name for people: its model, and the number of members of an ensemble."""
         name = model_name(self.teacher)
-        return name if self.teacher.members == 1 else f"{self.teacher.members} x {name}"
+        return name if self.teacher.ensemble.size == 1 else f"{self.teacher.ensemble.size} x {name}"
 
     def run_name(self) -> str:
         """Return the name of the run's directory: method, student and seed, then the identity."""
@@ -168,37 +174,8 @@ class Config(ExecutionSettings, ResultSettings):
 
     @cached_property
     def _identity(self) -> str:
-        content = {**self._own_determinants(), "teacher": self._teacher_identity()}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-    def _teacher_identity(self) -> Any:
-        if not self.needs_teacher:
-            return None
-        checkpoint = self.teacher.checkpoint
-        members = (
-            [config.identity() for config in self.as_teachers()]
-            if checkpoint is None
-            else [file_digest(Path(checkpoint))]
-        )
-        identity: Any = members[0]
-        if len(members) > 1:
-            identity = {"members": members, "mean": self.teacher.mean}
-        return {"misaligned": identity} if self.misaligned else identity
-
-    def _own_determinants(self) -> dict[str, Any]:
-        """Return everything that can change the result, except the teacher."""
-        values = result_values(self)
-        student = values.pop("student")
-        if student["labels"] == 1:
-            del student["labels"]
-        del values["teacher"], values["data"]
-        return {
-            "recipe": IDENTITY_VERSION,
-            "method": values.pop("method"),
-            "student": student,
-            "data": {**result_values(self.data), "content": self.description.fingerprint},
-            "root": values,
-        }
+        content = json.dumps(self.determinants(), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def determinants(self) -> dict[str, Any]:
         """Return everything that `identity` hashes, by the dotted key of the configuration.
@@ -206,24 +183,30 @@ class Config(ExecutionSettings, ResultSettings):
         Raises:
             UserError: If the weights at `teacher.checkpoint` cannot be read.
         """
-        own = self._own_determinants()
-        labels = self.student.labels
-        keys = flatten({**own.pop("root"), **own, "student": {**own["student"], "labels": labels}})
-        if not self.needs_teacher:
-            return keys
-        if self.teacher.checkpoint is not None:
-            teacher: dict[str, Any] = {"checkpoint": file_digest(Path(self.teacher.checkpoint))}
+        values = result_values(self)
+        del values["teacher"]
+        data = {**result_values(self.data), "content": self.description.fingerprint}
+        keys = flatten({"version": IDENTITY_VERSION, **values, "data": data})
+        if self.needs_teacher:
+            keys |= {f"teacher.{key}": value for key, value in self._teacher_determinants().items()}
+        return keys
+
+    def _teacher_determinants(self) -> dict[str, Any]:
+        teacher = self.teacher
+        if teacher.checkpoint is not None:
+            keys: dict[str, Any] = {"checkpoint": file_digest(Path(teacher.checkpoint))}
         else:
-            shared = ("recipe", "precision", "data.")  # equal to the student's
-            first = self.as_teachers()[0].determinants()
-            teacher = {
-                k.removeprefix("student."): v for k, v in first.items() if not k.startswith(shared)
+            shared = ("version", "precision", "data")  # equal to the student's
+            keys = {
+                key.removeprefix("student."): value
+                for key, value in self.as_teacher().determinants().items()
+                if not is_under(key, shared)
             }
-        if self.teacher.members > 1:
-            teacher |= {"members": self.teacher.members, "mean": self.teacher.mean}
+        if teacher.ensemble.size > 1:
+            keys |= flatten({"ensemble": teacher.ensemble.model_dump()})
         if self.misaligned:
-            teacher["outputs"] = "misaligned"
-        return keys | {f"teacher.{key}": value for key, value in teacher.items()}
+            keys["outputs"] = teacher.outputs
+        return keys
 
     # ---- the runs that this run depends on
 
@@ -235,7 +218,7 @@ class Config(ExecutionSettings, ResultSettings):
     def as_teachers(self) -> "list[Config]":
         """Return the runs that train the teacher: one per member, each with its own seed."""
         first = self.as_teacher()
-        return [first.replace(seed=first.seed + n) for n in range(self.teacher.members)]
+        return [first.replace(seed=first.seed + n) for n in range(self.teacher.ensemble.size)]
 
     def trained_teachers(self) -> "list[Config]":
         """Return the teachers that this run needs, and trains if they do not exist."""
@@ -257,7 +240,7 @@ class Config(ExecutionSettings, ResultSettings):
                 generations += 1
                 earlier = previous_generation(earlier)
             return self.replace(method=method, seed=teacher.seed + generations, rerun=False)
-        training = {"epochs": teacher.epochs, "labels": 1.0}
+        training = {"epochs": teacher.epochs, "label_fraction": 1.0}
         return self.as_standard().replace(
             student=combine(StudentSettings, teacher.network, training),
             batch_size=teacher.batch_size,

@@ -66,15 +66,15 @@ def validate_config(composed: Mapping[str, Any], memo: dict[Any, Any] | None = N
         nets[side], shapes[side] = _memoize(memo, key, build)
     _check_misalignment(config)
     _check_teacher(config, nets["teacher"], memo)
-    if config.teacher.members > 1:
-        nets["teacher"] = Ensemble([nets["teacher"]], config.teacher.mean)
+    if config.teacher.ensemble.size > 1:
+        nets["teacher"] = Ensemble([nets["teacher"]], config.teacher.ensemble.average)
         shapes["teacher"] = nets["teacher"].shapes_of(shapes["teacher"])
     method_key = (
         "method",
         config.method.model_dump_json(),
         *_network_key(config.student, config.description),
         *_network_key(config.teacher, config.description),
-        config.teacher.members,
+        config.teacher.ensemble.size,
         config.description.train,
         config.student.epochs,
     )
@@ -107,8 +107,10 @@ def _teach_itself(config: Config) -> Config:
     """Return the configuration with the student, and its recipe, as the teacher."""
     teacher = config.teacher
     name = config.method.name
-    if teacher.checkpoint is not None or teacher.members != 1:
-        key, allowed = ("members", "1") if teacher.checkpoint is None else ("checkpoint", "null")
+    if teacher.checkpoint is not None or teacher.ensemble.size != 1:
+        key, allowed = "ensemble.size", "1"
+        if teacher.checkpoint is not None:
+            key, allowed = "checkpoint", "null"
         raise UserError(
             f"teacher.{key}: {name} is taught only by its own previous generation; "
             f"allowed: {allowed}"
@@ -139,7 +141,7 @@ def _check_validation_images(config: Config) -> None:
 
 def _check_labels(config: Config) -> None:
     """Refuse a fraction of the labels that leaves too few, or that the method cannot train with."""
-    fraction = config.student.labels
+    fraction = config.student.label_fraction
     if fraction == 1:
         return
     description = config.description
@@ -148,18 +150,19 @@ def _check_labels(config: Config) -> None:
     labelled = round(fraction * images)
     if labelled < classes:
         raise UserError(
-            f"student.labels: {fraction:g} of {images:,} images leaves {labelled:,} labelled; "
-            f"at least {classes:,} are needed (one per class)"
+            f"student.label_fraction: {fraction:g} of {images:,} images leaves {labelled:,} "
+            f"labelled; at least {classes:,} are needed (one per class)"
         )
     if config.method_class.self_taught:
         # The seed chooses which labels are given, and each generation has another seed
         raise UserError(
-            f"student.labels: each generation of {config.method.name} would get other labelled "
-            "images; allowed: 1"
+            f"student.label_fraction: each generation of {config.method.name} would get other "
+            "labelled images; allowed: 1"
         )
     if config.method_class.needs_labels(config.method):
         raise UserError(
-            f"student.labels: {config.method.name} needs the label of every image; allowed: 1"
+            f"student.label_fraction: {config.method.name} needs the label of every image; "
+            "allowed: 1"
         )
 
 
@@ -183,10 +186,10 @@ def _check_teacher(config: Config, net: Any, memo: dict[Any, Any]) -> None:
     teacher = config.teacher
     if teacher.checkpoint is None:
         return
-    if teacher.members > 1:
+    if teacher.ensemble.size > 1:
         raise UserError(
-            f"teacher.members: teacher.checkpoint holds a single teacher, not {teacher.members}; "
-            "allowed: 1"
+            "teacher.ensemble.size: teacher.checkpoint holds a single teacher, not "
+            f"{teacher.ensemble.size}; allowed: 1"
         )
     if config.needs_teacher:
         path = Path(teacher.checkpoint).expanduser()
@@ -201,7 +204,7 @@ def _check_teacher(config: Config, net: Any, memo: dict[Any, Any]) -> None:
 def _check_method(config: Config, nets: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
     """Refuse a method that does not fit these networks."""
     description = config.description
-    members = config.teacher.members
+    members = config.teacher.ensemble.size
     context = methods.MethodContext(
         shapes["student"],
         shapes["teacher"],
@@ -214,7 +217,11 @@ def _check_method(config: Config, nets: Mapping[str, Any], shapes: Mapping[str, 
     try:
         config.method_class.check(config.method, context)
     except ValueError as error:
-        hint = f" (teacher.members={members}: an ensemble has only logits)" if members > 1 else ""
+        hint = (
+            f" (teacher.ensemble.size={members}: an ensemble has only logits)"
+            if members > 1
+            else ""
+        )
         raise UserError(f"method.{error}{hint}") from error
 
 

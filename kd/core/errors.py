@@ -12,6 +12,35 @@ SYNONYMS = {
 }
 
 
+# Keys of earlier versions, and their present names
+RENAMED = {
+    "student.labels": "student.label_fraction",
+    "teacher.members": "teacher.ensemble.size",
+    "teacher.mean": "teacher.ensemble.average",
+    "teacher.store": "teacher.cache",
+    "teacher.store.gigabytes": "teacher.cache.max_gb",
+    "teacher.store.maps": "teacher.cache.feature_maps",
+    "teacher.store.fill": "teacher.cache.fill",
+    "kernels": "cpu_kernels",
+    "checkpoint.epochs": "checkpoint.every_n_epochs",
+    "checkpoint.minutes": "checkpoint.every_n_minutes",
+    "hydra.launcher.pack": "hydra.launcher.jobs_per_worker",
+    "hydra.launcher.max_failures": "hydra.launcher.max_retries",
+    "data.augment.crop": "data.augment.crop_padding",
+    "data.augment.padding": "data.augment.padding_mode",
+    "schedule.warmup": "schedule.warmup_fraction",
+    "schedule.final": "schedule.final_lr_factor",
+    "teacher.schedule.warmup": "teacher.schedule.warmup_fraction",
+    "teacher.schedule.final": "teacher.schedule.final_lr_factor",
+    "method.warmup": "method.warmup_fraction",
+    "method.other": "method.non_target",
+    "method.low": "method.t_min",
+    "method.span": "method.t_range",
+    "method.width": "method.embed_dim",
+    "method.negatives": "method.n_negatives",
+}
+
+
 class UserError(Exception):
     """A mistake that the user can correct; exit code 2.
 
@@ -48,8 +77,10 @@ def unknown_key(path: str, allowed: Iterable[str]) -> str:
         allowed: The keys that its parent node has.
 
     Returns:
-        The key, the closest valid one if there is a similar one, and all valid ones.
+        The key, its new name or the closest valid one, if there is one, and all valid ones.
     """
+    if path in RENAMED:
+        return f"{path}: this key is now {RENAMED[path]}"
     node, _, name = path.rpartition(".")
     allowed = list(allowed)
     candidates = {key.lower(): key for key in allowed}

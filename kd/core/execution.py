@@ -32,8 +32,8 @@ class TrackerSettings(Settings):
 class CheckpointSettings(Settings):
     """How often a run writes a checkpoint from which it can be resumed."""
 
-    epochs: Count | None
-    minutes: Annotated[float, Field(gt=0)] | None
+    every_n_epochs: Count | None
+    every_n_minutes: Annotated[float, Field(gt=0)] | None
 
 
 class PathSettings(Settings):
@@ -46,9 +46,9 @@ class PathSettings(Settings):
 class TeacherCacheSettings(Settings):
     """The cache of teacher outputs: its maximum size, what it holds and when it is filled."""
 
-    gigabytes: float = Field(ge=0)
-    maps: bool
-    fill: Literal["auto", "lazy", "whole"]
+    max_gb: float = Field(ge=0)
+    feature_maps: bool
+    fill: Literal["auto", "lazy", "eager"]
 
 
 class ExecutionSettings(Settings):
@@ -56,7 +56,7 @@ class ExecutionSettings(Settings):
 
     seeds: Annotated[list[int] | None, Effect.NONE] = None
     device: Annotated[str, Effect.ROUNDING]
-    kernels: Annotated[Literal["auto", "torch"], Effect.ROUNDING]
+    cpu_kernels: Annotated[Literal["auto", "torch"], Effect.ROUNDING]
     compile: Annotated[bool, Effect.ROUNDING]
     threads: Annotated[Annotated[int, Field(gt=0, le=1024)] | None, Effect.ROUNDING]
     checkpoint: Annotated[CheckpointSettings, Effect.NONE]
@@ -82,7 +82,7 @@ class ExecutionSettings(Settings):
 class TeacherExecutionSettings(Settings):
     """The keys of the teacher that do not identify a run."""
 
-    store: Annotated[TeacherCacheSettings, Effect.NONE]
+    cache: Annotated[TeacherCacheSettings, Effect.NONE]
 
 
 EXECUTION_KEYS = (

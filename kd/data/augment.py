@@ -17,16 +17,19 @@ from kd.core.settings import Settings
 
 
 class Augment(Settings):
-    """A random crop after padding by `crop` pixels (0: no crop), and a random horizontal flip."""
+    """A random crop after padding, and a random horizontal flip.
 
-    crop: int = Field(ge=0, le=64)
-    padding: Literal["zeros", "reflect", "edge"]
+    `crop_padding` is in pixels; 0 means no crop.
+    """
+
+    crop_padding: int = Field(ge=0, le=64)
+    padding_mode: Literal["zeros", "reflect", "edge"]
     flip: bool
 
     @property
     def views(self) -> int:
         """Return the number of distinct views of an image."""
-        return (2 * self.crop + 1) ** 2 * (2 if self.flip else 1)
+        return (2 * self.crop_padding + 1) ** 2 * (2 if self.flip else 1)
 
 
 def _to_int64(x: int) -> int:
@@ -97,8 +100,8 @@ def apply_view(images: Tensor, rows: Tensor, view: Tensor, augment: Augment) -> 
     """Crop and flip images by a single gather, without a loop over the images.
 
     View v is the crop at offset (dy, dx) of the padded image, mirrored if v is odd and
-    `augment.flip` is on: v = (dy * (2 * crop + 1) + dx) * 2 + flip. Without `augment.flip` the
-    last factor is left out.
+    `augment.flip` is on: v = (dy * (2 * crop_padding + 1) + dx) * 2 + flip. Without `augment.flip`
+    the last factor is left out.
 
     Args:
         images: uint8 tensor [N, H, W, 3].
@@ -115,14 +118,14 @@ def apply_view(images: Tensor, rows: Tensor, view: Tensor, augment: Augment) -> 
         view = view >> 1
     else:
         flip = torch.zeros_like(view, dtype=torch.bool)
-    offsets = 2 * augment.crop + 1
-    dy = torch.div(view, offsets, rounding_mode="floor") - augment.crop
-    dx = view % offsets - augment.crop
+    offsets = 2 * augment.crop_padding + 1
+    dy = torch.div(view, offsets, rounding_mode="floor") - augment.crop_padding
+    dx = view % offsets - augment.crop_padding
     # the source row [B, H] and source column [B, W] of each pixel of the output
     y = dy[:, None] + torch.arange(height, device=images.device)
     x = torch.arange(width, device=images.device).expand(len(rows), -1)
     x = dx[:, None] + torch.where(flip[:, None], width - 1 - x, x)
-    if augment.padding == "reflect":
+    if augment.padding_mode == "reflect":
         y = _reflect(y, height)
         x = _reflect(x, width)
     inside_y = (y >= 0) & (y < height)
@@ -132,7 +135,7 @@ def apply_view(images: Tensor, rows: Tensor, view: Tensor, augment: Augment) -> 
     pixel = ((rows[:, None] * height + y)[:, :, None] * width + x[:, None, :]).flatten()
     # gathering whole pixels is 5 times as fast as indexing
     out = images.view(-1, 3).index_select(0, pixel).view(len(rows), height, 3 * width)
-    if augment.padding == "zeros" and augment.crop:
+    if augment.padding_mode == "zeros" and augment.crop_padding:
         out.mul_(inside_y[:, :, None]).mul_(inside_x.repeat_interleave(3, dim=1)[:, None, :])
     return out.view(-1, height, width, 3)
 

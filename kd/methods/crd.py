@@ -19,8 +19,8 @@ class CRDConfig(FeatureMethodConfig):
     """Settings of the `crd` method."""
 
     name: Literal["crd"]
-    width: int = Field(ge=1, le=65536)
-    negatives: int = Field(ge=1, le=1_000_000)
+    embed_dim: int = Field(ge=1, le=65536)
+    n_negatives: int = Field(ge=1, le=1_000_000)
     tau: float = Field(ge=0.01, le=100)
     momentum: float = Field(ge=0, lt=1)
 
@@ -73,8 +73,8 @@ class _Memory(nn.Module):
     """The embeddings, the banks and the normalising constants of one pair of taps.
 
     Attributes:
-        student_bank: Student vectors [samples, width].
-        teacher_bank: Teacher vectors [samples, width].
+        student_bank: Student vectors [samples, embed_dim].
+        teacher_bank: Teacher vectors [samples, embed_dim].
         constants: Z [2] of the student's and the teacher's anchor; 0 until the first batch.
         labels: int64 labels [samples]; -1 for samples that are not trained on.
         rows: Indices of the samples that are trained on.
@@ -91,10 +91,10 @@ class _Memory(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self.student = nn.Linear(student_width, config.width)
-        self.teacher = nn.Linear(teacher_width, config.width)
+        self.student = nn.Linear(student_width, config.embed_dim)
+        self.teacher = nn.Linear(teacher_width, config.embed_dim)
         for name in ("student_bank", "teacher_bank"):
-            vectors = F.normalize(torch.randn(context.samples, config.width), dim=1)
+            vectors = F.normalize(torch.randn(context.samples, config.embed_dim), dim=1)
             self.register_buffer(name, vectors)
         self.register_buffer("constants", torch.zeros(2))
         assert context.labels is not None
@@ -102,7 +102,7 @@ class _Memory(nn.Module):
         self.register_buffer("rows", torch.nonzero(self.labels >= 0)[:, 0], persistent=False)
 
     def forward(self, batch: Batch, student: Tensor, teacher: Tensor) -> Tensor:
-        count = self.config.negatives
+        count = self.config.n_negatives
         negatives = self.rows[torch.randint(len(self.rows), (count,), device=self.rows.device)]
         other_class = self.labels[negatives] != batch.y[:, None]  # [B, K]
         v_s = F.normalize(self.student(student), dim=1)

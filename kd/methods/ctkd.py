@@ -30,24 +30,24 @@ class CTKDConfig(LogitMethodConfig):
 
     name: Literal["ctkd"]
     beta: float = Field(ge=0)
-    low: Temperature
-    span: float = Field(ge=0, le=1e3)
-    warmup: float = Field(ge=0, le=1)
+    t_min: Temperature
+    t_range: float = Field(ge=0, le=1e3)
+    warmup_fraction: float = Field(ge=0, le=1)
 
 
 class CTKD(Method):
-    """loss = alpha * CE + beta * T^2 KL(teacher_T || student_T), T = low + span * sigmoid(raw).
+    """loss = alpha * CE + beta * T^2 KL(teacher_T || student_T).
 
-    `raw` is learned. Its gradient is multiplied by a factor that falls from 0 to -1 along a cosine
-    in the first fraction `warmup` of the training, so T makes the student's task harder. `raw`
-    starts at 1, as in the paper's code.
+    T = t_min + t_range * sigmoid(raw), where `raw` is learned. Its gradient is multiplied by a
+    factor that falls from 0 to -1 along a cosine in the first fraction `warmup_fraction` of the
+    training, so T makes the student's task harder. `raw` starts at 1, as in the paper's code.
     """
 
     Config = CTKDConfig
 
     def __init__(self, config: CTKDConfig, context: MethodContext):
         super().__init__(config, context)
-        self.warmup_epochs = config.warmup * context.epochs
+        self.warmup_epochs = config.warmup_fraction * context.epochs
         self.raw = nn.Parameter(torch.ones(()))
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
@@ -59,5 +59,5 @@ class CTKD(Method):
         raw = self.raw.detach() + factor * (self.raw - self.raw.detach())
         return {
             "hard": (config.alpha, cross_entropy(batch, student)),
-            "soft": (config.beta, soft_kl(s, t, config.low + config.span * raw.sigmoid())),
+            "soft": (config.beta, soft_kl(s, t, config.t_min + config.t_range * raw.sigmoid())),
         }

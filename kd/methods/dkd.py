@@ -29,16 +29,16 @@ class DKDConfig(LogitMethodConfig):
 
     name: Literal["dkd"]
     target: float = Field(ge=0)
-    other: float = Field(ge=0)
+    non_target: float = Field(ge=0)
     T: Temperature
-    warmup: float = Field(ge=0, le=1)
+    warmup_fraction: float = Field(ge=0, le=1)
 
 
 class DKD(Method):
-    """loss = alpha * CE + r * (target * T^2 KL(b_t || b_s) + other * T^2 KL(o_t || o_s)).
+    """loss = alpha * CE + r * (target * T^2 KL(b_t || b_s) + non_target * T^2 KL(o_t || o_s)).
 
     b = (p[label], 1 - p[label]) and o is the softmax over all classes but the label, both at
-    temperature T. r rises from 0 to 1 in the first fraction `warmup` of the training.
+    temperature T. r rises from 0 to 1 in the first fraction `warmup_fraction` of the training.
     """
 
     Config = DKDConfig
@@ -55,10 +55,10 @@ class DKD(Method):
 
     def __init__(self, config: DKDConfig, context: MethodContext):
         super().__init__(config, context)
-        self.warmup_epochs = config.warmup * context.epochs
+        self.warmup_epochs = config.warmup_fraction * context.epochs
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
-        """Return the terms `hard`, `target` and `other`."""
+        """Return the terms `hard`, `target` and `non_target`."""
         config = self.config
         r = linear_warmup(batch, self.warmup_epochs)
         s, t = comparison_logits(config, student, teacher)
@@ -72,7 +72,7 @@ class DKD(Method):
         return {
             "hard": (config.alpha, cross_entropy(batch, student)),
             "target": (r * config.target, target),
-            "other": (r * config.other, non_target),
+            "non_target": (r * config.non_target, non_target),
         }
 
 

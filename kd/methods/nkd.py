@@ -28,15 +28,16 @@ class NKDConfig(LogitMethodConfig):
 
     name: Literal["nkd"]
     target: float = Field(ge=0)
-    other: float = Field(ge=0)
+    non_target: float = Field(ge=0)
     T: Temperature
 
 
 class NKD(Method):
-    """loss = alpha * CE - target * p_t[label] log p_s[label] - other * T^2 sum_k o_t[k] log o_s[k].
+    """loss = alpha * CE - target * p_t[l] log p_s[l] - non_target * T^2 sum_k o_t[k] log o_s[k].
 
-    p is at temperature 1; o is the softmax over all classes but the label, at temperature T. The
-    terms are cross-entropies, so they are not zero where student and teacher agree.
+    l is the label. p is at temperature 1; o is the softmax over all classes but the label, at
+    temperature T. The terms are cross-entropies, so they are not zero where student and teacher
+    agree.
     """
 
     Config = NKDConfig
@@ -52,7 +53,7 @@ class NKD(Method):
         require_non_target_classes(context)
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
-        """Return the terms `hard`, `target` and `other`."""
+        """Return the terms `hard`, `target` and `non_target`."""
         config = self.config
         y = batch.y[:, None]
         s, t = comparison_logits(config, student, teacher)
@@ -64,5 +65,5 @@ class NKD(Method):
         return {
             "hard": (config.alpha, cross_entropy(batch, student)),
             "target": (config.target, target),
-            "other": (config.other, config.T**2 * non_target),
+            "non_target": (config.non_target, config.T**2 * non_target),
         }

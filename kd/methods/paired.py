@@ -10,7 +10,7 @@ from kd.data.batch import Batch
 from kd.methods.base import Method, MethodContext, Terms, WeightedConfig, cross_entropy
 from kd.models.base import PRE, ModelOutput
 
-PAIR_WORDS = "last", "stages", "vector"
+PAIR_WORDS = "last", "stages", "penultimate"
 
 
 def _is_pair(value: Any) -> bool:
@@ -37,7 +37,7 @@ class FeatureMethodConfig(WeightedConfig):
 
     `pairs` is [[student tap, teacher tap], ...] or a word. `last` selects the last map of each
     network. `stages` selects the last map of each size, matched from the smallest size upwards.
-    `vector` selects the last vector before the logits. A map has more than one pixel.
+    `penultimate` selects the last vector before the logits. A map has more than one pixel.
     """
 
     pairs: Pairs
@@ -134,7 +134,7 @@ def pairs(selection: Any, context: MethodContext) -> list[tuple[str, str]]:
         return [(student, teacher) for student, teacher in selection]
     taps_by_side = []
     for side, shapes in (("student", context.student), ("teacher", context.teacher)):
-        if selection == "vector":
+        if selection == "penultimate":
             before_logits = list(shapes.items())[:-1]
             taps = [tap for tap, shape in before_logits if len(shape) == 1]
         else:
@@ -145,7 +145,7 @@ def pairs(selection: Any, context: MethodContext) -> list[tuple[str, str]]:
             }
             taps = list(last_of_size.values())
         if not taps:
-            form = "vector" if selection == "vector" else "feature map"
+            form = "vector" if selection == "penultimate" else "feature map"
             raise ValueError(f"pairs: the {side} has no {form} to tap")
         taps_by_side.append(taps if selection == "stages" else taps[-1:])
     count = min(map(len, taps_by_side))

@@ -23,11 +23,13 @@ class ReviewKDConfig(FeatureMethodConfig):
     """Settings of the `reviewkd` method."""
 
     name: Literal["reviewkd"]
-    warmup: float = Field(ge=0, le=1)
+    warmup_fraction: float = Field(ge=0, le=1)
 
 
 class ReviewKD(FeatureMethod):
-    """loss = alpha * CE + beta * min(1, epoch / (warmup * epochs)) * sum_l hcl(out_l, t_l).
+    """loss = alpha * CE + r * beta * sum_l hcl(out_l, t_l), r = epoch / (warmup_fraction * epochs).
+
+    r is at most 1.
 
     The levels l are visited from the deepest to the first. At each, the student's map is joined
     with the result of the next deeper level (attention based fusion, ABF) and turned into `out`, of
@@ -46,7 +48,7 @@ class ReviewKD(FeatureMethod):
         if config.pairs != "stages":
             return tap_pairs
         try:
-            return pre_activation_pairs(tap_pairs) + pairs("vector", context)
+            return pre_activation_pairs(tap_pairs) + pairs("penultimate", context)
         except ValueError:  # a network without a vector
             return pre_activation_pairs(tap_pairs)
 
@@ -64,7 +66,7 @@ class ReviewKD(FeatureMethod):
             _Fusion(student[0], middle, teacher[0], teacher[1:] or (1, 1), level < last)
             for level, (student, teacher) in shapes
         )
-        self.warmup_epochs = config.warmup * context.epochs
+        self.warmup_epochs = config.warmup_fraction * context.epochs
 
     def forward(self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> Terms:
         """Return the terms `hard` and `review`."""

@@ -44,7 +44,7 @@ class SRRL(Method):
 
     def __init__(self, config: SRRLConfig, context: MethodContext):
         super().__init__(config, context)
-        ((student, teacher),) = pairs("vector", context)
+        ((student, teacher),) = pairs("penultimate", context)
         self.student_taps = (student,)
         self.teacher_taps = (teacher,)
         width = context.teacher[teacher][0]

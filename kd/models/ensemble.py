@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kd.models.base import ModelOutput, Net
 
-Mean = Literal["logits", "probabilities"]
+Average = Literal["logits", "probabilities"]
 
 
 class Ensemble(Net):
@@ -18,9 +18,9 @@ class Ensemble(Net):
     An ensemble has no taps.
     """
 
-    def __init__(self, members: Sequence[Net], mean: Mean):
+    def __init__(self, members: Sequence[Net], average: Average):
         super().__init__(**{f"member{n}": member for n, member in enumerate(members)})
-        self.mean = mean
+        self.average = average
 
     @property
     def head(self) -> nn.Module:
@@ -40,7 +40,7 @@ class Ensemble(Net):
         if taps := list(taps):
             raise RuntimeError(f"an ensemble has no taps; requested: {', '.join(taps)}")
         logits = torch.stack([member(x).float() for member in self.stages.values()])
-        if self.mean == "probabilities":
+        if self.average == "probabilities":
             log_sum = logits.log_softmax(dim=2).logsumexp(dim=0)
             return ModelOutput(log_sum - math.log(len(logits)), {})
         return ModelOutput(logits.mean(dim=0), {})

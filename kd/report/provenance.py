@@ -223,7 +223,7 @@ def _epochs(flat: Mapping[str, Any], side: str) -> str:
 def _student(flat: Mapping[str, Any], result: Mapping[str, Any] | None) -> str:
     name = result["student"] if result else _network(flat, "student")
     params = _count(result["size"]["params"], "parameters") if result else []
-    fraction = flat.get("student.labels")
+    fraction = flat.get("student.label_fraction")
     labels = ""
     if isinstance(fraction, float) and fraction < 1:
         labels = f"{100 * fraction:g} % of the labels"

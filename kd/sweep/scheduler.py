@@ -232,7 +232,7 @@ class LocalScheduler:
         work: Runs the jobs of one call of `source` in a worker, given their payloads by number.
         environments: Additional environment variables of each worker.
         progress: Shows what happens.
-        max_failures: How often to retry a job that failed or was killed.
+        max_retries: How often to retry a job that failed or was killed.
         stop_after: Number of failed jobs after which no more are started; None for no limit. A job
             that diverged or was pruned has not failed.
         failures: Number of jobs that have failed before.
@@ -247,7 +247,7 @@ class LocalScheduler:
         work: worker_pool.Work,
         environments: Sequence[Mapping[str, str]],
         progress: SweepProgress,
-        max_failures: int = 0,
+        max_retries: int = 0,
         stop_after: int | None = None,
         failures: int = 0,
         on_job_end: Callable[[Job, RunStatus], None] = lambda job, outcome: None,
@@ -257,7 +257,7 @@ class LocalScheduler:
         self.work = work
         self.environments = environments
         self.progress = progress
-        self.max_failures = max_failures
+        self.max_retries = max_retries
         self.stop_after = stop_after
         self.failures = failures
         self.on_job_end = on_job_end
@@ -277,7 +277,7 @@ class LocalScheduler:
                 self.environments,
                 self._pack_ended,
                 self._receive,
-                self.max_failures,
+                self.max_retries,
                 progress.tick,
             )
 

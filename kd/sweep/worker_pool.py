@@ -33,7 +33,7 @@ def run(
     slots: Sequence[Mapping[str, str]],
     on_end: Callable[[int, RunStatus], None],
     on_message: Callable[[int, tuple[Any, ...]], bool],
-    max_failures: int = 0,
+    max_retries: int = 0,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Run `work(job, send)` for each (number, job) of `source`, with one worker per slot.
@@ -46,7 +46,7 @@ def run(
         on_end: Called as `on_end(number, outcome)`, exactly once for each job.
         on_message: Called as `on_message(number, message)` for each message of a job. Returns
             whether the job should stop.
-        max_failures: How often to retry a job that failed or was killed. A diverged job is not
+        max_retries: How often to retry a job that failed or was killed. A diverged job is not
             retried, since it would diverge again.
         tick: Called at least once per second.
 
@@ -63,7 +63,7 @@ def run(
         assert job is not None
         worker.job = None
         number = job[0]
-        if outcome.state in (RunState.FAILED, RunState.KILLED) and retries[number] < max_failures:
+        if outcome.state in (RunState.FAILED, RunState.KILLED) and retries[number] < max_retries:
             retries[number] += 1
             retry_queue.append(job)
         else:

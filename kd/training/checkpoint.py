@@ -23,14 +23,19 @@ class Checkpoints:
 
     Args:
         folder: The run's directory.
-        epochs: Write a checkpoint every so many epochs; None disables this trigger.
-        minutes: Write a checkpoint every so many minutes; None disables this trigger.
+        every_n_epochs: Write a checkpoint every so many epochs; None disables this trigger.
+        every_n_minutes: Write a checkpoint every so many minutes; None disables this trigger.
     """
 
-    def __init__(self, folder: Path, epochs: int | None = None, minutes: float | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        every_n_epochs: int | None = None,
+        every_n_minutes: float | None = None,
+    ):
         self.folder = folder / "checkpoints"
-        self.epochs = epochs
-        self.minutes = minutes
+        self.every_n_epochs = every_n_epochs
+        self.every_n_minutes = every_n_minutes
         self.last_save_time = time.monotonic()
         self.write_failed = False
 
@@ -70,10 +75,11 @@ class Checkpoints:
             epoch: Completed epochs.
             step: Completed steps of the next epoch.
         """
-        epoch_due = step == 0 and self.epochs is not None and epoch % self.epochs == 0
-        return epoch_due or (
-            self.minutes is not None and time.monotonic() - self.last_save_time > 60 * self.minutes
-        )
+        every = self.every_n_epochs
+        if step == 0 and every is not None and epoch % every == 0:
+            return True
+        minutes = self.every_n_minutes
+        return minutes is not None and time.monotonic() - self.last_save_time > 60 * minutes
 
     def save(self, epoch: int, step: int, content: dict[str, Any]) -> bool:
         """Write a checkpoint and remove all but the last two.

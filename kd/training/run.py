@@ -129,7 +129,7 @@ class TrainingRun:
         self.state = TrainingState(
             self.components.student, self.components.method, config.optimizer
         )
-        self.checkpoints = Checkpoints(self.folder, *config.checkpoint.model_dump().values())
+        self.checkpoints = Checkpoints(self.folder, **config.checkpoint.model_dump())
         self.checkpoint_writer = CheckpointWriter(
             self.checkpoints, self.state, self.run_dir, self.device, self.signals, self.title
         )
@@ -229,7 +229,7 @@ class TrainingRun:
         config = self.config
         cache = absolute(config.paths.cache)
         return resolve(
-            config.device, config.precision, cache, config.kernels == "auto", config.compile
+            config.device, config.precision, cache, config.cpu_kernels == "auto", config.compile
         )
 
     @contextmanager
@@ -374,13 +374,13 @@ def build_components(
     with seeded(seed, "student"):
         network = models.build(config.student.network, len(dataset.classes), dataset.size)
         student = device.prepare_module(network)
-    if config.student.labels < 1:
+    if config.student.label_fraction < 1:
         full = dataset
         dataset = cache.get_or_create(
             f"step/labels/{seed}",
-            (full, config.student.labels, config.needs_teacher),
+            (full, config.student.label_fraction, config.needs_teacher),
             lambda: data.keep_label_fraction(
-                full, config.student.labels, seed, config.needs_teacher
+                full, config.student.label_fraction, seed, config.needs_teacher
             ),
         )
     labels = torch.full((dataset.samples,), -1)

@@ -15,7 +15,7 @@ from kd.data import Data
 from kd.data.batch import Batch
 from kd.models import weights
 from kd.models.base import ModelOutput, Net
-from kd.models.ensemble import Ensemble, Mean
+from kd.models.ensemble import Average, Ensemble
 from kd.training.device import Device
 from kd.training.metrics import metrics, predict
 
@@ -71,9 +71,11 @@ def load(
     return Teacher(net, (str(source),), teacher_metrics, val_logits, guard)
 
 
-def build_ensemble(members: Sequence[Teacher], mean: Mean, data: Data, device: Device) -> Teacher:
-    """Combine several teachers into one, whose outputs are averaged as `mean` specifies."""
-    net = Ensemble([member.net for member in members], mean)
+def build_ensemble(
+    members: Sequence[Teacher], average: Average, data: Data, device: Device
+) -> Teacher:
+    """Combine several teachers into one, whose outputs are averaged as `average` specifies."""
+    net = Ensemble([member.net for member in members], average)
     freeze(net, device)
     sources = tuple(source for member in members for source in member.sources)
     if data.val is None:

@@ -363,7 +363,7 @@ class TeacherCache:
         else:
             if limit:
                 log.info(
-                    "teacher.store.gigabytes is too small for the teacher's %s; "
+                    "teacher.cache.max_gb is too small for the teacher's %s; "
                     "the teacher runs in every step",
                     name,
                 )

@@ -42,7 +42,7 @@ def get_teacher(
         members.append(_load_member(config, dataset, device, cache, source))
     else:
         for number, member in enumerate(config.as_teachers()):
-            title = f"teacher {number + 1}" if settings.members > 1 else "teacher"
+            title = f"teacher {number + 1}" if settings.ensemble.size > 1 else "teacher"
             try:
                 trained = train(member, title)
             except DivergedError as error:
@@ -52,11 +52,11 @@ def get_teacher(
             members.append(_load_member(config, dataset, device, cache, source, trained, number))
     loaded = members[0]
     if len(members) > 1:
-        cache_key = dataset, tuple(member.net for member in members), settings.mean
+        cache_key = dataset, tuple(member.net for member in members), settings.ensemble.average
         loaded = cache.get_or_create(
             "teacher/all",
             cache_key,
-            lambda: teacher.build_ensemble(members, settings.mean, dataset, device),
+            lambda: teacher.build_ensemble(members, settings.ensemble.average, dataset, device),
         )
     _log_accuracy(config, loaded)
     return loaded
@@ -120,7 +120,7 @@ def open_teacher_cache(
     parent = weights[0].parent if settings.checkpoint is None else own_cache
     digest = "+".join(map(file_digest, weights))
     if len(weights) > 1:
-        digest += f" {settings.mean}"
+        digest += f" {settings.ensemble.average}"
     augment = config.data.augment
     name = teacher_cache.key(
         digest,
@@ -132,13 +132,13 @@ def open_teacher_cache(
         method.mixed,
     )
     is_small = len(dataset.train) * augment.views * dataset.size**2 < MANY_PIXELS
-    eager = settings.store.fill == "whole" or (
-        settings.store.fill == "auto" and device.torch.type == "cuda" and is_small
+    eager = settings.cache.fill == "eager" or (
+        settings.cache.fill == "auto" and device.torch.type == "cuda" and is_small
     )
     spec = TeacherCacheSpec(
         parent / "outputs" / name,
-        settings.store.gigabytes,
-        settings.store.maps,
+        settings.cache.max_gb,
+        settings.cache.feature_maps,
         eager and not method.mixed,
     )
     return TeacherCache(

@@ -104,7 +104,7 @@ def test_a_multirun_does_not_use_the_directory_of_single_runs(kd: Callable) -> N
         "hydra/launcher=basic",
         "hydra/launcher=submitit_slurm",
         "hydra.launcher.slots=2",
-        "++hydra.launcher.pack=2",
+        "++hydra.launcher.jobs_per_worker=2",
         "hydra/sweeper=optuna",
         "hydra.sweeper.max_batch_size=2",
         "+hydra.sweeper.params.seed=1",
@@ -345,7 +345,7 @@ def test_values_of_hydras_in_a_sweep(planned: Planned) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 def test_values_of_hydras_in_a_worker(packed: bool, kd: Callable) -> None:
-    pack = ["hydra.launcher.pack=2"] if packed else []
+    pack = ["hydra.launcher.jobs_per_worker=2"] if packed else []
     words = [
         "method=standard",
         "seed=0,1",
@@ -406,17 +406,17 @@ COMPOSED = {
         "teacher.epochs": True,
         "batch_size": True,
         "threads": True,
-        "data.augment.crop": True,
-        "checkpoint.epochs": True,
+        "data.augment.crop_padding": True,
+        "checkpoint.every_n_epochs": True,
         "method.T": False,
         "method.alpha": False,
         "student.dropout": False,
-        "student.labels": False,
+        "student.label_fraction": False,
         "optimizer.lr": False,
         "teacher.optimizer.momentum": False,
-        "schedule.warmup": False,
-        "checkpoint.minutes": False,
-        "teacher.store.gigabytes": False,
+        "schedule.warmup_fraction": False,
+        "checkpoint.every_n_minutes": False,
+        "teacher.cache.max_gb": False,
         "nowhere": False,
         "method.nowhere": False,
         "no.where": False,

@@ -182,8 +182,8 @@ def test_compose_has_typed_nodes(
 
 def test_a_wrong_type_is_refused_also_by_a_single_run(kd: Callable) -> None:
     assert is_one_line(
-        kd("data=digits", "hydra.launcher.pack=two"),
-        "hydra.launcher.pack: Value 'two' of type 'str'",
+        kd("data=digits", "hydra.launcher.jobs_per_worker=two"),
+        "hydra.launcher.jobs_per_worker: Value 'two' of type 'str'",
     )
 
 

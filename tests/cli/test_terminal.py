@@ -201,7 +201,12 @@ def begun(place: Place, *words: str, ignoring: bool = False) -> subprocess.Popen
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["alone", "a sweep"])
 def test_a_closed_terminal_leaves_a_checkpoint_of_that_moment(form: str, place: Place) -> None:
-    words = ["batch_size=8", *LONG, "checkpoint.epochs=null", "checkpoint.minutes=null"]
+    words = [
+        "batch_size=8",
+        *LONG,
+        "checkpoint.every_n_epochs=null",
+        "checkpoint.every_n_minutes=null",
+    ]
     process = begun(place, *(["-m", "seed=0,1"] if form == "a sweep" else []), *words)
     for _ in range(2):  # the kernel and the shell send one each
         process.send_signal(signal.SIGHUP)

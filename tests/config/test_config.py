@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 
 from kd import cli, data, models
 from kd.config.validate import validate_config
-from kd.core.errors import UserError
+from kd.core.errors import RENAMED, UserError
 from kd.core.registry import choices
 from kd.methods import MethodContext
 from kd.models import weights
@@ -103,27 +103,31 @@ BAD = {  # what is typed: what the one line must say
         "teacher.outputs: function_matching blends images and cannot be misaligned; "
         "allowed: aligned",
     ),
-    "no label": ("student.labels=0", "student.labels: should be greater than 0, got 0"),
+    "no label": (
+        "student.label_fraction=0",
+        "student.label_fraction: should be greater than 0, got 0",
+    ),
     "too few labels": (
-        "student.labels=0.001",
-        "student.labels: 0.001 of 1,237 images leaves 1 labelled; "
+        "student.label_fraction=0.001",
+        "student.label_fraction: 0.001 of 1,237 images leaves 1 labelled; "
         "at least 10 are needed (one per class)",
     ),
     "labels that are needed": (
-        "method=dkd student.labels=0.5",
-        "student.labels: dkd needs the label of every image; allowed: 1",
+        "method=dkd student.label_fraction=0.5",
+        "student.label_fraction: dkd needs the label of every image; allowed: 1",
     ),
     "labels of generations": (
-        "method=born_again student.labels=0.5",
-        "student.labels: each generation of born_again would get other labelled images; allowed: 1",
+        "method=born_again student.label_fraction=0.5",
+        "student.label_fraction: each generation of born_again would get other labelled images; "
+        "allowed: 1",
     ),
     "labels that a part needs": (
-        "method=sum method.parts=[logits,nkd] student.labels=0.5",
-        "student.labels: sum needs the label of every image; allowed: 1",
+        "method=sum method.parts=[logits,nkd] student.label_fraction=0.5",
+        "student.label_fraction: sum needs the label of every image; allowed: 1",
     ),
     "padding": (
-        "data.augment.padding=wrap",
-        "data.augment.padding: should be 'zeros', 'reflect' or 'edge', got 'wrap'",
+        "data.augment.padding_mode=wrap",
+        "data.augment.padding_mode: should be 'zeros', 'reflect' or 'edge', got 'wrap'",
     ),
     "validation takes all": (
         "data.val_size=1437",
@@ -177,6 +181,27 @@ def test_a_mistake_is_one_line_and_exit_code_2(case: str, kd: Callable) -> None:
     assert said.err.count("\n") == 1
     assert expected in said.err
     assert list(Path().iterdir()) == [], "something was written"
+
+
+METHOD_OF = {"other": "dkd", "warmup": "dkd", "low": "ctkd", "span": "ctkd", "width": "crd"}
+
+
+@pytest.mark.parametrize("key", RENAMED)
+def test_a_renamed_key_is_answered_with_its_new_name(key: str, kd: Callable) -> None:
+    method = METHOD_OF.get(key.partition(".")[2], "crd")
+    inner = key.startswith(("hydra.", "teacher.store."))  # with + the node of these is the mistake
+    for prefix in ("",) if inner else ("", "+"):
+        said = kd(*DIGITS, f"method={method}", f"{prefix}{key}=1")
+        assert (said.code, said.out, list(Path().iterdir())) == (2, "", [])
+        assert said.err == f"kd: {key}: this key is now {RENAMED[key]}\n"
+    new = RENAMED[key]
+    if key != "teacher.store":  # a node
+        value = {"average": "logits", "fill": "lazy", "padding_mode": "edge"}
+        value |= {"cpu_kernels": "torch", "feature_maps": "true"}
+        said = kd(
+            *DIGITS, f"method={method}", f"{new}={value.get(new.split('.')[-1], 1)}", "--cfg=job"
+        )
+        assert said.code == 0, said.err
 
 
 def test_a_sweep_is_checked_before_its_first_job(kd: Callable) -> None:
@@ -411,9 +436,9 @@ def test_the_identity_is_what_determines_the_result(composed: Callable, tmp_path
     other += [
         "teacher.seed=7",
         "data.val_size=100",
-        "data.augment.crop=2",
+        "data.augment.crop_padding=2",
         "batch_size=32",
-        "schedule.warmup=0.3",
+        "schedule.warmup_fraction=0.3",
     ]
     found = {composed("method=logits", word).identity() for word in other}
     assert base not in found
@@ -437,13 +462,15 @@ def test_the_root_of_an_image_folder_is_not_its_identity(composed: Callable, fol
     ("name", "points"),
     [
         ("cosine", [(0.0, 0.0), (0.1, 0.5), (0.2, 1.0), (0.6, 0.5), (1.0, 0.0)]),
-        ("onecycle", [(0.0, 0.0), (0.1, 0.5), (0.2, 1.0), (0.6, 0.5), (1.0, 0.0)]),
+        ("triangle", [(0.0, 0.0), (0.1, 0.5), (0.2, 1.0), (0.6, 0.5), (1.0, 0.0)]),
         ("step", [(0.1, 0.5), (0.49, 1.0), (0.51, 0.1), (0.76, 0.01)]),
         ("constant", [(0.1, 0.5), (0.3, 1.0), (0.99, 1.0)]),
     ],
 )
 def test_schedules(name: str, points: list) -> None:
-    schedule = Schedule(name=name, warmup=0.2, final=0.0, milestones=[0.5, 0.75], gamma=0.1)
+    schedule = Schedule(
+        name=name, warmup_fraction=0.2, final_lr_factor=0.0, milestones=[0.5, 0.75], gamma=0.1
+    )
     steps = 100_000
     for progress, factor in points:
         assert schedule.factor(int(progress * steps), steps) == pytest.approx(factor, abs=1e-3)

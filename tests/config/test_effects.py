@@ -15,7 +15,7 @@ from kd.sweep.scheduler import group_compatible_jobs
 OTHER = {  # another valid value, for keys of which it cannot be derived from the present one
     "seeds": [5, 6],
     "device": "cuda:3",
-    "kernels": "torch",
+    "cpu_kernels": "torch",
     "threads": 7,
     "precision": "bf16",
     "schedule.name": "cosine",
@@ -25,21 +25,21 @@ OTHER = {  # another valid value, for keys of which it cannot be derived from th
     "student.activation": "elu",
     "teacher.activation": "elu",
     "teacher.outputs": "misaligned",
-    "teacher.store.fill": "lazy",
-    "student.labels": 0.5,
+    "teacher.cache.fill": "lazy",
+    "student.label_fraction": 0.5,
     "data.mean": [0.1, 0.2, 0.3],
     "data.std": [0.1, 0.2, 0.3],
     "data.val_size": 100,
-    "data.augment.padding": "reflect",
-    "checkpoint.epochs": None,
+    "data.augment.padding_mode": "reflect",
+    "checkpoint.every_n_epochs": None,
     "tracker.mode": "offline",
     "tracker.tags": ["a"],
     "method.alpha": 0.123,
 }
 # The choices themselves, a file that is not there, and what has no effect without another key
 OMITTED = ("method.name", "student.name", "teacher.name", "data.name", "optimizer.name",
-           "teacher.optimizer.name", "teacher.checkpoint", "teacher.mean", "schedule.gamma",
-           "teacher.schedule.gamma")  # fmt: skip
+           "teacher.optimizer.name", "teacher.checkpoint", "teacher.ensemble.average",
+           "schedule.gamma", "teacher.schedule.gamma")  # fmt: skip
 
 
 def other(key: str, value: Any) -> Any:
@@ -85,7 +85,9 @@ def job(config: dict[str, Any], number: int) -> dict[str, Any]:
     return {"number": number, "folder": str(number), "config": config, "taught": True}
 
 
-@pytest.mark.parametrize("key", ["checkpoint.minutes", "rerun", "kernels", "teacher.store.maps"])
+@pytest.mark.parametrize(
+    "key", ["checkpoint.every_n_minutes", "rerun", "cpu_kernels", "teacher.cache.feature_maps"]
+)
 def test_keys_of_the_execution_name_no_setting(key: str, composed: Callable) -> None:
     plain = composed("method=logits", "data=digits").to_dict()
     names = describe([job(plain, 0), job(changed(plain, key), 1)])
@@ -104,4 +106,4 @@ def test_jobs_of_one_process_may_differ_in_what_has_no_effect(composed: Callable
 
 def test_a_resumed_run_keeps_what_changes_the_last_bits() -> None:
     rounding = keys_with(ExecutionSettings, Effect.ROUNDING)
-    assert rounding == ("device", "kernels", "compile", "threads")
+    assert rounding == ("device", "cpu_kernels", "compile", "threads")

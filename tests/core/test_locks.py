@@ -337,7 +337,7 @@ def test_a_sweep_and_its_cache_keep_no_lock_file(
         "seed=0,1",
         "hydra.launcher.slots=2",
     ]
-    words += ["teacher.store.fill=whole"]
+    words += ["teacher.cache.fill=eager"]
     code, _, err = place.type(*words)
     assert code == 0, err
     assert len(list(place.folder.glob("runs/standard-*/result.json"))) == 1

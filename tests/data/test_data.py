@@ -21,7 +21,7 @@ from kd.data.loader import batches, eval_batches
 CPU = torch.device("cpu")
 KEYS = {
     "split_seed": 0,
-    "augment": {"crop": 4, "padding": "zeros", "flip": True},
+    "augment": {"crop_padding": 4, "padding_mode": "zeros", "flip": True},
     "mean": None,
     "std": None,
 }

@@ -25,7 +25,7 @@ SIZE = 8
 KEYS = {
     "val_size": None,
     "split_seed": 0,
-    "augment": {"crop": 0, "padding": "zeros", "flip": False},
+    "augment": {"crop_padding": 0, "padding_mode": "zeros", "flip": False},
     "mean": None,
     "std": None,
 }

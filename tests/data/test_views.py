@@ -11,14 +11,14 @@ from kd.data import augment as views
 from kd.data.augment import Augment
 
 INDEX = torch.arange(500)
-FULL = Augment(crop=4, padding="zeros", flip=True)
+FULL = Augment(crop_padding=4, padding_mode="zeros", flip=True)
 
 
 @pytest.mark.parametrize("padding", ["zeros", "reflect", "edge"])
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("crop", [0, 1, 4])
 def test_views_show_what_a_loop_over_images_shows(padding: str, flip: bool, crop: int) -> None:
-    augment = Augment(crop=crop, padding=padding, flip=flip)
+    augment = Augment(crop_padding=crop, padding_mode=padding, flip=flip)
     images = torch.randint(
         0, 256, (40, 9, 11, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )

@@ -29,7 +29,7 @@ from kd.training.teacher import TeacherForward
 from kd.training.teacher_cache import TeacherCache, TeacherCacheSpec, key
 
 ALL = registry.choices("methods")
-QUICK = {"crd": ["method.negatives=64", "method.width=8"]}
+QUICK = {"crd": ["method.n_negatives=64", "method.embed_dim=8"]}
 
 
 @pytest.fixture(scope="module")
@@ -130,20 +130,20 @@ BAD = {  # what is typed: how the one line begins
     "method=ofd model@student=vit_tiny student.patch=8": (
         "method.pairs: no map of the student comes from a batch norm"
     ),
-    "method=feature teacher.members=2": (
-        "method.pairs: the teacher has no feature map to tap (teacher.members=2:"
+    "method=feature teacher.ensemble.size=2": (
+        "method.pairs: the teacher has no feature map to tap (teacher.ensemble.size=2:"
     ),
-    "method=logits teacher.members=0": (
-        "teacher.members: should be greater than or equal to 1, got 0"
+    "method=logits teacher.ensemble.size=0": (
+        "teacher.ensemble.size: should be greater than or equal to 1, got 0"
     ),
-    "method=logits teacher.mean=votes": (
-        "teacher.mean: should be 'logits' or 'probabilities', got 'votes'"
+    "method=logits teacher.ensemble.average=votes": (
+        "teacher.ensemble.average: should be 'logits' or 'probabilities', got 'votes'"
     ),
-    "method=logits teacher.members=2 teacher.checkpoint=x": (
-        "teacher.members: teacher.checkpoint holds a single teacher, not"
+    "method=logits teacher.ensemble.size=2 teacher.checkpoint=x": (
+        "teacher.ensemble.size: teacher.checkpoint holds a single teacher, not"
     ),
-    "method=born_again teacher.members=2": (
-        "teacher.members: born_again is taught only by its own previous generation; "
+    "method=born_again teacher.ensemble.size=2": (
+        "teacher.ensemble.size: born_again is taught only by its own previous generation; "
     ),
     "method=born_again teacher.checkpoint=x": (
         "teacher.checkpoint: born_again is taught only by its own previous generation"
@@ -155,8 +155,8 @@ BAD = {  # what is typed: how the one line begins
     "method=mlkd method.temperatures=[1,0]": (
         "method.temperatures.1: should be greater than or equal to 0.001, got 0"
     ),
-    "method=crd method.negatives=0": (
-        "method.negatives: should be greater than or equal to 1, got 0"
+    "method=crd method.n_negatives=0": (
+        "method.n_negatives: should be greater than or equal to 1, got 0"
     ),
     "method=crd method.pairs=last": (
         "method.pairs: the student's pool2 has shape [8, 8, 8]; allowed: vectors"
@@ -203,7 +203,7 @@ def test_parts_have_the_defaults_of_their_files(composed: Callable) -> None:
 
 
 def test_a_memory_keeps_the_batch_and_draws_from_what_is_trained_on(composed: Callable) -> None:
-    config = composed("method=crd", "method.negatives=50", "method.width=4")
+    config = composed("method=crd", "method.n_negatives=50", "method.embed_dim=4")
     labels = torch.arange(100) % 10
     labels[60:] = -1
     shapes = {"vec": (5,), "head": (10,)}
@@ -331,7 +331,10 @@ def test_an_ensemble_is_the_mean_of_its_members(composed: Callable) -> None:
 @pytest.mark.slow
 def test_a_student_of_several_teachers(small: Callable, place: Path) -> None:
     config = small(
-        "method=logits", "teacher.members=2", "teacher.mean=probabilities", "teacher.seed=7"
+        "method=logits",
+        "teacher.ensemble.size=2",
+        "teacher.ensemble.average=probabilities",
+        "teacher.seed=7",
     )
     result = run(config)
     assert [one.seed for one in config.as_teachers()] == [7, 8]
@@ -352,13 +355,13 @@ def test_a_student_of_several_teachers(small: Callable, place: Path) -> None:
     words = ["method=logits", "teacher.seed=7"]
     others = [
         small(*words),
-        small(*words, "teacher.members=2"),
-        small(*words, "teacher.members=2", "teacher.seed=8"),
+        small(*words, "teacher.ensemble.size=2"),
+        small(*words, "teacher.ensemble.size=2", "teacher.seed=8"),
     ]
     assert len({config.identity(), *(other.identity() for other in others)}) == 4
-    assert small(*words, "teacher.mean=probabilities").identity() == others[0].identity(), (
-        "of one there is no mean"
-    )
+    assert (
+        small(*words, "teacher.ensemble.average=probabilities").identity() == others[0].identity()
+    ), "of one there is no mean"
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def ctkd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
     The gradient of the temperature is therefore multiplied by -1/2.
     """
     raw = own["raw"]
-    T = ref.ctkd_temperature(-0.5 * raw + 1.5 * raw.detach(), c["low"], c["span"])
+    T = ref.ctkd_temperature(-0.5 * raw + 1.5 * raw.detach(), c["t_min"], c["t_range"])
     return {"hard": (0.2, ref.hard(s.logits, y)), "soft": (0.7, ref.soft(s.logits, t.logits, T))}
 
 
@@ -100,7 +100,7 @@ def dkd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
     return {
         "hard": (0.9, ref.hard(s.logits, y)),
         "target": (0.5 * 1.5, target),
-        "other": (0.5 * 3.0, other),
+        "non_target": (0.5 * 3.0, other),
     }
 
 
@@ -111,7 +111,11 @@ def dist(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
 
 def nkd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
     target, other = ref.nkd(s.logits, t.logits, y, c["T"])
-    return {"hard": (0.9, ref.hard(s.logits, y)), "target": (0.8, target), "other": (2.0, other)}
+    return {
+        "hard": (0.9, ref.hard(s.logits, y)),
+        "target": (0.8, target),
+        "non_target": (2.0, other),
+    }
 
 
 def rkd(s: Tensor, t: Tensor) -> Tensor:
@@ -142,7 +146,7 @@ def mlkd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
 def crd(c: dict, s: Any, t: Any, y: Tensor, own: dict) -> dict:
     own, n = {k.removeprefix("memories.0."): v for k, v in own.items()}, 90
     torch.manual_seed(3)
-    drawn = torch.randint(n, (c["negatives"],))
+    drawn = torch.randint(n, (c["n_negatives"],))
     torch.manual_seed(3)  # the method will draw the same
     index, keep = torch.arange(SIZE), LABELS[drawn] != y[:, None]
     v_s, v_t = (
@@ -303,15 +307,17 @@ TABLE = {
         {"correct": 0.9, "T": 2.0}, lambda c, zs, zt, y: ref.tfkd(zs, y, 0.9, 2), 0.8, zero=False
     ),
     "ctkd": Row(
-        {"alpha": 0.2, "beta": 0.7, "low": 1.0, "span": 4.0, "warmup": 0.4}, ctkd, ("soft",)
+        {"alpha": 0.2, "beta": 0.7, "t_min": 1.0, "t_range": 4.0, "warmup_fraction": 0.4},
+        ctkd,
+        ("soft",),
     ),
     "dkd": Row(
-        {"alpha": 0.9, "target": 1.5, "other": 3.0, "T": 4.0, "warmup": 0.4},
+        {"alpha": 0.9, "target": 1.5, "non_target": 3.0, "T": 4.0, "warmup_fraction": 0.4},
         dkd,
-        ("target", "other"),
+        ("target", "non_target"),
     ),
     "dist": Row({"alpha": 0.9, "inter": 2.0, "intra": 3.0, "T": 4.0}, dist, ("inter", "intra")),
-    "nkd": Row({"alpha": 0.9, "target": 0.8, "other": 2.0, "T": 3.0}, nkd),
+    "nkd": Row({"alpha": 0.9, "target": 0.8, "non_target": 2.0, "T": 3.0}, nkd),
     "feature": Row(
         {
             "alpha": 0.2,
@@ -326,7 +332,7 @@ TABLE = {
     "similarity": paired("similarity", "last", ref.similarity, LAST),
     "correlation": paired(
         "correlation",
-        "vector",
+        "penultimate",
         lambda s, t: ref.correlation(s, t, 0.4, 2),
         VECTOR,
         gamma=0.4,
@@ -339,8 +345,8 @@ TABLE = {
             "vid": (0.7, vid(c, s, t, own)),
         },
     ),
-    "rkd": paired("rkd", "vector", rkd, VECTOR, distance=2.5, angle=5.0),
-    "pkt": paired("pkt", "vector", ref.pkt, VECTOR),
+    "rkd": paired("rkd", "penultimate", rkd, VECTOR, distance=2.5, angle=5.0),
+    "pkt": paired("pkt", "penultimate", ref.pkt, VECTOR),
     "nst": paired("nst", "stages", ref.nst, STAGES),
     "mlkd": Row(
         {"alpha": 0.3, "beta": 0.9, "temperatures": [2.0, 4.0]},
@@ -357,15 +363,17 @@ TABLE = {
         {
             "alpha": 0.4,
             "beta": 0.7,
-            "width": 4,
-            "negatives": 30,
+            "embed_dim": 4,
+            "n_negatives": 30,
             "tau": 0.2,
             "momentum": 0.5,
-            "pairs": "vector",
+            "pairs": "penultimate",
         },
         crd,
     ),
-    "reviewkd": Row({"alpha": 0.4, "beta": 0.7, "warmup": 0.4, "pairs": "stages"}, reviewkd),
+    "reviewkd": Row(
+        {"alpha": 0.4, "beta": 0.7, "warmup_fraction": 0.4, "pairs": "stages"}, reviewkd
+    ),
     "srrl": Row({"alpha": 0.4, "beta": 0.7, "regression": 2.0}, srrl),
     "simkd": Row({"alpha": 0.4, "beta": 0.7, "factor": 2, "pairs": "last"}, simkd),
     "ofd": Row({"alpha": 0.4, "beta": 0.7, "pairs": "stages"}, ofd),
@@ -569,7 +577,7 @@ def test_logits_are_standardised_if_that_is_wanted(name: str) -> None:
 def test_what_is_no_pairs_is_refused(wrong: Any) -> None:
     with pytest.raises(
         ValueError,
-        match=r"should be last, stages, vector or \[\[student tap, teacher tap\], \.\.\.\]",
+        match=r"should be last, stages, penultimate or \[\[student tap, teacher tap\], \.\.\.\]",
     ):
         methods.find("nst").Config(name="nst", alpha=1, beta=1, pairs=wrong)
 
@@ -588,10 +596,10 @@ def test_pairs_by_word() -> None:
     spec = MethodContext(shapes, other, 5, 10)
     assert pairs("stages", spec) == [("c", "x"), ("d", "y")]
     assert pairs("last", spec) == [("d", "y")]
-    assert pairs("vector", spec) == [("w", "u")]
+    assert pairs("penultimate", spec) == [("w", "u")]
     assert pairs([["a", "u"]], spec) == [("a", "u")]
     flat = MethodContext(shapes, {"tokens": (4, 3), "u": (3,), "head": (5,)}, 5, 10)
-    assert pairs("vector", flat) == [("w", "u")]
+    assert pairs("penultimate", flat) == [("w", "u")]
     for word in ("stages", "last"):
         with pytest.raises(ValueError, match="pairs: the teacher has no feature map"):
             pairs(word, flat)
@@ -602,7 +610,7 @@ def test_maps_only() -> None:
     with pytest.raises(
         ValueError, match=r"pairs: the student's vec has shape \[7\]; allowed: maps"
     ):
-        kind.check(kind.Config(name="attention", alpha=1, beta=1, pairs="vector"), SPEC)
+        kind.check(kind.Config(name="attention", alpha=1, beta=1, pairs="penultimate"), SPEC)
 
 
 @pytest.mark.parametrize("name", ["dkd", "nkd"])

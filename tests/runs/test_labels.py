@@ -87,22 +87,22 @@ def test_an_image_without_a_label_counts_nothing_in_the_mean_of_the_hard_loss() 
 
 
 def test_all_labels_are_a_run_of_the_name_it_had(composed: Callable) -> None:
-    plain, few = composed("method=logits"), composed("method=logits", "student.labels=0.5")
+    plain, few = composed("method=logits"), composed("method=logits", "student.label_fraction=0.5")
     assert (
-        composed("method=logits", "student.labels=1.0").identity()
+        composed("method=logits", "student.label_fraction=1.0").identity()
         == plain.identity()
         != few.identity()
     )
     # The teacher has all labels.
     assert few.as_teacher().identity() == plain.as_teacher().identity()
-    assert few.as_standard().student.labels == 0.5
+    assert few.as_standard().student.label_fraction == 0.5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["logits", "standard", "function_matching", "feature"])
 def test_runs_with_few_labels(method: str, kd: Callable) -> None:
     words = (
-        f"method={method} student.labels=0.1 student.epochs=2 teacher.epochs=1 "
+        f"method={method} student.label_fraction=0.1 student.epochs=2 teacher.epochs=1 "
         "student.scale=1 teacher.scale=2"
     )
     said = kd(*words.split(), "device=cpu", "tracker.mode=disabled", "data=digits")

@@ -29,7 +29,11 @@ CONFIG: dict[str, Any] = {
     "method": {},
     "student": {"name": "cnn", "scale": 4, "epochs": 3},
     "teacher": {"name": "cnn", "scale": 8},
-    "data": {"name": "digits", "mean": [0.3, 0.3, 0.3], "augment": {"crop": 4, "flip": False}},
+    "data": {
+        "name": "digits",
+        "mean": [0.3, 0.3, 0.3],
+        "augment": {"crop_padding": 4, "flip": False},
+    },
     "batch_size": 64,
     "optimizer": {"name": "sgd", "lr": 0.05},
     "device": "cpu",

@@ -61,7 +61,7 @@ def each(numbers: list[int]) -> Callable:
     return lambda: (n, n) if (n := next(jobs, None)) is not None else None
 
 
-def run(numbers: list[int], slots: int = 1, stop: int | None = None, max_failures: int = 0) -> Seen:
+def run(numbers: list[int], slots: int = 1, stop: int | None = None, max_retries: int = 0) -> Seen:
     seen = Seen(stop)
     worker_pool.run(
         each(numbers),
@@ -69,7 +69,7 @@ def run(numbers: list[int], slots: int = 1, stop: int | None = None, max_failure
         [{"SLOT": f"slot {i}"} for i in range(slots)],
         seen.ended,
         seen.heard,
-        max_failures,
+        max_retries,
     )
     return seen
 
@@ -109,7 +109,7 @@ def test_each_slot_has_its_environment_and_this_process_keeps_its_own() -> None:
 
 @pytest.mark.parametrize("failures", [0, 2])
 def test_retries_are_bounded_and_what_diverged_is_not_tried_again(failures: int) -> None:
-    seen = run([10, 11, 12], max_failures=failures)
+    seen = run([10, 11, 12], max_retries=failures)
     assert len(seen.pids) == 2 * (1 + failures) + 1
     assert sorted(seen.outcomes) == [10, 11, 12]
 

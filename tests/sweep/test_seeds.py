@@ -94,7 +94,7 @@ def test_it_makes_a_command_a_multirun(kd: Callable) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
-    [["hydra/launcher=basic"], ["hydra.launcher.pack=2", "hydra.launcher.slots=1"]],
+    [["hydra/launcher=basic"], ["hydra.launcher.jobs_per_worker=2", "hydra.launcher.slots=1"]],
     ids=["basic", "packed"],
 )
 def test_with_other_launchers(words: list[str], kd: Callable) -> None:

@@ -91,7 +91,9 @@ OTHERS: dict[str, tuple[list[str], dict[str, str]]] = {
             f"{FLOAT} seed=1": "seeds is [0] in the study and [1] here",
             f"{FLOAT} seeds=[0,1,2]": "seeds is [0] in the study and [0, 1, 2] here",
             f"{FLOAT} teacher.epochs=2": "teacher.epochs is 1 in the study and 2 here",
-            f"{FLOAT} teacher.members=2": "teacher.mean is not set in the study and logits here",
+            f"{FLOAT} teacher.ensemble.size=2": (
+                "teacher.ensemble.average is not set in the study and logits here"
+            ),
             f"{FLOAT} method=nkd": "method.alpha is 0.1 in the study and 1.0 here (and ",
             f"{FLOAT} data.val_size=100": "data.val_size is 200 in the study and 100 here",
         },
@@ -133,11 +135,11 @@ def test_another_search_is_refused(
 
 
 SAME = [
-    "checkpoint.minutes=1", "rerun=false", "kernels=torch", "tracker.project=other",
+    "checkpoint.every_n_minutes=1", "rerun=false", "cpu_kernels=torch", "tracker.project=other",
     "tracker.tags=[a]", "device=auto", "threads=2", "student.epochs=1", "method.alpha=0.1",
     "hydra.launcher.slots=2", "hydra.sweeper.sampler=random", "hydra.sweeper.pruner=none",
     "hydra.sweeper.seed=5", "seeds=[0]", "seed=0", "paths.cache=elsewhere",
-    "hydra.sweep.dir=elsewhere", "teacher.store.gigabytes=1", "compile=false",
+    "hydra.sweep.dir=elsewhere", "teacher.cache.max_gb=1", "compile=false",
 ]  # fmt: skip
 
 
@@ -303,15 +305,17 @@ def test_what_determines_a_result_is_what_its_identity_hashes(composed: Callable
     """Two configurations have the same determinants if and only if they have the same identity."""
     variants = [
         "seed=0", "seed=1", "batch_size=32", "method=standard", "method=dkd", "method.T=2",
-        "method=born_again", "teacher.epochs=2", "teacher.seed=5", "teacher.members=2",
-        "teacher.mean=probabilities", "precision=bf16", "teacher.outputs=misaligned",
-        "student.labels=0.5", "data.val_size=100", "optimizer.lr=0.01", "teacher.optimizer.lr=0.01",
-        "schedule.warmup=0", "rerun=true", "device=auto", "tracker.project=x", "threads=2",
-        "checkpoint.minutes=1", "kernels=torch", "seeds=[0,1]", "teacher.store.maps=true",
+        "method=born_again", "teacher.epochs=2", "teacher.seed=5", "teacher.ensemble.size=2",
+        "teacher.ensemble.average=probabilities", "precision=bf16", "teacher.outputs=misaligned",
+        "student.label_fraction=0.5", "data.val_size=100", "optimizer.lr=0.01",
+        "teacher.optimizer.lr=0.01", "schedule.warmup_fraction=0", "rerun=true", "device=auto",
+        "tracker.project=x", "threads=2",
+        "checkpoint.every_n_minutes=1", "cpu_kernels=torch", "seeds=[0,1]",
+        "teacher.cache.feature_maps=true",
         "student.dropout=0.3", "teacher.dropout=0.3",
     ]  # fmt: skip
     several = [
-        ["teacher.members=2", "teacher.mean=probabilities"],
+        ["teacher.ensemble.size=2", "teacher.ensemble.average=probabilities"],
         ["method=standard", "teacher.epochs=2"],
     ]
     configs = [

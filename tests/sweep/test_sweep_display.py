@@ -206,7 +206,9 @@ def test_a_slow_job_gives_a_sign_of_life_once_a_minute(caplog: pytest.LogCapture
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [[], ["hydra.launcher.pack=3"]], ids=["workers", "a pack"])
+@pytest.mark.parametrize(
+    "extra", [[], ["hydra.launcher.jobs_per_worker=3"]], ids=["workers", "a pack"]
+)
 def test_a_sweep_through_a_pipe_has_a_line_for_the_start_and_the_end_of_a_job(
     extra: list[str], place: Place
 ) -> None:

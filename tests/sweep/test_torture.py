@@ -27,7 +27,7 @@ SWEEP = [
     "-m", "data=digits", "teacher.epochs=2", "student.scale=2", "teacher.scale=2", "device=cpu",
     "threads=1", "tracker.mode=disabled", "batch_size=32", f"student.epochs={EPOCHS}",
     "method=standard,logits,feature", f"seed={','.join(map(str, range(JOBS // 3)))}",
-    "hydra.sweep.dir=out", "hydra.launcher.slots=2", "hydra.launcher.max_failures=1000",
+    "hydra.sweep.dir=out", "hydra.launcher.slots=2", "hydra.launcher.max_retries=1000",
 ]  # fmt: skip
 
 

@@ -114,7 +114,7 @@ def test_packed_with_others_it_is_what_it_is_alone(composed: Callable, tmp_path:
 
     Runs that see others' outputs, or have few labels, do not.
     """
-    words = ["teacher.outputs=aligned", "teacher.outputs=misaligned", "student.labels=0.2"]
+    words = ["teacher.outputs=aligned", "teacher.outputs=misaligned", "student.label_fraction=0.2"]
     apart, packed = (
         [composed("method=logits", word, f"paths.runs={tmp_path / place}") for word in words]
         for place in ("apart", "packed")

@@ -76,7 +76,7 @@ def test_a_run_that_reads_has_the_loss_of_one_that_computes(
     pairs = {"hidden": "[[hidden,hidden]]", "maps": "[[pool2,pool2]]"}.get(case)
     words = ["method=feature", f"method.pairs={pairs}"] if pairs else ["method=logits"]
     # 25 views, not 81
-    config = composed(*words, *(["data.augment.crop=2"] if "whole" in case else []))
+    config = composed(*words, *(["data.augment.crop_padding=2"] if "whole" in case else []))
     found, teacher = images(config, tmp_path), trained_teacher(config)
     place: dict[str, Any] = {"feature_maps": case == "maps", "eager": "whole" in case}
     if "epoch" in case:
@@ -217,7 +217,7 @@ def test_a_second_run_reads_what_the_first_computed(composed: Callable, tmp_path
     first = run(composed("method=logits", "student.epochs=2"))
     second = run(composed("method=logits", "student.epochs=2", "method.T=7.0"))
     again = run(
-        composed("method=logits", "student.epochs=2", "teacher.store.gigabytes=0", "rerun=true")
+        composed("method=logits", "student.epochs=2", "teacher.cache.max_gb=0", "rerun=true")
     )
     assert first["time"]["teacher_read"] < 0.02  # a view that came again
     assert second["time"]["teacher_read"] > 0.97
@@ -285,7 +285,7 @@ def test_all_that_outputs_depend_on_is_in_their_key(composed: Callable, tmp_path
             config.teacher.network,
             "c",
             train_split,
-            augment.model_copy(update={"padding": "edge"}),
+            augment.model_copy(update={"padding_mode": "edge"}),
             FP32,
         ),
     }

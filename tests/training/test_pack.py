@@ -35,11 +35,11 @@ def test_packed_runs_end_with_the_bits_and_files_that_they_have_alone(
     """Eight runs of two seeds, with dropout and batch norm: in one pack, in two, and each alone."""
     apart = Place(tmp_path / "apart")
     assert apart.type(*SWEEP)[0] == 0
-    code, out, err = place.type(*SWEEP, "hydra.launcher.pack=8")
+    code, out, err = place.type(*SWEEP, "hydra.launcher.jobs_per_worker=8")
     assert code == 0, err
     assert "8 jobs: 8 done" in out
     split = Place(tmp_path / "split")
-    assert split.type(*SWEEP, "hydra.launcher.pack=4", "hydra.launcher.slots=2")[0] == 0
+    assert split.type(*SWEEP, "hydra.launcher.jobs_per_worker=4", "hydra.launcher.slots=2")[0] == 0
     for path in apart.folder.glob("runs/logits-*"):
         alone = directory.load_result(path)
         assert alone
@@ -94,7 +94,9 @@ def test_one_batch_and_one_teacher_pass_serve_all_of_a_seed(
 @pytest.mark.slow
 def test_one_that_diverges_does_not_touch_the_others(place: Place) -> None:
     words = ["-m", *DROPPING, "method=standard"]
-    code, out, _ = place.type(*words, "optimizer.lr=0.05,1e30,0.01", "hydra.launcher.pack=3")
+    code, out, _ = place.type(
+        *words, "optimizer.lr=0.05,1e30,0.01", "hydra.launcher.jobs_per_worker=3"
+    )
     assert code == 1
     assert "3 jobs: 2 done, 1 diverged" in out
     kept = {p.name: directory.load_result(p) for p in place.folder.glob("runs/standard-*")}
@@ -114,7 +116,7 @@ def test_an_interrupt_reaches_every_member(place: Place) -> None:
         "method=standard",
         "student.epochs=100000",
         "seed=0,1,2",
-        "hydra.launcher.pack=3",
+        "hydra.launcher.jobs_per_worker=3",
     ]
     process = place.start("-m", *words)
     place.wait(lambda: len([p for p in place.runs() if (p / "history.csv").exists()]) == 3)

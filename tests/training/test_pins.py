@@ -35,11 +35,16 @@ CONFIGS = {
     "feature": ["method=feature", "student.epochs=4", "optimizer.lr=0.01"],
     "crd": ["method=crd", "optimizer=adamw", "schedule=cosine"],
     "resnet": ["method=dkd", "model@student=resnet20", "model@teacher=resnet56", "data=cifar100"],
-    "ensemble": ["method=logits", "teacher.members=3", "student.labels=0.5", "precision=fp32"],
+    "ensemble": [
+        "method=logits",
+        "teacher.ensemble.size=3",
+        "student.label_fraction=0.5",
+        "precision=fp32",
+    ],
 }
 SWEEP = [
     "-m", "data=digits", "method=standard,logits,feature", "student.scale=2", "teacher.scale=2",
-    "student.epochs=2", "teacher.epochs=1", "device=cpu", "precision=fp32", "kernels=torch",
+    "student.epochs=2", "teacher.epochs=1", "device=cpu", "precision=fp32", "cpu_kernels=torch",
     "threads=1", "hydra.launcher.slots=1", "hydra.sweep.dir=out",
 ]  # fmt: skip
 TIMES = ["train_seconds", "images_per_second"]

@@ -28,11 +28,11 @@ SMALL = ["batch_size=64", f"student.epochs={EPOCHS}", "student.dropout=0.5"]
 CASES = {
     "standard": ["method=standard"],
     "a method with parts of its own": ["method=feature"],
-    "a memory": ["method=crd", "method.negatives=64", "method.width=8"],
+    "a memory": ["method=crd", "method.n_negatives=64", "method.embed_dim=8"],
     "blends": ["method=function_matching"],
     "adamw": ["method=logits", "optimizer=adamw"],
     "muon": ["method=logits", "optimizer=muon"],
-    "float32, torch's kernels": ["method=logits", "precision=fp32", "kernels=torch"],
+    "float32, torch's kernels": ["method=logits", "precision=fp32", "cpu_kernels=torch"],
 }
 
 
@@ -114,10 +114,18 @@ def test_checkpoints_are_written_as_often_as_asked(
         return names
 
     assert written() == ["1.0", "2.0", "3.0"]
-    assert written("checkpoint.epochs=2") == ["2.0"]
-    assert written("checkpoint.epochs=null") == []
-    assert len(written("checkpoint.epochs=null", "checkpoint.minutes=0.5", seconds=5.0)) > 3
-    assert written("checkpoint.epochs=null", "checkpoint.minutes=null", seconds=5.0) == []
+    assert written("checkpoint.every_n_epochs=2") == ["2.0"]
+    assert written("checkpoint.every_n_epochs=null") == []
+    assert (
+        len(
+            written("checkpoint.every_n_epochs=null", "checkpoint.every_n_minutes=0.5", seconds=5.0)
+        )
+        > 3
+    )
+    assert (
+        written("checkpoint.every_n_epochs=null", "checkpoint.every_n_minutes=null", seconds=5.0)
+        == []
+    )
 
 
 @pytest.mark.slow
@@ -181,9 +189,9 @@ def test_a_run_does_not_go_on_with_another_configuration(
     assert said.code == 2
     assert line in said.err
     assert said.err.count("\n") == 1
-    said = kd("-m", *words, "kernels=torch", "seed=1,0")
+    said = kd("-m", *words, "cpu_kernels=torch", "seed=1,0")
     assert (said.code, said.out) == (2, "")
-    assert "kernels was auto and is now torch" in said.err
+    assert "cpu_kernels was auto and is now torch" in said.err
     assert "no job was started" in said.err
     (folder,) = Path("runs").glob("standard-*")
     assert list((folder / "checkpoints").glob("*.pt"))
@@ -248,11 +256,16 @@ with stop.installed(), stop.deferring():
 def test_a_signal_leaves_a_checkpoint_of_that_moment(
     how: str, sent: signal.Signals, place: Place
 ) -> None:
-    words = ["batch_size=8", *LONG, "checkpoint.epochs=null", "checkpoint.minutes=null"]
+    words = [
+        "batch_size=8",
+        *LONG,
+        "checkpoint.every_n_epochs=null",
+        "checkpoint.every_n_minutes=null",
+    ]
     words = {
         "alone": words,
         "a sweep": ["-m", *words],
-        "a pack": ["-m", *words, "hydra.launcher.pack=2"],
+        "a pack": ["-m", *words, "hydra.launcher.jobs_per_worker=2"],
     }[how]
     words += ["seed=0,1"] if how == "a pack" else []
     count = 2 if how == "a pack" else 1
@@ -281,8 +294,8 @@ def test_a_preempted_job_of_a_cluster_is_queued_again_and_goes_on(place: Place) 
     words += [
         "student.epochs=60",
         "batch_size=32",
-        "checkpoint.epochs=null",
-        "checkpoint.minutes=null",
+        "checkpoint.every_n_epochs=null",
+        "checkpoint.every_n_minutes=null",
     ]
     process = place.start(
         "-m", *words, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"

@@ -127,7 +127,7 @@ def test_a_trial_that_goes_on_with_an_interrupted_run_has_all_its_epochs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["hydra.launcher.slots=2", "hydra.launcher.pack=4"])
+@pytest.mark.parametrize("launcher", ["hydra.launcher.slots=2", "hydra.launcher.jobs_per_worker=4"])
 def test_a_trial_of_several_runs_is_the_mean_of_the_best_setting(
     launcher: str, server: Server, kd: Callable, agent: Callable
 ) -> None:

@@ -471,7 +471,7 @@ def test_teachers_of_every_kind_are_used(
     assert used(f"teacher.checkpoint={offline.teacher / 'student.safetensors'}", "seed=1") == [
         offline.teacher.name
     ]
-    members = used("teacher.members=2", "seed=2")
+    members = used("teacher.ensemble.size=2", "seed=2")
     assert len(members) == 2
     assert sorted(path.name for path in Path("runs").glob("standard-*")) == members
 
