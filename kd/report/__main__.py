@@ -1,6 +1,6 @@
 """Run the command line of `kd.report`."""
 
-from kd.report.build import main
+from kd.report.command_line import main
 
 if __name__ == "__main__":
     main()

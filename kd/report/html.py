@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import jinja2
@@ -19,67 +19,65 @@ from kd.report.figures import Figure, SkippedFigure
 from kd.report.provenance import Fact, duration
 from kd.report.published import CAPTION, PublishedComparison
 from kd.report.tables import COLUMNS, Tables
+from kd.report.text_table import TextTable
 
 LARGE_FIGURE = 300_000  # bytes of an SVG above which the page embeds the PNG instead
 
 
-def render(
-    title: str,
-    folder: Path,
-    tables: Tables,
-    verdict: str,
-    notes: Sequence[str],
-    comparison: Sequence[Sequence[str]],
-    figures: Sequence[Figure],
-    skipped: Sequence[SkippedFigure],
-    files: Sequence[str],
-    published: PublishedComparison | None = None,
-    facts: Sequence[Fact] = (),
-) -> str:
-    """Return the page. All text that users typed is escaped.
+class Page(NamedTuple):
+    """The contents of the page.
 
-    Args:
+    Attributes:
         title: Title of the page.
         folder: Directory of the report, in which the page will be.
         tables: The tables of the report.
         verdict: The headline.
         notes: Warnings about the table.
-        comparison: A header, then a row of text for each row of the summary and each teacher.
+        comparison: The settings, followed by the teachers.
         figures: The figures in the folder `figures` of the report.
         skipped: The figures that were not drawn.
         files: Names of the tables in `folder`.
         published: The comparison with published figures.
         facts: What was run.
     """
+
+    title: str
+    folder: Path
+    tables: Tables
+    verdict: str
+    notes: Sequence[str]
+    comparison: TextTable
+    figures: Sequence[Figure]
+    skipped: Sequence[SkippedFigure]
+    files: Sequence[str]
+    published: PublishedComparison | None = None
+    facts: Sequence[Fact] = ()
+
+
+def render(page: Page) -> str:
+    """Return the page as HTML. All text that users typed is escaped."""
     template = jinja2.Environment(
         autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     ).from_string(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
-    folder = folder.resolve()  # links are relative to it
-    states = tables.runs["status"].value_counts()
-    counts = [("runs", len(tables.runs)), *((name, count) for name, count in states.items())]
-    # the rows of the teachers follow those of the summary
-    chosen = list(tables.summary["chosen"]) if len(tables.summary) else []
-    emphasized = [*chosen, *[True] * len(comparison)]
-    rows = [
-        {"cells": cells, "kind": "chosen" if is_emphasized else "other"}
-        for cells, is_emphasized in zip(comparison[1:], emphasized, strict=False)
-    ]
+    folder = page.folder.resolve()  # links are relative to it
+    runs = page.tables.runs
+    states = runs["status"].value_counts()
     return template.render(
-        title=title,
+        title=page.title,
         created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        verdict=verdict,
-        counts=counts,
-        notes=notes,
-        summary={"head": comparison[0] if comparison else [], "rows": rows},
-        full_names=tables.with_short_names(),
-        published=published,
+        verdict=page.verdict,
+        counts=[("runs", len(runs)), *((name, count) for name, count in states.items())],
+        notes=page.notes,
+        comparison=page.comparison,
+        full_names=page.tables.with_short_names(),
+        published=page.published,
         caption=CAPTION,
-        figures=[_embedded(folder, figure) for figure in figures],
-        skipped=skipped,
-        facts=facts,
-        commands=[text for fact in facts if fact.command for text in fact.texts],
-        runs=[_run_row(row, folder) for _, row in tables.runs.iterrows()],
-        files=files,
+        figures=[_embedded(folder, figure) for figure in page.figures],
+        skipped=page.skipped,
+        facts=page.facts,
+        commands=[text for fact in page.facts if fact.command for text in fact.texts],
+        runs=[_run_row(row, folder) for _, row in runs.iterrows()],
+        files=page.files,
         columns=COLUMNS.items(),
     )
 

@@ -25,6 +25,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from kd.core.errors import UserError
 from kd.report.tables import Tables, finished_runs
+from kd.report.text_table import Column, Row, TextTable
 from kd.runs.schema import find_error
 
 PACKAGED = Path(__file__).with_name("published.csv")
@@ -52,19 +53,19 @@ COLUMNS = {  # of published.csv in a report
     "source": "where the figure is published",
     "note": "what a reader needs to know when comparing",
 }
-HEAD = [
-    "",
-    "data",
-    "models",
-    "n",
-    "measured, %",
-    "published, %",
-    "difference",
-    "epoch",
-    "runs",
-    "source",
-    "note",
-]
+TEXT_COLUMNS = (  # of the same comparison as text
+    Column("setting", "", "setting"),
+    Column("data", "data"),
+    Column("models", "models"),
+    Column("n", "n", "number"),
+    Column("measured", "measured, %", "number"),
+    Column("published", "published, %", "number"),
+    Column("difference", "difference", "number"),
+    Column("epoch", "epoch"),
+    Column("runs", "runs", "number"),
+    Column("source", "source"),
+    Column("note", "note", "sentence"),
+)
 WIDTHS = {  # the published tables name these architectures without their width
     "mobilenetv205": "mobilenetv2",
     "shufflenetv210": "shufflenetv2",
@@ -96,14 +97,14 @@ class PublishedComparison(NamedTuple):
 
     Attributes:
         title: Heading of the section.
-        rows: `HEAD`, then a row of text for each pair of a measured and a published figure.
-        table: The same pairs as a table with the columns `COLUMNS`.
+        text_table: A row of text for each pair of a measured and a published figure.
+        table: The same pairs as numbers, with the columns `COLUMNS`.
         missing: Sentences about the settings without a published figure.
         notes: The notes of the figures, each once.
     """
 
     title: str
-    rows: list[list[str]]
+    text_table: TextTable
     table: pd.DataFrame
     missing: list[str]
     notes: list[str]
@@ -206,7 +207,7 @@ def compare_with_published(
         )
     return PublishedComparison(
         title,
-        rows=[HEAD, *map(_cells, matches)] if matches else [],
+        text_table=TextTable(TEXT_COLUMNS, [_text_row(row) for row in matches]),
         table=pd.DataFrame(matches, columns=list(COLUMNS)),
         missing=_unmatched_notes(unmatched, data_names if image_folder_data is None else []),
         notes=_group_notes(matches),
@@ -275,21 +276,18 @@ def _pair(row: dict[str, Any]) -> str:
     return f"{row['teacher']} -> {row['student']}" if row["teacher"] else str(row["student"])
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    """Return a row of the table as text, in the order of `HEAD`."""
-    return [
-        row["setting"],
-        row["data"],
-        _pair(row),
-        str(row["n"]),
-        _format_interval(row["measured"], row["measured_ci95"]),
-        _format_interval(row["published"], row["spread"]),
-        f"{row['difference']:+.2f}",
-        row["epoch"],
-        str(row["runs"] or ""),
-        row["source"],
-        row["note"],
-    ]
+def _text_row(row: dict[str, Any]) -> Row:
+    """Return a row of the comparison as text."""
+    cells = {
+        **{name: str(row[name] or "") for name in ("setting", "data", "epoch", "source", "note")},
+        "models": _pair(row),
+        "n": str(row["n"]),
+        "measured": _format_interval(row["measured"], row["measured_ci95"]),
+        "published": _format_interval(row["published"], row["spread"]),
+        "difference": f"{row['difference']:+.2f}",
+        "runs": str(row["runs"] or ""),
+    }
+    return Row(cells)
 
 
 def _format_interval(value: float, half_width: float | None) -> str:

@@ -14,7 +14,7 @@ from scipy import stats
 from kd import cli
 from kd.config.schema import model_name
 from kd.core.errors import UserError
-from kd.report import build, published
+from kd.report import command_line, published
 
 PAIRS = {
     "wrn_40_2_wrn_16_2", "wrn_40_2_wrn_40_1", "resnet56_resnet20", "resnet110_resnet20",
@@ -258,7 +258,7 @@ def test_a_bad_file_of_figures_is_one_line(
 def failed(capsys: pytest.CaptureFixture, *words: str) -> str:
     """What a report that is refused says: one line, with exit code 2."""
     with pytest.raises(SystemExit) as stop:
-        build.main(words)
+        command_line.main(words)
     said = capsys.readouterr()
     assert (stop.value.code, said.out, said.err.count("\n")) == (2, "", 1)
     return said.err
@@ -299,12 +299,19 @@ def test_measured_and_published_by_hand(tmp_path: Path) -> None:
         [half, half, half, float("nan")], nan_ok=True
     )
     assert table["n"].tolist() == [3, 3, 3, 1]
-    assert (found.missing, len(found.rows)) == ([], 5)
-    assert found.rows[1] == [
+    assert (found.missing, len(found.text_table.texts())) == ([], 5)
+    assert found.text_table.texts()[1] == [
         "logits", "cifar10", "cnn-8 -> cnn-4", "3", "73.00 ± 2.48", "71.50 ± 0.30", "+1.50", "best",
         "5", "Paper A", "<i>other</i> recipe, longer",
     ]  # fmt: skip
-    assert found.rows[2][4:10] == ["73.00 ± 2.48", "70.00", "+3.00", "last", "", "Paper B"]
+    assert found.text_table.texts()[2][4:10] == [
+        "73.00 ± 2.48",
+        "70.00",
+        "+3.00",
+        "last",
+        "",
+        "Paper B",
+    ]
     assert found.notes == ["logits in Paper A: <i>other</i> recipe, longer"]
 
 
@@ -331,7 +338,7 @@ def test_what_has_no_figure_is_said_in_one_line(tmp_path: Path) -> None:
     nothing = published.compare_with_published(
         tables(swept(tmp_path / "digits", "digits")), published.load("published")
     )
-    assert (nothing.rows, nothing.notes, len(nothing.table)) == ([], [], 0)
+    assert (nothing.text_table.rows, nothing.notes, len(nothing.table)) == ([], [], 0)
     assert nothing.missing == ["no published figure for cnn-4 on digits, cnn-8 on digits"]
     configs = [config("standard", 0, data__name="cifar10"), config("nst", 0, data__name="cifar10")]
     made(tmp_path / "some", configs, [0.7, 0.6])
@@ -349,7 +356,7 @@ def test_what_has_no_figure_is_said_in_one_line(tmp_path: Path) -> None:
 def test_runs_that_did_not_finish_are_not_compared(tmp_path: Path) -> None:
     made(tmp_path, [config("standard", 0, data__name="cifar10")], [None])
     found = published.compare_with_published(tables(tmp_path), own(tmp_path))
-    assert (found.rows, found.missing) == ([], [])
+    assert (found.text_table.rows, found.missing) == ([], [])
 
 
 def test_an_image_folder_is_nobodys_data_until_that_is_said(
@@ -357,7 +364,7 @@ def test_an_image_folder_is_nobodys_data_until_that_is_said(
 ) -> None:
     found = tables(swept(tmp_path / "sweep", "imagefolder"))
     silent = published.compare_with_published(found, own(tmp_path))
-    assert silent.rows == []
+    assert silent.text_table.rows == []
     assert silent.missing == [
         "no published figure for cnn-4 on imagefolder, cnn-8 on imagefolder",
         "to compare an image folder that contains one of the published data sets, "
@@ -385,7 +392,7 @@ def test_the_command_writes_tables_and_a_section(
 ) -> None:
     own(tmp_path)
     place = swept(tmp_path / "sweep", "imagefolder")
-    build.main([str(place), "--compare", str(tmp_path / "figures.csv"), "--as", "cifar10"])
+    command_line.main([str(place), "--compare", str(tmp_path / "figures.csv"), "--as", "cifar10"])
     said = capsys.readouterr().out
     assert (
         "Comparison with published figures (assuming that the image folder contains cifar10, "
@@ -418,7 +425,7 @@ def test_the_command_writes_tables_and_a_section(
 @pytest.mark.slow
 def test_without_a_figure_the_report_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     place = swept(tmp_path / "sweep", "digits")
-    build.main([str(place), "--compare", "published"])
+    command_line.main([str(place), "--compare", "published"])
     assert (
         "note: no published figure for cnn-4 on digits, cnn-8 on digits\n"
         in capsys.readouterr().out
@@ -427,7 +434,7 @@ def test_without_a_figure_the_report_says_so(tmp_path: Path, capsys: pytest.Capt
         'class="warn">no published figure for cnn-4 on digits' in (place / "index.html").read_text()
     )
     assert len(pd.read_csv(place / "published.csv")) == 0
-    build.main([str(place)])
+    command_line.main([str(place)])
     assert "published" not in capsys.readouterr().out, "it was not asked for"
     shutil.copy(published.PACKAGED, place / "published.csv")
     said = failed(capsys, str(place), "--compare", str(place / "published.csv"))

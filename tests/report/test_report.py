@@ -20,6 +20,7 @@ from statsmodels.stats.multitest import multipletests
 from kd.report import build, figures
 from kd.report import stats as compare
 from kd.report import tables as table
+from kd.report.verdict import headline
 
 # ---- what sets runs apart
 
@@ -167,7 +168,7 @@ def test_hyperparameters_are_chosen_on_validation_and_only_those_are_claimed(
         "one claim, nothing to correct"
     )
     assert math.isnan(summary.loc["logits T=8", "p_holm"])
-    assert build.headline(tables(tmp_path)).startswith(
+    assert headline(tables(tmp_path)).startswith(
         "Best of 3 settings on validation: logits T=1, 80.13 ± 0.38 % test accuracy (3 seeds), "
     )
 
@@ -408,7 +409,7 @@ def test_no_method_no_claim(tmp_path: Path) -> None:
         [config("standard", s, student__scale=k) for k in (4, 8) for s in (0, 1)],
         [0.7, 0.71, 0.8, 0.82],
     )
-    assert "better" not in build.headline(tables(tmp_path))
+    assert "better" not in headline(tables(tmp_path))
 
 
 def test_a_finished_baseline_that_was_not_part_of_the_sweep_is_found(tmp_path: Path) -> None:

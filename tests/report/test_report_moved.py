@@ -18,7 +18,7 @@ import pytest
 import yaml
 from helpers import config, made, name_of
 
-from kd.report import build, figures, tables
+from kd.report import build, command_line, figures, tables
 
 SETTINGS = [config(method, seed) for method in ("standard", "logits") for seed in (0, 1)]
 ACCURACIES = [0.70, 0.71, 0.75, 0.77]
@@ -73,7 +73,7 @@ def reported(capsys: pytest.CaptureFixture, *words: Any) -> tuple[int, str, str]
     capsys.readouterr()
     code: Any = 0
     try:
-        build.main([str(word) for word in words])
+        command_line.main([str(word) for word in words])
     except SystemExit as stop:
         code = stop.code
     printed = capsys.readouterr()

@@ -17,8 +17,9 @@ from helpers import config, made, tables
 from wandb_server import Server
 
 import kd
-from kd.report import build, figures, published
+from kd.report import build, command_line, figures, published
 from kd.report import tables as table
+from kd.report.verdict import headline
 from kd.runs import directory as record
 from kd.runs import labels
 from kd.sweep import scheduler
@@ -56,7 +57,7 @@ def test_methods_that_tie_on_validation_are_not_preferred(tmp_path: Path) -> Non
         "Of 3 settings, logits and standard tie on validation (60.00 %). "
         "The one planned first, logits, reaches "
     )
-    assert build.headline(tables(tmp_path)).startswith(f"{verdict}70.00 % test accuracy (1 seed)")
+    assert headline(tables(tmp_path)).startswith(f"{verdict}70.00 % test accuracy (1 seed)")
     assert verdict in text
     assert verdict in unescape(page)
     assert "Best of" not in text + page
@@ -94,11 +95,11 @@ def test_settings_of_one_method_that_tie_are_told(tmp_path: Path) -> None:
 def test_many_that_tie_are_counted_and_one_that_leads_is_preferred(tmp_path: Path) -> None:
     configs = [config("logits", 0, method__T=float(t)) for t in range(1, 9)]
     made(tmp_path / "tie", configs, [0.5] * 8, [0.5] * 8)
-    assert build.headline(tables(tmp_path / "tie")).startswith(
+    assert headline(tables(tmp_path / "tie")).startswith(
         "Of 8 settings, logits T=1, logits T=2, logits T=3 and 5 more tie on validation"
     )
     made(tmp_path / "lead", configs, [0.5] * 8, [0.5] * 6 + [0.500001, 0.5])
-    assert build.headline(tables(tmp_path / "lead")).startswith(
+    assert headline(tables(tmp_path / "lead")).startswith(
         "Best of 8 settings on validation: logits T=7, "
     )
 
@@ -124,7 +125,7 @@ def test_the_best_setting_by_validation_comes_first_everywhere(tmp_path: Path) -
     assert [re.split(r"\s{2,}", line)[0] for line in lines] == expected[
         : build.MAX_PRINTED_SETTINGS
     ]
-    shown = re.findall(r'<tr class="(?:chosen|other)"><td class="first">([^<]*)</td>', page)
+    shown = re.findall(r'<tr class="(?:chosen|other)"><td class="setting">([^<]*)</td>', page)
     assert shown[: count + 2] == expected
 
 
@@ -608,7 +609,7 @@ def test_nothing_is_said_of_names_where_none_is_cut(tmp_path: Path) -> None:
 
 
 def test_columns_of_two_tables_are_explained_apart(capsys: pytest.CaptureFixture) -> None:
-    build.main(["--columns"])
+    command_line.main(["--columns"])
     first, second = capsys.readouterr().out.split("published.csv")
     for text, columns in ((first, table.COLUMNS), (second, published.COLUMNS)):
         said = dict(re.findall(r"^(\w+) +(.+)$", text, re.MULTILINE))

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from kd.report import build, figures
+from kd.report import build, command_line, figures
 from kd.report import tables as table
 
 CASES, DRAWN = 96, 2  # random cases, and how many of them are drawn, too
@@ -551,7 +551,7 @@ def test_a_report_of_nothing_but_damage(
             path.write_bytes(b"\xff")
     (tmp_path / "runs" / "failed").rename(os.fsdecode(os.fsencode(tmp_path) + b"/runs/odd\xff"))
     for path in (place / table.PLAN, place / "study.json"):
-        build.main([str(tmp_path / "runs"), str(place), "--out", str(tmp_path / "out")])
+        command_line.main([str(tmp_path / "runs"), str(place), "--out", str(tmp_path / "out")])
         said = capsys.readouterr().out
         assert said.startswith("no run has finished")
         page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
@@ -559,7 +559,7 @@ def test_a_report_of_nothing_but_damage(
         path.write_bytes(b"\xff")
     assert "jobs.json is damaged: expected value at line 1" in page
     assert "odd\\udcff" in page
-    build.main([str(place)])
+    command_line.main([str(place)])
     assert "Search history (study.json is damaged" in (place / "index.html").read_text(
         encoding="utf-8"
     )
