@@ -22,6 +22,7 @@ from typing import Any
 
 from kd.core.io import write_json
 from kd.report.tables import write_plan
+from kd.runs.schema import RunResult
 
 SEEDS, EPOCHS = 5, 15
 SECONDS, MEGABYTES = 60.0, 1500.0  # targets for 10,000 runs
@@ -143,7 +144,7 @@ def _result(
         "confidence": [0.6 * n for n in bins],
         "right": [0.5 * n for n in bins],
     }
-    return {
+    result = {
         "id": name,
         "method": method,
         "student": "cnn-8",
@@ -164,6 +165,7 @@ def _result(
         "samples": {"train": 45000, "val": 5000, "test": 10000},
         "config": config,
     }
+    return RunResult.model_validate(result).model_dump()
 
 
 def main() -> None:

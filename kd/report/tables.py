@@ -24,7 +24,7 @@ from kd.runs.schema import (
     Job,
     JobLocation,
     Plan,
-    Result,
+    RunResult,
     StatusRecord,
     find_error,
     read_record,
@@ -244,7 +244,7 @@ def _with_paths(job: Mapping[str, Any], convert: Callable[[str], str]) -> dict[s
 
 def _job_from_run_dir(folder: Path) -> dict[str, Any]:
     """Return a run as if it had been planned, from its own files."""
-    result, _ = read_record(Result, folder / "result.json")
+    result, _ = read_record(RunResult, folder / "result.json")
     config, damage = (result.get("config"), "") if result else (None, "")
     if config is None:
         config, damage = read_record(Config, folder / "config.yaml")
@@ -286,7 +286,7 @@ def load_tables(directories: Iterable[Path], run_folders: Sequence[Path] | None 
     provenance: Grouped = {}
     for job in jobs:
         folder = Path(job["folder"])
-        result, damage = read_record(Result, folder / "result.json")
+        result, damage = read_record(RunResult, folder / "result.json")
         if "damage" in job:
             rows.append(_row(job, None, RunStatus(RunState.FAILED, job["damage"])))
             continue

@@ -37,7 +37,7 @@ from kd.core.errors import first_line
 from kd.core.io import read_json, remove_partial_files, write_json, write_text
 from kd.core.locks import process_start_time
 from kd.core.version import __version__
-from kd.runs.schema import Result, read_record
+from kd.runs.schema import RunResult, read_record
 from kd.runs.status import RunState, RunStatus
 
 log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ def load_result(folder: Path) -> dict[str, Any] | None:
 
     A damaged result counts as missing, so that the same command trains the run again.
     """
-    result: dict[str, Any] | None = read_record(Result, folder / "result.json")[0]
+    result: dict[str, Any] | None = read_record(RunResult, folder / "result.json")[0]
     return result
 
 

@@ -17,7 +17,7 @@ from kd.core.execution import EXECUTION_KEYS
 from kd.core.io import read_json
 from kd.core.settings import flatten, is_under
 from kd.runs import directory
-from kd.runs.schema import Config, Result, read_record
+from kd.runs.schema import Config, RunResult, read_record
 
 # A directory with two of these files is that of a run
 FILES = ("config.yaml", "history.csv", "status.json", "result.json")
@@ -279,7 +279,7 @@ def _is_run_of(job: Mapping[str, Any], folder: str) -> bool:
 
     It is identified by the id in its result, else by the id in its name, else by its configuration.
     """
-    result, _ = read_record(Result, Path(folder, "result.json"))
+    result, _ = read_record(RunResult, Path(folder, "result.json"))
     id_ = job.get("id")
     if id_ and (result or folder.endswith(str(id_))):
         return result is None or bool(result["id"] == id_)

@@ -3,11 +3,21 @@
 A damaged file is reported, but never ends a report.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    RootModel,
+    ValidationError,
+    WrapValidator,
+)
 from pydantic_core import from_json, to_json
 
 from kd.core.errors import first_line
@@ -17,6 +27,7 @@ LARGEST = 1e30  # limit of numbers that are aggregated, so that their sums are f
 
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+JobRecord = dict[str, Any]  # the fields of a `Job`, by name
 PathString = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 Bins = Annotated[list[Annotated[Number, Field(ge=0)]], Field(min_length=15, max_length=15)]
 
@@ -61,6 +72,17 @@ class Config(Required):
     seed: Count
 
 
+def _validate_and_keep(value: Any, validate: Callable[[Any], Any]) -> Any:
+    validate(value)
+    return value
+
+
+# A configuration of which what the tables need is checked, and all of it is kept in its order
+WholeConfig = Annotated[
+    Config, WrapValidator(_validate_and_keep), PlainSerializer(lambda value: value)
+]
+
+
 class JobLocation(Required):
     """The directory of a planned job."""
 
@@ -68,9 +90,18 @@ class JobLocation(Required):
 
 
 class Job(JobLocation):
-    """A planned job of a sweep."""
+    """A planned job of a sweep, as it is written and read.
 
-    config: Config
+    Attributes:
+        number: From 0. It names the job in logs, where it is counted from 1.
+        taught: Whether the configuration chooses a teacher.
+        baseline: The directory of the same student's run without a teacher.
+        teachers: The directories of the runs that train its teachers.
+        content: The fingerprint of the data set.
+    """
+
+    number: Count = 0
+    config: WholeConfig
     overrides: list[str]
     taught: bool
     id: str | None = None
@@ -121,23 +152,42 @@ class Size(ModelSize):
 
 
 class Teacher(ModelSize):
-    """The teacher of a run, with its own metrics."""
+    """The teacher of a run, with its own metrics.
+
+    Attributes:
+        source: The file of its weights, or one for each member of an ensemble.
+        chosen: Whether the configuration chose it, rather than a self-taught method.
+    """
 
     name: str
     metrics: Metrics
+    source: str | list[str] = ""
+    chosen: bool = True
 
 
 class Samples(Required):
     """The number of samples."""
 
     train: Count
+    val: Count = 0
+    test: Count = 0
 
 
 class Time(Required):
-    """The training time and throughput."""
+    """The training time and throughput.
+
+    Attributes:
+        packed: The number of interleaved runs that shared the time.
+        resumed: How often the run was resumed.
+        teacher_read: The fraction of images for which the teacher did not have to run.
+    """
 
     train_seconds: Number
     images_per_second: Number
+    packed: Count = 1
+    resumed: Count = 0
+    epoch_seconds: list[Number] = []
+    teacher_read: Number | None = None
 
 
 class Reliability(Required):
@@ -148,19 +198,26 @@ class Reliability(Required):
     right: Bins
 
 
-class Result(Required):
-    """The contents of result.json."""
+class RunResult(Required):
+    """The contents of result.json, as it is written and read.
+
+    The fields with a default are missing from the results of earlier versions.
+    """
 
     id: str
+    method: str = ""
     student: str
+    seed: Count = 0
+    epochs: Count = 0
     metrics: Metrics
     teacher: Teacher | None
+    reliability: Reliability | None = None
     size: Size
     time: Time
-    samples: Samples
-    reliability: Reliability | None = None
     content: str | None = None
-    config: Config | None = None
+    samples: Samples
+    environment: dict[str, Any] = {}
+    config: WholeConfig | None = None
 
 
 def read_record(kind: type[BaseModel], path: Path) -> tuple[Any, str]:

@@ -12,10 +12,9 @@ from tabulate import tabulate
 from kd.config.schema import Config, absolute, run_dir
 from kd.core import console
 from kd.runs import directory
-from kd.runs.schema import Result, read_record
+from kd.runs.schema import JobRecord, RunResult, read_record
 from kd.training.checkpoint import Checkpoints
 
-Job = dict[str, Any]
 Speeds = Mapping[str, float]  # seconds per epoch of finished runs, by `_kind`
 
 DUPLICATE = "same as job "  # start of the state of a job whose run an earlier job is
@@ -28,7 +27,7 @@ class RemainingWork(NamedTuple):
     seconds: float | None
 
 
-def describe(jobs: Sequence[tuple[Job, Config]], workers: int | None) -> None:
+def describe(jobs: Sequence[tuple[JobRecord, Config]], workers: int | None) -> None:
     """Print one row per job, the teachers that the jobs need, and the estimated time.
 
     Args:
@@ -149,7 +148,7 @@ def _measured_speeds(runs_dirs: set[Path]) -> Speeds:
     medians: dict[str, list[float]] = {}  # of the epochs of each run
     for runs_dir in runs_dirs:
         for path in runs_dir.glob("*/result.json"):
-            result = read_record(Result, path)[0]
+            result = read_record(RunResult, path)[0]
             epochs = (result or {}).get("time", {}).get("epoch_seconds")
             if epochs and result.get("config"):
                 kind = _kind(result["config"], result.get("content"))

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from kd.core.console import EpochReport, display_path, format_duration, format_percent
 from kd.runs import directory
+from kd.runs.schema import JobRecord
 from kd.runs.status import RunState, RunStatus
 
 log = logging.getLogger(__name__)
@@ -25,15 +26,12 @@ log = logging.getLogger(__name__)
 SIGN_OF_LIFE = 60.0  # seconds between two lines about a job that is still running
 REFRESH = 0.25  # seconds between two drawings of the table
 
-Job = dict[str, Any]
-Result = Mapping[str, Any]
-
 
 @dataclass
 class RunningJob:
     """A job that a worker is running. Times are readings of the sweep's clock, in seconds."""
 
-    job: Job
+    job: JobRecord
     start: float
     epoch: EpochReport | None = None
     epoch_time: float = 0.0  # when that epoch ended
@@ -50,7 +48,7 @@ class RunningJob:
 class BestJob:
     """The finished job with the highest validation accuracy."""
 
-    job: Job
+    job: JobRecord
     accuracy: float
 
 
@@ -84,7 +82,7 @@ class SweepProgress:
 
     # ---- events, reported by the scheduler
 
-    def job_started(self, job: Job) -> None:
+    def job_started(self, job: JobRecord) -> None:
         """Record and show that a job has started, possibly for another attempt."""
         now = self.clock()
         again = job["number"] in self.running
@@ -109,13 +107,13 @@ class SweepProgress:
             self.shown.add(text)
             log.log(level, "[%d] %s", number + 1, text)
 
-    def job_already_done(self, job: Job, result: Result) -> None:
+    def job_already_done(self, job: JobRecord, result: Mapping[str, Any]) -> None:
         """Record and show that a job had finished before this sweep."""
         self.ended["found"] += 1
         self._compare(job, result["metrics"])
         self._show_found(job)
 
-    def job_ended(self, job: Job, outcome: RunStatus) -> None:
+    def job_ended(self, job: JobRecord, outcome: RunStatus) -> None:
         """Record and show that a job has ended."""
         run = self.running.pop(job["number"], None)
         seconds = None if run is None else self.clock() - run.start
@@ -139,19 +137,21 @@ class SweepProgress:
 
     # ---- output
 
-    def _show_start(self, job: Job, again: bool) -> None:
+    def _show_start(self, job: JobRecord, again: bool) -> None:
         log.info("%s%s: %s", self.name(job), " (retry)" if again else "", self.label(job))
 
-    def _show_found(self, job: Job) -> None:
+    def _show_found(self, job: JobRecord) -> None:
         log.info("%s: found in %s", self.name(job), display_path(Path(job["folder"])))
 
-    def _show_failure(self, job: Job, outcome: RunStatus) -> None:
+    def _show_failure(self, job: JobRecord, outcome: RunStatus) -> None:
         level = logging.INFO if outcome.state == RunState.PRUNED else logging.ERROR
         log.log(
             level, "%s %s: %s (%s)", self.name(job), *outcome, display_path(Path(job["folder"]))
         )
 
-    def _show_result(self, job: Job, metrics: Mapping[str, float], seconds: float | None) -> None:
+    def _show_result(
+        self, job: JobRecord, metrics: Mapping[str, float], seconds: float | None
+    ) -> None:
         cells = [
             f"{split} {format_percent(metrics[f'{split}_accuracy'])}"
             for split in ("val", "test")
@@ -173,11 +173,11 @@ class SweepProgress:
 
     # ---- queries
 
-    def name(self, job: Job) -> str:
+    def name(self, job: JobRecord) -> str:
         """Return the job's number and the number of jobs, as "job 3 of 12"."""
         return f"job {job['number'] + 1} of {self.total}"
 
-    def label(self, job: Job) -> str:
+    def label(self, job: JobRecord) -> str:
         """Return the overrides that distinguish the job from other jobs."""
         distinct = [override for override in job["overrides"] if override not in self.fixed]
         return " ".join(distinct or job["overrides"])
@@ -204,7 +204,7 @@ class SweepProgress:
         ]
         return sum(seconds) / len(seconds) if seconds else None
 
-    def _compare(self, job: Job, metrics: Mapping[str, float]) -> None:
+    def _compare(self, job: JobRecord, metrics: Mapping[str, float]) -> None:
         accuracy = metrics.get("val_accuracy")
         if accuracy is not None and (self.best is None or accuracy > self.best.accuracy):
             self.best = BestJob(job, accuracy)
@@ -250,17 +250,19 @@ class LiveProgress(SweepProgress):
             self.last_refresh = self.clock()
             self.live.refresh()
 
-    def _show_start(self, job: Job, again: bool) -> None:
+    def _show_start(self, job: JobRecord, again: bool) -> None:
         pass
 
-    def _show_found(self, job: Job) -> None:
+    def _show_found(self, job: JobRecord) -> None:
         pass
 
-    def _show_failure(self, job: Job, outcome: RunStatus) -> None:
+    def _show_failure(self, job: JobRecord, outcome: RunStatus) -> None:
         if outcome.state != RunState.PRUNED:
             super()._show_failure(job, outcome)
 
-    def _show_result(self, job: Job, metrics: Mapping[str, float], seconds: float | None) -> None:
+    def _show_result(
+        self, job: JobRecord, metrics: Mapping[str, float], seconds: float | None
+    ) -> None:
         pass
 
     # ---- the table

@@ -25,6 +25,7 @@ from kd.core.settings import Effect, flatten, is_under, keys_with
 from kd.report import build
 from kd.report.tables import read_plan
 from kd.runs import directory
+from kd.runs.schema import Job, JobRecord
 from kd.runs.status import RunState, RunStatus
 from kd.sweep import worker_pool
 from kd.sweep.directory import SweepDirectory
@@ -36,15 +37,13 @@ from kd.training.run import TrainingRun, check_resume_compatible
 
 log = logging.getLogger(__name__)
 
-Job = dict[str, Any]
-
 
 def plan(
     sweep: SweepDirectory,
     jobs: Iterable[tuple[Sequence[str], Mapping[str, Any]]],
-    before: Sequence[Job] = (),
+    before: Sequence[JobRecord] = (),
     total: int = 1,
-) -> list[Job]:
+) -> list[JobRecord]:
     """Check all jobs, and write them to the sweep's directory.
 
     Args:
@@ -59,7 +58,7 @@ def plan(
     Raises:
         UserError: A job cannot be run; the message names the first one. Nothing is written then.
     """
-    added: list[Job] = []
+    added: list[JobRecord] = []
     without_validation = False
     for job, config in check_plan(console.progress(jobs, total, "planning"), len(before)):
         added.append(job)
@@ -76,7 +75,7 @@ def plan(
 
 def check_plan(
     jobs: Iterable[tuple[Sequence[str], Mapping[str, Any]]], first: int = 0
-) -> Iterator[tuple[Job, Config]]:
+) -> Iterator[tuple[JobRecord, Config]]:
     """Check jobs one by one, and write nothing.
 
     Args:
@@ -98,18 +97,18 @@ def check_plan(
             raise UserError(
                 f"{error} (job {number + 1}: {' '.join(overrides)}; no job was started)"
             ) from error
-        job = {
-            "number": number,
-            "overrides": list(overrides),
-            "id": config.identity(),
-            "folder": str(run_dir(config)),
-            "taught": config.chooses_teacher,
-            "baseline": str(run_dir(config.as_standard())),
-            "teachers": [str(run_dir(teacher)) for teacher in config.trained_teachers()],
-            "content": config.description.fingerprint,
-            "config": config.to_dict(),
-        }
-        yield job, config
+        job = Job(
+            number=number,
+            overrides=list(overrides),
+            id=config.identity(),
+            folder=str(run_dir(config)),
+            taught=config.chooses_teacher,
+            baseline=str(run_dir(config.as_standard())),
+            teachers=[str(run_dir(teacher)) for teacher in config.trained_teachers()],
+            content=config.description.fingerprint,
+            config=config.to_dict(),  # type: ignore[arg-type]  # checked, and kept as it is
+        )
+        yield job.model_dump(), config
 
 
 @contextmanager
@@ -186,7 +185,7 @@ def _write_report(folder: Path, figures: bool = True) -> str:
 
 
 def _preferred_setting(
-    jobs: Sequence[Job], tables: Any
+    jobs: Sequence[JobRecord], tables: Any
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the results and mean history of the setting that is best on validation.
 
@@ -243,15 +242,15 @@ class LocalScheduler:
 
     def __init__(
         self,
-        source: Callable[[], list[tuple[Job, Any]] | None],
+        source: Callable[[], list[tuple[JobRecord, Any]] | None],
         work: worker_pool.Work,
         environments: Sequence[Mapping[str, str]],
         progress: SweepProgress,
         max_retries: int = 0,
         stop_after: int | None = None,
         failures: int = 0,
-        on_job_end: Callable[[Job, RunStatus], None] = lambda job, outcome: None,
-        on_epoch: Callable[[Job, dict[str, Any]], bool] = lambda job, row: False,
+        on_job_end: Callable[[JobRecord, RunStatus], None] = lambda job, outcome: None,
+        on_epoch: Callable[[JobRecord, dict[str, Any]], bool] = lambda job, row: False,
     ) -> None:
         self.source = source
         self.work = work
@@ -262,7 +261,7 @@ class LocalScheduler:
         self.failures = failures
         self.on_job_end = on_job_end
         self.on_epoch = on_epoch
-        self.jobs: dict[int, Job] = {}
+        self.jobs: dict[int, JobRecord] = {}
         # A pack is the jobs that run together. It is identified by the number of its first job.
         self.packs: dict[int, list[int]] = {}  # the job numbers of each pack
         self.pending: dict[int, dict[int, Any]] = {}  # of each pack, the payloads still to be run
@@ -308,7 +307,7 @@ class LocalScheduler:
         self.source = lambda: None
         return True
 
-    def _skip_finished(self, job: Job) -> bool:
+    def _skip_finished(self, job: JobRecord) -> bool:
         """Return whether the job had finished before, after reporting it as done."""
         path = Path(job["folder"])
         result = directory.load_result(path)
@@ -343,7 +342,7 @@ class LocalScheduler:
         for number in self.packs[first]:
             self._job_ended(self.jobs[number], self.member_outcomes.get(number, outcome))
 
-    def _job_ended(self, job: Job, outcome: RunStatus) -> None:
+    def _job_ended(self, job: JobRecord, outcome: RunStatus) -> None:
         path = Path(job["folder"])
         if outcome.state == RunState.KILLED and directory.load_result(path):
             outcome = RunStatus(RunState.DONE)  # it was killed after it had written its result
@@ -437,7 +436,7 @@ _PER_RUN_KEYS = (
 )
 
 
-def group_compatible_jobs(jobs: Sequence[Job], most: int) -> list[list[Job]]:
+def group_compatible_jobs(jobs: Sequence[JobRecord], most: int) -> list[list[JobRecord]]:
     """Group jobs that can share one process into packs of at most `most` jobs.
 
     Jobs are compatible if they differ only in the seed, the weights of the method, the optimizer,
@@ -445,7 +444,7 @@ def group_compatible_jobs(jobs: Sequence[Job], most: int) -> list[list[Job]]:
     of one seed share every batch, so they are adjacent. For a job that is grouped with no other,
     the reason is logged.
     """
-    groups: dict[str, list[Job]] = {}
+    groups: dict[str, list[JobRecord]] = {}
     folders: set[str] = set()
     flat_configs = {job["number"]: flatten(job["config"]) for job in jobs}
     for job in jobs:
@@ -479,7 +478,7 @@ def group_compatible_jobs(jobs: Sequence[Job], most: int) -> list[list[Job]]:
     return sorted(packs, key=lambda pack: pack[0]["number"])
 
 
-def order_by_teacher(units: Sequence[list[Job]]) -> Iterator[list[Job]]:
+def order_by_teacher(units: Sequence[list[JobRecord]]) -> Iterator[list[JobRecord]]:
     """Yield packs in the order in which several workers should start them.
 
     For each teacher that has to be trained, one job that trains it comes first. Then come the jobs
@@ -500,7 +499,7 @@ def order_by_teacher(units: Sequence[list[Job]]) -> Iterator[list[Job]]:
         yield unit
 
 
-def _teacher_paths(unit: list[Job]) -> set[str]:
+def _teacher_paths(unit: list[JobRecord]) -> set[str]:
     """Return the directories of all teachers that the jobs of a pack need."""
     return {path for job in unit for path in job.get("teachers", ())}
 

@@ -9,11 +9,12 @@ import torch
 
 from kd.config.schema import Config, model_name, run_dir
 from kd.core import console, io, tensors
-from kd.core.errors import UserError
+from kd.core.errors import DivergedError, UserError
 from kd.data import Data
 from kd.methods import Method
 from kd.models import Net, weights
 from kd.runs import directory
+from kd.runs.schema import RunResult, find_error
 from kd.training import metrics
 from kd.training.device import Device
 from kd.training.environment import environment
@@ -46,6 +47,9 @@ def measure(
 
     Returns:
         The content of `result.json`, and the student's logits of the test images [n, classes].
+
+    Raises:
+        DivergedError: A metric is not finite.
     """
     dataset = parts.dataset
     device = parts.device
@@ -56,7 +60,7 @@ def measure(
     teacher_logits = metrics.predict(teacher.net, dataset.test, device) if teacher else None
     test_metrics = metrics.metrics(logits, dataset.test.targets, teacher_logits)
     last = rows[-1]
-    result = {
+    content = {
         "id": config.identity(),
         "method": config.method.name,
         "student": model_name(config.student),
@@ -72,7 +76,6 @@ def measure(
             **times,
             "epoch_seconds": [row["seconds"] for row in rows],
             "images_per_second": sum(row["images_per_second"] for row in rows) / len(rows),
-            # the fraction of images for which the teacher did not have to run
             "teacher_read": parts.teacher_cache.hit_rate if parts.teacher_cache else None,
         },
         "content": config.description.fingerprint,
@@ -84,7 +87,9 @@ def measure(
         "environment": environment(device),
         "config": config.to_dict(),
     }
-    return result, logits
+    if problem := find_error(RunResult, content):  # it could not be read again
+        raise DivergedError(f"the result of the trained student is not usable: {problem}")
+    return RunResult.model_validate(content).model_dump(), logits
 
 
 def save_result(
