@@ -4,11 +4,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import pytest
 from conftest import SMALL
 from PIL import Image
+
+from kd import methods
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -39,3 +42,30 @@ def test_examples_read_what_a_sweep_leaves(kd: Callable) -> None:
     accuracies = pd.read_csv("out/runs.csv")["test_accuracy"]
     assert f"{accuracies.min():.6f}" in out
     assert "standard" in out.splitlines()[1]
+
+
+@pytest.mark.slow
+def test_a_method_of_a_script_trains_in_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", *SMALL, "method=mse,standard", "tracker.mode=disabled", "hydra.sweep.dir=out"]
+    conf = str(EXAMPLES / "conf")
+    out = printed("custom_method.py", "--config-dir", conf, *words, "hydra.launcher.slots=1")
+    assert "2 jobs: 2 done" in out
+    (history,) = Path("runs").glob("mse-cnn-1-s0-*/history.csv")
+    assert pd.read_csv(history)["difference"].iloc[-1] > 0
+    result = subprocess.run(
+        [sys.executable, EXAMPLES / "custom_method.py", "--config-dir", conf, "method=mse",
+         "method.T=3"], capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "method.T: unknown key" in result.stderr
+
+
+def test_a_method_of_a_script_takes_no_name_of_kds() -> None:
+    class Config(methods.WeightedConfig):
+        name: Literal["logits"]
+
+    with pytest.raises(ValueError, match="'logits' is the name of a method of kd"):
+        methods.register(type("Mine", (methods.Method,), {"Config": Config}))
