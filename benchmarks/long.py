@@ -38,15 +38,19 @@ def seen(pid: int) -> dict[str, float]:
 
 
 def workers(parent: int) -> list[int]:
-    found = []
+    """Return the worker processes, which are children of the fork server of `parent`."""
+    processes = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            fields = (path / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[1]) == parent and b"spawn_main" in (path / "cmdline").read_bytes():
-                found.append(int(path.name))
+            name, _, fields = (path / "stat").read_text().partition("(")[2].rpartition(")")
+            processes[int(path.name)] = name, int(fields.split()[1])
         except OSError:
             continue
-    return found
+    return [
+        pid
+        for pid, (name, server) in processes.items()
+        if name == "kd-worker" and processes.get(server, ("", 0))[1] == parent
+    ]
 
 
 def measure(jobs: int) -> list[dict[str, float]]:

@@ -160,10 +160,12 @@ class JobRunner:
         from kd.core.interleave import RunCache
         from kd.runs.status import RunState, RunStatus
         from kd.sweep.scheduler import run_job, run_pack
+        from kd.training.device import set_threads
 
         setup_globals()
         version.setbase(str(self.version_base))
         JobRuntime.instance().set("name", self.name)
+        set_threads()
         Plugins.instance()  # discovers the plugins whose nodes are part of the configuration
         self.cache = self.cache or RunCache()
         if len(jobs) == 1:

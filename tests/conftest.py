@@ -208,9 +208,8 @@ class Place:
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
-                if (path / "cwd").readlink() == self.folder and b"spawn_main" in (
-                    path / "cmdline"
-                ).read_bytes():
+                name = (path / "comm").read_text().strip()
+                if (path / "cwd").readlink() == self.folder and name == "kd-worker":
                     found.append(int(path.name))
             except OSError:
                 continue

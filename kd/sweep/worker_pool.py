@@ -3,6 +3,9 @@
 The pool does not depend on what a job is: `work` is any picklable callable. Messages are tuples. A
 job sends messages to the parent process with the `send` function that it receives, which returns
 True when the job should stop early. If the parent process dies, its workers exit too.
+
+On Linux, workers are forked from a server process that has imported the training code once (see
+`kd.sweep.fork_server`). Elsewhere each worker is a new Python process.
 """
 
 import contextlib
@@ -10,17 +13,21 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from kd.core import streams
 from kd.runs.status import RunState, RunStatus
 
 GRACE_SECONDS = 6.0  # seconds that a worker has to exit in order before it is killed
+
+_TERMINATING = (signal.SIGTERM, signal.SIGHUP)
 
 
 Send = Callable[..., bool]  # send a message to the parent; True: the job should stop
@@ -141,11 +148,16 @@ class _Worker:
         self.job = number, job
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         self.connection, child_connection = context.Pipe()
+        environment = {**os.environ, **self.environment}
+        ignored = [number for number in _TERMINATING if signal.getsignal(number) == signal.SIG_IGN]
         self.process = context.Process(
-            target=_worker_main, args=(child_connection, self.work), name="kd-worker"
+            target=_worker_main,
+            args=(child_connection, self.work, environment, ignored),
+            name="kd-worker",
         )
+        # A server that is started now loads its libraries with these variables
         previous = {name: os.environ.get(name) for name in self.environment}
         os.environ.update(self.environment)
         # The worker inherits this: the parent alone handles Ctrl-C.
@@ -199,16 +211,39 @@ class _Worker:
                 os.kill(self.process.pid, signal.SIGTERM)
 
 
-def _worker_main(connection: Connection, work: Work) -> None:
+def _context() -> Any:
+    """Return how to start processes: see the module's docstring."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kd.sweep.fork_server", "kd.cli"])
+    return context
+
+
+def _worker_main(
+    connection: Connection,
+    work: Work,
+    environment: Mapping[str, str],
+    ignored: Sequence[signal.Signals],
+) -> None:
     """Run jobs until shutdown, in a process group of its own.
 
-    SIGINT is ignored, because the parent handles it.
+    Args:
+        connection: To the parent process.
+        work: Runs one job.
+        environment: The environment variables of this process.
+        ignored: Terminating signals that the parent ignores, as nohup has it do with SIGHUP.
+            SIGINT is always ignored, because the parent handles it.
     """
     os.setsid()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text("kd-worker")
+    os.environ.clear()
+    os.environ.update(environment)
     streams.protect()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
-            signal.signal(number, _raise_interrupt)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _TERMINATING:
+        signal.signal(number, signal.SIG_IGN if number in ignored else _raise_interrupt)
     jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
     stop = threading.Event()
     lock = threading.Lock()

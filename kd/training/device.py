@@ -165,6 +165,13 @@ def try_bf16() -> dict[str, float]:
     return {"fp32_ms": fp32, "bf16_ms": bf16, "error": error, "pays": error < 0.03 and bf16 < fp32}
 
 
+def set_threads() -> None:
+    """Set the number of CPU threads to OMP_NUM_THREADS, which torch reads only at its import."""
+    number = os.environ.get("OMP_NUM_THREADS", "")
+    if number.isdecimal() and int(number) > 0:
+        torch.set_num_threads(int(number))
+
+
 def configure_process(threads: int | None) -> None:
     """Set the number of CPU threads, and make the C library keep freed memory for the next step.
 
