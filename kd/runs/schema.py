@@ -216,7 +216,7 @@ class RunResult(Required):
     time: Time
     content: str | None = None
     samples: Samples
-    environment: dict[str, Any] = {}
+    environment: Any = None  # shown, where it can be, and never needed
     config: WholeConfig | None = None
 
 

@@ -309,6 +309,7 @@ MENDED = {  # words that once ended in a traceback, or were believed: what the l
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "word", MENDED, ids=lambda word: word[:40].encode("unicode_escape").decode()
 )

@@ -108,6 +108,7 @@ SWEPT = {  # what is typed: experiment, method, T and seed of each job, where th
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own")
 @pytest.mark.parametrize(("words", "expected"), SWEPT.values(), ids=SWEPT)
 def test_swept_experiments_keep_their_grids(

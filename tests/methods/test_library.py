@@ -399,6 +399,7 @@ def test_generations_that_train_together_keep_their_own_teachers(small: Callable
         assert [end["metrics"] for end in run_interleaved(again)] == alone
 
 
+@pytest.mark.slow
 def test_a_table_tells_settings_apart_by_the_teacher_only_where_it_teaches(
     small: Callable, tmp_path: Path
 ) -> None:

@@ -61,6 +61,7 @@ def step(norm: nn.Module, x: Tensor, dy: Tensor, after: nn.Module | None = None)
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 16, 9, 7), (3, 32, 1, 1), (2, 64, 32, 32), (1, 48, 5, 5)])
 @pytest.mark.parametrize("offset", [0.0, 30.0], ids=["centred", "far from 0"])
 @ACTS

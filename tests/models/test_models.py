@@ -310,6 +310,7 @@ def test_patches_must_fit() -> None:
         build(TABLE["vit_tiny"], 30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("ours", [False, True])
 @pytest.mark.parametrize("act", [nn.ReLU, nn.ELU])

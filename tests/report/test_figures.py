@@ -460,6 +460,7 @@ COLLAPSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", COLLAPSED)
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_the_sound_rows_choose_the_axis(case: str, seeds: int, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_the_pairs_are_those_of_the_published_tables() -> None:
     assert {path.stem for path in (cli.CONF / "pair").glob("*.yaml")} == PAIRS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", sorted(PAIRS))
 def test_every_pair_composes_with_the_standard_protocol(pair: str, composed: Callable) -> None:
     config = composed(STANDARD, f"pair={pair}", small=False)

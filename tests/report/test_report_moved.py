@@ -230,6 +230,7 @@ MOVES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("move", MOVES)
 def test_the_runs_of_a_moved_sweep_are_found(
     move: Callable, project: Path, capsys: pytest.CaptureFixture
@@ -405,6 +406,7 @@ def runs_in_the_same_out(project: Path) -> list[Any]:
     return [project / "runs", "--out", project / "out"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lose",
     [

@@ -334,6 +334,7 @@ def test_what_is_planned_is_told_before_a_run_is_done(tmp_path: Path) -> None:
     assert "time" not in facts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "odd",
     [
@@ -451,6 +452,7 @@ def test_each_run_links_what_it_has_and_nothing_else(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "odd", ["x", "[]", '{"id": 3}', '{"id": "*"}', '{"offline": true, "url": null}', "\xff"]
 )

@@ -134,6 +134,7 @@ def linked(tmp_path: Path) -> tuple[Path, str]:
     return tmp_path / "mine", commit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["kd/runs/directory.py", "conf/config.yaml"])
 @pytest.mark.parametrize("make", [own, worktree, submodule, linked])
 def test_a_source_tree_of_kd_has_its_own_commit(

@@ -243,6 +243,7 @@ def place(whole: tuple[Path, table.Tables], tmp_path: Path) -> Path:
     return tmp_path / "sweep"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Glyph")
 @pytest.mark.parametrize("number", range(CASES))
 def test_one_damaged_file_changes_no_other_row(

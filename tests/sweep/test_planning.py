@@ -127,6 +127,7 @@ def test_each_job_is_what_hydra_composes(name: str, conf: Path) -> None:
         agrees()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "compositions"),
     [

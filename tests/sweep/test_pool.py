@@ -85,6 +85,7 @@ def gone(pids: list[int]) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_worker_does_many_jobs_and_a_dead_one_is_replaced() -> None:
     seen = run([1, 2, 10, 3, 11, 12, 4])
     assert {n: o.state for n, o in seen.outcomes.items()} == {

@@ -213,6 +213,7 @@ def test_images_are_of_all_classes_where_the_files_are_sorted() -> None:
 # ---- charts and summary
 
 
+@pytest.mark.slow
 def test_charts_are_drawn_against_the_epoch(offline: Offline) -> None:
     axes = {m.get("glob_name") or m["name"]: m.get("step_metric") for m in offline.read["metric"]}
     assert axes == {"epoch": None, "train/*": "epoch", "val/*": "epoch"}
@@ -247,6 +248,7 @@ def test_the_best_is_of_numbers_alone() -> None:
     assert dashboard.best([{"epoch": 1, "loss": 1.0}]) == {}
 
 
+@pytest.mark.slow
 def test_the_users_commit_and_command_are_recorded(offline: Offline) -> None:
     environment = next(record for record in offline.read["environment"] if "program" in record)
     assert environment["git"]["commit"] == offline.commit, (
@@ -296,6 +298,7 @@ def test_notes_of_a_sweep_lead_to_its_report(kd: Callable, monkeypatch: pytest.M
 # ---- alerts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "title"),
     [

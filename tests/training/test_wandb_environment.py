@@ -241,6 +241,7 @@ def test_a_variable_that_stops_wandb_is_ignored(
     assert os.environ["WANDB_INIT_TIMEOUT"] == "soon"
 
 
+@pytest.mark.slow
 def test_the_environment_is_left_as_it_was(
     server: Server, kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +281,7 @@ def test_the_key_is_looked_up_as_wandb_does(bare: Path, monkeypatch: pytest.Monk
     assert mode() == "offline", "as `wandb offline` writes it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", ["machine", "\x00\x01", 'machine api.wandb.ai login "', "machine api.wandb.ai\n"]
 )
