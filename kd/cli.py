@@ -36,7 +36,7 @@ from hydra_plugins._kd_sweeper import GridConf, GridSweeper
 from kd.config.overrides import RefusedError, describe_defaults_cycle, parse, split_arguments
 from kd.config.wandb_env import refuse_seed
 from kd.core import streams
-from kd.core.errors import DivergedError, SweepFailedError, UserError, unknown_key
+from kd.core.errors import RENAMED, DivergedError, SweepFailedError, UserError, unknown_key
 from kd.core.registry import CONF
 from kd.core.signals import SignalHandler, TerminatedError
 
@@ -436,6 +436,8 @@ def _reword(error: BaseException, cause: str) -> str:
     if "Missing mandatory value" in text and (match := re.search(r"full_key: (\S+)", text)):
         return f"{match[1]}: this key is missing; set it with {match[1]}=..."
     if match := re.search(r"(.*?)\s+full_key: (\S+)", text, re.DOTALL):
+        if match[2] in RENAMED:  # in a file of the user's
+            return unknown_key(match[2], [])
         return f"{match[2]}: {' '.join(match[1].split())}"
     return " ".join(text.split("Config search path")[0].split())
 

@@ -92,9 +92,9 @@ def combine(training: type[NetworkNode], model: Settings, keys: dict[str, Any]) 
 
 
 class ResultSettings(Settings):
-    """The keys of the top level that identify a run, besides the nodes of the teacher.
+    """The keys of the top level that can change a result.
 
-    The keys of the first four nodes depend on a choice; its module types them.
+    The keys of the first four nodes depend on a choice. The module of the choice types them.
     """
 
     method: Any

@@ -60,10 +60,13 @@ def validate_config(composed: Mapping[str, Any], memo: dict[Any, Any] | None = N
     _check_labels(config)
     nets: dict[str, Any] = {}
     shapes: dict[str, Any] = {}
+    keys: dict[str, Any] = {}  # what each network depends on
     for side, node in (("student", config.student), ("teacher", config.teacher)):
-        key = ("net", *_network_key(node, config.description))
-        build = partial(_build_meta, node.network, config.description, side)
-        nets[side], shapes[side] = _memoize(memo, key, build)
+        network = node.network
+        description = config.description
+        keys[side] = network.model_dump_json(), len(description.classes), description.size
+        build = partial(_build_meta, network, description, side)
+        nets[side], shapes[side] = _memoize(memo, ("net", *keys[side]), build)
     _check_misalignment(config)
     _check_teacher(config, nets["teacher"], memo)
     if config.teacher.ensemble.size > 1:
@@ -72,8 +75,8 @@ def validate_config(composed: Mapping[str, Any], memo: dict[Any, Any] | None = N
     method_key = (
         "method",
         config.method.model_dump_json(),
-        *_network_key(config.student, config.description),
-        *_network_key(config.teacher, config.description),
+        *keys["student"],
+        *keys["teacher"],
         config.teacher.ensemble.size,
         config.description.train,
         config.student.epochs,
@@ -123,11 +126,6 @@ def _teach_itself(config: Config) -> Config:
     }
     node = combine(TeacherSettings, config.student.network, {**teacher.training, **recipe})
     return config.replace(teacher=node)
-
-
-def _network_key(node: NetworkNode, description: Description) -> tuple[Any, ...]:
-    """Return what the network of a node depends on."""
-    return node.network.model_dump_json(), len(description.classes), description.size
 
 
 def _check_validation_images(config: Config) -> None:
@@ -327,6 +325,9 @@ def _error_line(settings: type[Settings], error: ValidationError, where: str) ->
     path = ".".join([where, *location]).strip(".")
     if kind == "missing":
         return f"{path}: this key is missing"
+    if kind in ("model_type", "dict_type"):
+        keys = f" ({', '.join(inner.model_fields)})" if inner is not settings else ""
+        return f"{path}: should be a node with keys{keys}, got {value!r}"
     if kind == "extra_forbidden":
         return unknown_key(path, inner.model_fields)
     if kind == "value_error":

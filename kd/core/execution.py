@@ -1,7 +1,7 @@
 """The settings of where and how runs are executed, which do not identify a run.
 
-They are apart from the rest of the configuration because reports, which do without torch, must know
-them: two runs that differ only in these keys are one setting.
+They are separate from the rest of the configuration because reports need them and do not import
+torch: two runs that differ only in these keys count as one setting.
 """
 
 import re

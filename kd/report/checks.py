@@ -1,4 +1,4 @@
-"""What a report must not do: be about nothing, or replace a report that says more."""
+"""Refuse a report that would have no runs, or that would replace one with more runs."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence

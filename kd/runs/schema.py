@@ -77,7 +77,7 @@ def _validate_and_keep(value: Any, validate: Callable[[Any], Any]) -> Any:
     return value
 
 
-# A configuration of which what the tables need is checked, and all of it is kept in its order
+# Checks the keys that the tables need, and keeps the whole configuration in its order
 WholeConfig = Annotated[
     Config, WrapValidator(_validate_and_keep), PlainSerializer(lambda value: value)
 ]

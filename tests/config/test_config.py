@@ -194,9 +194,9 @@ TYPED = ["kernels", "+teacher.members", "teacher.store.gigabytes", "hydra.launch
 def test_a_renamed_key_is_answered_with_its_new_name(key: str, kd: Callable) -> None:
     old = key.removeprefix("+")
     method = METHOD_OF.get(old.partition(".")[2], "crd")
-    said = kd(*DIGITS, f"method={method}", f"{key}=1")
-    assert (said.code, said.out, list(Path().iterdir())) == (2, "", [])
-    assert said.err == f"kd: {old}: this key is now {RENAMED[old]}\n"
+    result = kd(*DIGITS, f"method={method}", f"{key}=1")
+    assert (result.code, result.out, list(Path().iterdir())) == (2, "", [])
+    assert result.err == f"kd: {old}: this key is now {RENAMED[old]}\n"
 
 
 @pytest.mark.slow
@@ -207,8 +207,31 @@ def test_a_new_name_is_a_key(key: str, kd: Callable) -> None:
     value |= {"cpu_kernels": "torch"}
     method = METHOD_OF.get(key.partition(".")[2], "crd")
     word = f"{new}={value.get(new.split('.')[-1], 1)}"
-    said = kd(*DIGITS, f"method={method}", word, "--cfg=job")
-    assert said.code == 0, said.err
+    result = kd(*DIGITS, f"method={method}", word, "--cfg=job")
+    assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("key", ["hydra.launcher.pack", "student.labels"])
+def test_a_renamed_key_in_a_file_of_the_users_is_answered_too(key: str, kd: Callable) -> None:
+    Path("own/experiment").mkdir(parents=True)
+    node = ": {".join(key.split(".")) + ": 1" + "}" * key.count(".")
+    Path("own/experiment/mine.yaml").write_text(f"# @package _global_\n{node}\n")
+    result = kd("--config-dir=own", "+experiment=mine", *DIGITS, "method=logits")
+    assert (result.code, result.err) == (2, f"kd: {key}: this key is now {RENAMED[key]}\n")
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("checkpoint=3", "checkpoint: {} (every_n_epochs, every_n_minutes), got 3"),
+        ("teacher.cache=no", "teacher.cache: {} (max_gb, feature_maps, fill), got 'no'"),
+        ("student=3", "student: {}, got 3"),
+    ],
+)
+def test_a_value_for_a_node_is_answered_with_its_keys(word: str, line: str, kd: Callable) -> None:
+    result = kd(*DIGITS, "method=logits", word)
+    assert result.code == 2
+    assert result.err == f"kd: {line.format('should be a node with keys')}\n"
 
 
 def test_a_sweep_is_checked_before_its_first_job(kd: Callable) -> None:
