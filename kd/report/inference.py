@@ -97,16 +97,13 @@ def compare(
     """
     unstable = collapsed_seeds(accuracy, failed or {})
     stable = accuracy.drop(columns=[name for name in unstable if name in accuracy])
-    others = [name for name in stable if name != baseline]
+    others = [str(name) for name in stable if name != baseline]
     if baseline not in stable or not others:
         return Comparison({}, "dunnett", math.nan, unstable)
     complete = stable.dropna()
     n = len(complete)
     if n < 2:
-        alone = {
-            name: Estimate(_mean_difference(stable, name, baseline), math.nan, math.nan, math.nan, n)
-            for name in others
-        }
+        alone = {name: _without_interval(stable, name, baseline, n) for name in others}
         return Comparison(alone, "dunnett", math.nan, unstable)
     if spreads_differ(complete, grain):
         return Comparison(_welch(complete, baseline), "welch", math.nan, unstable)
@@ -116,7 +113,7 @@ def compare(
     sd = max(math.sqrt((residuals**2).sum() / df), grain / math.sqrt(12))
     error = sd * math.sqrt(2 / n)
     k = len(others)
-    estimates = {}
+    estimates: dict[str, Estimate] = {}
     for name in others:
         difference = float((complete[name] - complete[baseline]).mean())
         estimates[name] = Estimate(
@@ -129,8 +126,9 @@ def compare(
     return Comparison(estimates, "dunnett", sd, unstable)
 
 
-def _mean_difference(accuracy: pd.DataFrame, name: str, baseline: str) -> float:
-    return float((accuracy[name] - accuracy[baseline]).mean())
+def _without_interval(accuracy: pd.DataFrame, name: str, baseline: str, seeds: int) -> Estimate:
+    difference = float((accuracy[name] - accuracy[baseline]).mean())
+    return Estimate(difference, math.nan, math.nan, math.nan, seeds)
 
 
 def collapsed_seeds(
@@ -163,11 +161,12 @@ def spreads_differ(accuracy: pd.DataFrame, grain: float = 0.0) -> bool:
 
     if len(accuracy) < MIN_SEEDS:
         return False
-    spreads = accuracy.std().clip(lower=grain / math.sqrt(12))
-    median = float(spreads.median())
-    if median > 0 and float(spreads.max()) / median > MAX_SPREAD_RATIO:
+    spreads = accuracy.std()
+    least = max(grain / math.sqrt(12), 1e-12)
+    floored = spreads.clip(lower=least)
+    if float(floored.max() / floored.median()) > MAX_SPREAD_RATIO:
         return True
-    if not (spreads > 0).all():
+    if (spreads < least).any():  # the test needs a spread in every setting
         return False
     columns = [accuracy[name].to_numpy() for name in accuracy]
     return bool(stats.levene(*columns, center="median").pvalue < SPREAD_LEVEL)
@@ -194,12 +193,11 @@ def _welch(accuracy: pd.DataFrame, baseline: str) -> dict[str, Estimate]:
         rows.append((str(name), difference, float(variances) ** 0.5, float(test.df), test.pvalue))
     rows.sort(key=lambda row: row[4])
     estimates: dict[str, Estimate] = {}
-    parts = len(rows)
+    parts = len(rows)  # the level of each test is LEVEL / parts
     corrected = 0.0
     for rank, (name, difference, error, df, p) in enumerate(rows):
-        if rank == 0 or rejected:
-            parts = len(rows) - rank
-        rejected = p < LEVEL / parts
+        if parts == len(rows) - rank + 1 and rows[rank - 1][4] < LEVEL / parts:
+            parts -= 1  # the setting before was rejected
         corrected = max(corrected, min(1.0, p * (len(rows) - rank)))
         estimates[name] = Estimate(
             difference,
