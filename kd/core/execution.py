@@ -13,6 +13,7 @@ from kd.core.settings import Effect, PathText, Settings, Text, keys_with
 from kd.core.wandb_names import Entity, Group, Project, Tag
 
 Count = Annotated[int, Field(gt=0, le=1_000_000)]
+MAX_OUTPUTS_MB = 1000.0  # of the outputs for the test images; reports read no larger file
 
 
 class TrackerSettings(Settings):
@@ -34,6 +35,21 @@ class CheckpointSettings(Settings):
 
     every_n_epochs: Count | None
     every_n_minutes: Annotated[float, Field(gt=0)] | None
+
+
+class OutputSettings(Settings):
+    """What is kept of the outputs for the test images: the maximum size of the file in MB (1e6 B).
+
+    Logits that do not fit are left out; with 0 nothing is kept.
+    """
+
+    max_mb: float = Field(ge=0, le=MAX_OUTPUTS_MB)
+
+
+class ReportSettings(Settings):
+    """How a report judges: differences of accuracy up to the margin, in points, count as none."""
+
+    margin: Annotated[float, Field(gt=0, le=100)]
 
 
 class PathSettings(Settings):
@@ -60,6 +76,8 @@ class ExecutionSettings(Settings):
     compile: Annotated[bool, Effect.ROUNDING]
     threads: Annotated[Annotated[int, Field(gt=0, le=1024)] | None, Effect.ROUNDING]
     checkpoint: Annotated[CheckpointSettings, Effect.NONE]
+    test_outputs: Annotated[OutputSettings, Effect.NONE]
+    report: Annotated[ReportSettings, Effect.NONE]
     tracker: Annotated[TrackerSettings, Effect.NONE]
     paths: Annotated[PathSettings, Effect.NONE]
     rerun: Annotated[bool, Effect.NONE]

@@ -2,15 +2,17 @@
 
 All files are written atomically, and `result.json` is written last.
 
-config.yaml           the resolved configuration
-status.json           the state of the run: see `RunState`
-history.csv           one row per epoch
-result.json           metrics, sizes, times, environment
-student.safetensors   the trained student
-error.txt             the traceback of a failed run
-kd.log, .hydra/       log lines, and the configuration that Hydra composed
-wandb.json            the id of its W&B run
-checkpoints/          the last two, until the run is finished
+config.yaml               the resolved configuration
+status.json               the state of the run: see `RunState`
+history.csv               one row per epoch
+result.json               metrics, sizes, times, environment
+student.safetensors       the trained student
+method.safetensors        what only the method trained, if anything
+test_outputs.safetensors  labels, predictions and logits of the test images
+error.txt                 the traceback of a failed run
+kd.log, .hydra/           log lines, and the configuration that Hydra composed
+wandb.json                the id of its W&B run
+checkpoints/              the last two, until the run is finished
 """
 
 import csv
@@ -42,6 +44,7 @@ from kd.runs.status import RunState, RunStatus
 
 log = logging.getLogger(__name__)
 
+TEST_OUTPUTS = "test_outputs.safetensors"
 HEARTBEAT_SECONDS = 5.0  # between two heartbeats
 SILENCE_SECONDS = 60.0  # without a heartbeat, after which a run counts as killed
 

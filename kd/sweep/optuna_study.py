@@ -27,6 +27,7 @@ BEST = {
     "val_accuracy": "maximize",
     "val_agreement": "maximize",
     "val_nll": "minimize",
+    "val_brier": "minimize",
     "val_ece": "minimize",
     "val_teacher_kl": "minimize",
 }

@@ -17,6 +17,7 @@ BEST = {
     "val_accuracy": max,
     "val_agreement": max,
     "val_nll": min,
+    "val_brier": min,
     "val_ece": min,
     "val_teacher_kl": min,
 }

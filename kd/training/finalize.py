@@ -1,6 +1,8 @@
 """The end of a run: read the test images once, then save the weights, metrics and summary."""
 
+import json
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,14 +99,16 @@ def save_result(
     run_directory: directory.RunDirectory,
     parts: RunComponents,
     result: dict[str, Any],
+    logits: torch.Tensor,
 ) -> None:
-    """Write the weights and the result of a run.
+    """Write the weights, the outputs for the test images and then the result of a run.
 
     Args:
         config: Configuration of the run.
         run_directory: Where to write.
         parts: The run's components.
         result: Content of `result.json`.
+        logits: The student's logits of the test images, float32 [n, classes].
 
     Raises:
         UserError: Writing failed; the files were then saved to a temporary directory, if possible.
@@ -117,14 +121,16 @@ def save_result(
     if parts.method.graft is not None:
         metadata["graft"] = {"teacher": config.teacher.network.model_dump(), **parts.method.graft}
 
-    def write_weights(folder: Path) -> None:
+    def write_tensors(folder: Path) -> None:
         weights.save(parts.method.deploy(parts.student), folder / "student.safetensors", metadata)
         if method_state := parts.method.state_dict():
             with io.atomic_write(folder / "method.safetensors") as partial:
                 tensors.save(method_state, partial)
+        max_bytes = 1e6 * config.test_outputs.max_mb
+        save_test_outputs(folder, logits, dataset.test.targets, dataset.classes, max_bytes)
 
     try:
-        write_weights(run_directory.folder)
+        write_tensors(run_directory.folder)
         run_directory.finish(result)
     except OSError as error:
         problem = f"paths.runs: cannot write to {run_directory.folder} ({error.strerror})"
@@ -133,13 +139,54 @@ def save_result(
             rescue_folder = Path(tempfile.mkdtemp(prefix=f"kd-{run_directory.folder.name}-"))
             rescued = directory.RunDirectory(rescue_folder, config.to_dict())
             rescued.write_history(run_directory.rows)
-            write_weights(rescued.folder)
+            write_tensors(rescued.folder)
             rescued.finish(result)
             outcome = (
                 f"the finished run was saved to {rescued.folder}; "
                 "free some space and move its files into the run's directory"
             )
         raise UserError(f"{problem}; {outcome}") from error
+
+
+HEADER_BYTES = 512  # more than the header of the three tensors, without the metadata
+
+
+def save_test_outputs(
+    folder: Path,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    max_bytes: float,
+) -> None:
+    """Write `labels`, `predictions` and `logits` of the test images to test_outputs.safetensors.
+
+    Args:
+        folder: Directory of the run.
+        logits: Float32 tensor [n, classes]; written as float16, clipped to its finite range.
+        labels: Int64 tensor [n].
+        classes: The names of the classes, written as metadata.
+        max_bytes: Maximum size of the file. If the logits do not fit, only labels and predictions
+            are written; with 0, nothing is written and the file of an earlier attempt is removed.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    path = folder / directory.TEST_OUTPUTS
+    if not max_bytes:
+        path.unlink(missing_ok=True)
+        return
+    largest = torch.finfo(torch.float16).max
+    contents = {
+        "labels": labels.int(),
+        "predictions": metrics.predictions(logits).int(),
+        "logits": logits.clamp(-largest, largest).half(),
+    }
+    names = json.dumps(list(classes))
+    size = sum(t.nbytes for t in contents.values()) + len(json.dumps(names)) + HEADER_BYTES
+    if size > max_bytes:
+        del contents["logits"]
+    with io.atomic_write(path) as partial:
+        tensors.save(contents, partial, {"classes": names})
 
 
 def _describe_teacher(

@@ -25,6 +25,11 @@ def predict(net: nn.Module, data: Split, device: Device) -> Tensor:
     return logits
 
 
+def predictions(logits: Tensor) -> Tensor:
+    """Return the predicted class of each image: int64 tensor [n], given logits [n, classes]."""
+    return logits.argmax(dim=1)
+
+
 def metrics(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> dict[str, float]:
     """Compute accuracy, calibration and, given the teacher's logits, agreement with the teacher.
 
@@ -34,23 +39,25 @@ def metrics(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> di
         teacher: The teacher's logits of the same images, [n, classes].
 
     Returns:
-        `accuracy` (0..1), `nll` (nats) and `ece` (0..1, 15 equal bins; Guo et al. 2017, arXiv
-        1706.04599). With `teacher` also `agreement` (of the top-1 classes, 0..1) and `teacher_kl`,
-        KL(teacher || student) (nats, T = 1).
+        `accuracy` (0..1), `nll` (nats), `brier` (the multi-class score of Brier 1950, 0..2) and
+        `ece` (0..1, 15 equal bins; Guo et al. 2017, arXiv 1706.04599). With `teacher` also
+        `agreement` (of the top-1 classes, 0..1) and `teacher_kl`, KL(teacher || student) (nats,
+        T = 1).
     """
-    logits = logits.double()
+    predicted = predictions(logits)
     labels = labels.cpu()
-    log_p = F.log_softmax(logits, dim=1)
-    confidence, predicted = log_p.exp().max(dim=1)
+    log_p = F.log_softmax(logits.double(), dim=1)
+    p = log_p.exp()
     right = predicted == labels
     values = {
         "accuracy": right.double().mean().item(),
         "nll": F.nll_loss(log_p, labels).item(),
-        "ece": _ece(*_bins(confidence, right)),
+        "brier": (p - F.one_hot(labels, p.shape[1])).square().sum(dim=1).mean().item(),
+        "ece": _ece(*_bins(p.amax(dim=1), right)),
     }
     if teacher is not None:
         log_t = F.log_softmax(teacher.double(), dim=1)
-        values["agreement"] = (predicted == teacher.argmax(dim=1)).double().mean().item()
+        values["agreement"] = (predicted == predictions(teacher)).double().mean().item()
         values["teacher_kl"] = F.kl_div(log_p, log_t, reduction="batchmean", log_target=True).item()
     return values
 
@@ -83,8 +90,8 @@ def reliability(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:
     Returns:
         Per bin the number of `images`, the sum of their `confidence`, and how many were `right`.
     """
-    confidence, predicted = F.softmax(logits.double(), dim=1).max(dim=1)
-    images, confidences, right = _bins(confidence, predicted == labels.cpu())
+    confidence = F.softmax(logits.double(), dim=1).amax(dim=1)
+    images, confidences, right = _bins(confidence, predictions(logits) == labels.cpu())
     return {
         "images": images.tolist(),
         "confidence": confidences.tolist(),
@@ -94,7 +101,7 @@ def reliability(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:
 
 def confusion(logits: Tensor, labels: Tensor, classes: int) -> list[list[int]]:
     """Return the confusion matrix: counts[true class][predicted class]."""
-    cells = labels.cpu() * classes + logits.argmax(dim=1)
+    cells = labels.cpu() * classes + predictions(logits)
     return torch.bincount(cells, minlength=classes**2).reshape(classes, classes).tolist()
 
 

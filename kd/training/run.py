@@ -186,7 +186,7 @@ class TrainingRun:
         }
         result, logits = measure(self.config, self.run_dir.rows, parts, times)
         tracker.finish(result, parts.dataset, logits)
-        save_result(self.config, self.run_dir, parts, result)
+        save_result(self.config, self.run_dir, parts, result, logits)
         tracker.log_weights(self.config, self.folder, result)
         return result
 

@@ -87,6 +87,7 @@ SENSIBLE = {  # beside the default
     "batch_size": ["2", "7", "64"],
     "tracker.mode": ["online", "offline", "disabled"],
     "checkpoint.every_n_minutes": ["null", "0.001"],
+    "test_outputs.max_mb": ["0", "0.001", "1000"],
 }
 NUMBERS = ["-1", "0", "1", "2", "3.5", "-0.0", "1e-9", "1e9", "1e400", "-1e400", "1e308", "1e-320"]
 NUMBERS += ["nan", "inf", "-inf", "1" + "0" * 400, "1" + "0" * 5000]

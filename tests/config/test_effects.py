@@ -86,7 +86,14 @@ def job(config: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "key", ["checkpoint.every_n_minutes", "rerun", "cpu_kernels", "teacher.cache.feature_maps"]
+    "key",
+    [
+        "checkpoint.every_n_minutes",
+        "test_outputs.max_mb",
+        "rerun",
+        "cpu_kernels",
+        "teacher.cache.feature_maps",
+    ],
 )
 def test_keys_of_the_execution_name_no_setting(key: str, composed: Callable) -> None:
     plain = composed("method=logits", "data=digits").to_dict()

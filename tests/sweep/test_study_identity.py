@@ -4,7 +4,8 @@ The same search resumes it, whatever words it is typed in; another is refused.
 """
 
 import json
-import multiprocessing
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import optuna
 import pytest
 from conftest import SMALL, is_one_line
 
-from kd.core.errors import UserError
 from kd.runs.optuna_storage import absolute, open_storage
 from kd.sweep import optuna_study
 from kd.sweep.optuna_study import SEARCH, Study, description
@@ -138,9 +138,13 @@ SAME = [
     "checkpoint.every_n_minutes=1", "rerun=false", "cpu_kernels=torch", "tracker.project=other",
     "tracker.tags=[a]", "device=auto", "threads=2", "student.epochs=1", "method.alpha=0.1",
     "hydra.launcher.slots=2", "hydra.sweeper.sampler=random", "hydra.sweeper.pruner=none",
-    "hydra.sweeper.seed=5", "seeds=[0]", "seed=0", "paths.cache=elsewhere",
+    "hydra.sweeper.seed=5", "seeds=[0]", "paths.cache=elsewhere",
     "hydra.sweep.dir=elsewhere", "teacher.cache.max_gb=1", "compile=false",
+    "test_outputs.max_mb=0",
 ]  # fmt: skip
+
+
+OTHER_SAME = ["seed=0", "threads=1", "device=cpu"]
 
 
 @pytest.mark.slow
@@ -151,9 +155,9 @@ def test_the_same_search_goes_on_however_it_is_typed(
     assert kd("-m", *BASE, FLOAT, "hydra.sweep.dir=first").code == 0
     name = json.loads(Path("first/study.json").read_text())["study"]
     before = content(name)
-    for word in SAME:
-        said = kd("-m", *BASE, FLOAT, word)
-        assert said.code == 0, (word, said.err)
+    for words in (SAME, OTHER_SAME):
+        said = kd("-m", *BASE, FLOAT, *words)
+        assert said.code == 0, said.err
     assert len(optuna.get_all_study_names(storage())) == 1
     assert (content(name), len(launched)) == (before, 2)
     assert kd("-m", FLOAT, *reversed(BASE), "hydra.sweeper.n_trials=3").code == 0
@@ -222,15 +226,20 @@ def test_an_empty_study_whose_maker_died_is_taken_over(
     assert is_one_line(kd("-m", *BASE, *NAMED, LOG), "hydra.sweeper.study: ")
 
 
-def _open(where: str, objective: str, barrier: Any, answers: Any) -> None:
-    search = description(objective, [0], {}, {"": {}})
-    barrier.wait()
-    try:
-        Study(where, "mine", 1, search, "tpe", "none", 0)
-    except UserError as error:
-        answers.put((objective, str(error)))
-    else:
-        answers.put((objective, ""))
+OPEN = """
+import sys
+import optuna
+from kd.core.errors import UserError
+from kd.sweep.optuna_study import Study, description
+where, objective = sys.argv[1:]
+search = description(objective, [0], {}, {"": {}})
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    Study(where, "mine", 1, search, "tpe", "none", 0)
+except UserError as error:
+    print(error)
+"""
 
 
 @pytest.mark.slow
@@ -238,16 +247,25 @@ def _open(where: str, objective: str, barrier: Any, answers: Any) -> None:
 def test_processes_that_make_a_study_at_one_moment_agree(name: str, tmp_path: Path) -> None:
     where = f"sqlite:///{tmp_path}/{name}" if name.endswith("db") else f"{tmp_path}/{name}"
     objectives = ["val_nll", "val_ece", "val_nll", "val_ece"]
-    context = multiprocessing.get_context("spawn")
-    barrier, answers = context.Barrier(len(objectives)), context.Queue()
     processes = [
-        context.Process(target=_open, args=(where, one, barrier, answers)) for one in objectives
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN, where, one],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for one in objectives
     ]
     for process in processes:
-        process.start()
-    got = [answers.get() for _ in processes]
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
     for process in processes:
-        process.join()
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes)
+    got = list(zip(objectives, said, strict=True))
     winner = stored(where=where).user_attrs[SEARCH]["objective"]
     assert sorted(objective for objective, error in got if not error) == [winner, winner], got
     assert all(
@@ -294,7 +312,7 @@ def test_choices_of_no_value_are_refused(choices: str, kd: Callable, launched: l
 
 @pytest.mark.slow
 def test_shuffled_choices_are_the_same_search(kd: Callable, launched: list) -> None:
-    for _ in range(4):
+    for _ in range(3):
         assert kd("-m", *BASE, "method.T=shuffle(1,2,4,8,16,32)").code == 0
     (found,) = optuna.get_all_study_summaries(storage())
     assert found.n_trials == 2

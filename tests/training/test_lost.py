@@ -146,6 +146,7 @@ def test_a_result_for_which_there_is_no_room_is_kept_elsewhere(
         "config.yaml",
         "student.safetensors",
         "method.safetensors",
+        "test_outputs.safetensors",
     }
     for path in kept.iterdir():  # as the message says
         path.rename(run_dir(config) / path.name)
@@ -209,7 +210,7 @@ def test_images_are_decoded_by_one_of_many_and_a_dead_one_is_replaced_at_once(
     first = start(60.0)
     assert first.stdout is not None
     assert first.stdout.readline() == "decodes\n"
-    others = [start(0.5) for _ in range(4)]
+    others = [start(0.5) for _ in range(3)]
     (tmp_path / "cache" / ".key.safetensors.1.part").write_bytes(b"half")
     time.sleep(4)  # they wait
     first.kill()
@@ -217,15 +218,16 @@ def test_images_are_decoded_by_one_of_many_and_a_dead_one_is_replaced_at_once(
     said = [process.communicate(timeout=PATIENCE)[0] for process in others]
     assert time.monotonic() - killed < 60  # not a time after which a lock is taken to be stale
     first.communicate()
-    assert sorted(said) == ["decodes\nhas it\n", *["has it\n"] * 3]
+    assert sorted(said) == ["decodes\nhas it\n", *["has it\n"] * 2]
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
 @pytest.mark.slow
 def test_a_teacher_whose_trainer_dies_is_trained_on_by_another_at_once(place: Place) -> None:
-    words = [*WORDS, "teacher.epochs=40", "threads=1", "tracker.mode=disabled"]
+    words = [*WORDS, "teacher.epochs=8", "threads=1", "tracker.mode=disabled"]
     first = place.start(*words, "seed=0")
     place.wait(lambda: list(place.folder.glob("runs/standard-*/checkpoints/*.pt")))
+    first.send_signal(signal.SIGSTOP)  # it is alive, but does not end before the others wait
     (teacher,) = place.folder.glob("runs/standard-*")
     others = [place.start(*words, f"seed={seed}") for seed in (1, 2)]
     place.wait(lambda: len(list(place.folder.glob("runs/logits-*/status.json"))) == 3)
@@ -239,7 +241,7 @@ def test_a_teacher_whose_trainer_dies_is_trained_on_by_another_at_once(place: Pl
     result = directory.load_result(teacher)
     assert result is not None
     assert result["time"]["resumed"] == 1
-    assert (teacher / "history.csv").read_text().count("\n") == 41
+    assert (teacher / "history.csv").read_text().count("\n") == 9
     assert (
         directory.read_status(next(place.folder.glob("runs/logits-cnn-1-s0-*"))).state == "killed"
     )

@@ -8,12 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import run
 
 import kd as package
+from kd.config.schema import run_dir
 from kd.core.errors import UserError
 from kd.core.io import read_json
-from kd.runs.directory import RunDirectory, archive_previous_run, load_result
-from kd.training import metrics, wandb_run
+from kd.report.images import load_outputs
+from kd.runs.directory import TEST_OUTPUTS, RunDirectory, archive_previous_run, load_result
+from kd.training import finalize, metrics, wandb_run
 
 SMALL = [
     "data=digits",
@@ -60,6 +63,7 @@ def test_a_run_leaves_what_it_promises(kd: Callable) -> None:
         "history.csv",
         "student.safetensors",
         "method.safetensors",
+        "test_outputs.safetensors",
         "config.yaml",
         "kd.log",
     }
@@ -70,6 +74,7 @@ def test_a_run_leaves_what_it_promises(kd: Callable) -> None:
     expected = {
         "test_accuracy",
         "test_nll",
+        "test_brier",
         "test_ece",
         "test_agreement",
         "test_teacher_kl",
@@ -285,6 +290,66 @@ def test_errors_of_the_tracker_are_told_once_and_stop_nothing(
     assert said.out.count("W&B: no more disk; logging to W&B stops, training continues") == 1
 
 
+# ---- the outputs for the test images
+
+
+def test_a_run_keeps_its_outputs_for_the_test_images(composed: Callable) -> None:
+    config = composed("method=standard", "student.scale=2")
+    result = run(config)
+    outputs, problem = load_outputs(run_dir(config))
+    assert outputs is not None, problem
+    assert outputs.classes == config.description.classes
+    assert len(outputs.labels) == result["samples"]["test"]
+    right = outputs.predictions == outputs.labels
+    assert right.mean() == result["metrics"]["test_accuracy"]
+    assert outputs.logits is not None
+    logits, labels = torch.from_numpy(outputs.logits), torch.from_numpy(outputs.labels).long()
+    again = metrics.metrics(logits.float(), labels)
+    assert again["nll"] == pytest.approx(result["metrics"]["test_nll"], abs=1e-3)
+    assert again["brier"] == pytest.approx(result["metrics"]["test_brier"], abs=1e-3)
+
+
+def test_outputs_beyond_the_bound_are_left_out(composed: Callable) -> None:
+    """The bound does not identify a run, and no file of an earlier attempt survives."""
+    words = ["method=standard", "rerun=true"]
+    config = composed(*words, "test_outputs.max_mb=1e-6")
+    result = run(config)
+    outputs, problem = load_outputs(run_dir(config))
+    assert outputs is not None, problem
+    assert outputs.logits is None
+    assert (outputs.predictions == outputs.labels).mean() == result["metrics"]["test_accuracy"]
+    none = composed(*words, "test_outputs.max_mb=0")
+    assert run_dir(none) == run_dir(config)
+    run(none)
+    assert load_outputs(run_dir(none)) == (None, "")
+    assert load_outputs(run_dir(none) / "superseded" / "1")[0] is not None
+    (run_dir(none) / "result.json").unlink()
+    (run_dir(none) / TEST_OUTPUTS).write_bytes(b"of an earlier attempt")
+    run(composed("method=standard", "test_outputs.max_mb=0"))
+    assert not (run_dir(none) / TEST_OUTPUTS).exists()
+
+
+def test_the_file_of_outputs_stays_within_its_bound(tmp_path: Path) -> None:
+    logits = torch.tensor([[1e9, -1e9, 0.5], [0.0, 1.0, 1.0]])
+    labels, names = torch.tensor([2, 1]), ["a", 'é "', "漢" * 1000]
+    path = tmp_path / TEST_OUTPUTS
+    finalize.save_test_outputs(tmp_path, logits, labels, names, 1e6)
+    outputs, _ = load_outputs(tmp_path)
+    assert outputs is not None
+    assert outputs.logits is not None
+    assert outputs.logits.tolist() == [[65504, -65504, 0.5], [0, 1, 1]]
+    assert (outputs.labels.tolist(), outputs.predictions.tolist()) == ([2, 1], [0, 1])
+    assert outputs.classes == tuple(names)
+    size = path.stat().st_size
+    for bound in (size - 50, size - 1, *range(size, size + 1000, 100)):
+        finalize.save_test_outputs(tmp_path, logits, labels, names, bound)
+        outputs, _ = load_outputs(tmp_path)
+        assert outputs is not None
+        assert (outputs.logits is None) or size <= bound
+    assert outputs.logits is not None
+    assert [file.name for file in tmp_path.iterdir()] == [TEST_OUTPUTS]
+
+
 # ---- what is measured, and how it is folded
 
 
@@ -305,6 +370,7 @@ def test_metrics_against_plain_loops() -> None:
     expected = {
         "accuracy": np.mean(said == y),
         "nll": -np.mean(np.log(p[np.arange(200), y])),
+        "brier": np.mean(((p - np.eye(4)[y]) ** 2).sum(1)),
         "ece": ece,
         "agreement": np.mean(said == pt.argmax(1)),
         "teacher_kl": np.mean((pt * np.log(pt / p)).sum(1)),
@@ -313,6 +379,15 @@ def test_metrics_against_plain_loops() -> None:
     assert found == pytest.approx(expected, rel=1e-9)
     counts = metrics.confusion(torch.from_numpy(z), torch.from_numpy(y), 4)
     assert counts == [[int(np.sum((y == i) & (said == j))) for j in range(4)] for i in range(4)]
+
+
+def test_the_brier_score_of_two_images() -> None:
+    p = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]], dtype=torch.float64)
+    # (0.3^2 + 0.2^2 + 0.1^2 + 0.1^2 + 0.6^2 + 0.7^2) / 2 = (0.14 + 0.86) / 2
+    assert metrics.metrics(p.log(), torch.tensor([0, 2]))["brier"] == pytest.approx(0.5)
+    sure = torch.tensor([[0.0, 1000.0]])
+    assert metrics.metrics(sure, torch.tensor([1]))["brier"] == 0
+    assert metrics.metrics(sure, torch.tensor([0]))["brier"] == 2
 
 
 def test_files_are_whole_or_absent(tmp_path: Path) -> None:
