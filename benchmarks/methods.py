@@ -34,8 +34,10 @@ from kd.core.io import write_json, write_text
 from kd.data.augment import Augment
 from kd.methods import MethodContext
 from kd.optim import SGD, Schedule
+from kd.report.comparison import format_accuracy, format_interval, format_p
+from kd.report.inference import MARGIN
 from kd.report.stats import against_standard
-from kd.report.tables import finished_runs, summarise
+from kd.report.summary import finished_runs, summarise
 from kd.training import device as devices
 from kd.training.device import Device
 from kd.training.environment import environment
@@ -50,6 +52,7 @@ MEASURED, PAGE, TABLE = (
     ROOT / "docs" / "methods.md",
     ROOT / "docs" / "methods.csv",
 )
+TEST_IMAGES = 10_000  # of CIFAR-10
 ONE_VIEW = Augment(
     crop_padding=0, padding_mode="zeros", flip=False
 )  # after an epoch all that a teacher can say is known
@@ -241,29 +244,42 @@ NO_RESULTS = [
 ]
 
 
-RESULTS = ["n", "val, %", "test, %", "vs standard", "p (Holm)"]
+RESULTS = ["n", "val, %", "test, %", "vs standard", "p", "verdict"]
 
 
 def _results(runs: pd.DataFrame) -> dict[str, list[str]]:
     """Return the cells of `RESULTS` for every method."""
-    found = {name: ["", "", "not run yet", "", ""] for names in KINDS.values() for name in names}
-    found |= {
-        name: ["", "", "diverged", "", ""] for name in runs[runs["status"] == "diverged"]["setting"]
+    found = {
+        name: ["", "", "not run yet", "", "", ""] for names in KINDS.values() for name in names
     }
+    found |= {
+        name: ["", "", "diverged", "", "", "unstable"]
+        for name in runs[runs["status"] == "diverged"]["setting"]
+    }
+    runs = runs.assign(test_samples=TEST_IMAGES)
     for _, row in against_standard(summarise(runs, []), runs).iterrows():
-
-        def percent(key: str, form: str, row: pd.Series = row) -> str:
-            return "" if pd.isna(row[key]) else format(100 * row[key], form)
-
-        half, p = percent("test_accuracy_ci95", ".2f"), row["p_holm"]
+        val = row["val_accuracy"]
         found[row["setting"]] = [
             str(row["n"]),
-            percent("val_accuracy", ".2f"),
-            percent("test_accuracy", ".2f") + (half and f" ± {half}"),
-            percent("difference", "+.2f"),
-            "" if pd.isna(p) else f"{p:.3f}",
+            "" if pd.isna(val) else f"{100 * val:.2f}",
+            format_accuracy(row),
+            format_interval(row["difference"], row["difference_ci95"], "+.2f"),
+            format_p(row["p"]),
+            _decision(row),
         ]
     return found
+
+
+def _decision(row: pd.Series) -> str:
+    """Return the decision on a row as a cell of the table."""
+    if row["unstable"]:
+        return f"unstable ({row['unstable']} of {row['planned']})"
+    if row["decision"] == "equal":
+        return f"equal within ± {100 * MARGIN:g}"
+    if row["decision"] == "undecided":
+        more = re.search("(about|more than) .* would decide", row["verdict"])
+        return f"undecided; {more.group()}" if more else "undecided"
+    return row["decision"] if isinstance(row["decision"], str) else ""
 
 
 def _said(runs: pd.DataFrame) -> list[str]:
@@ -282,6 +298,8 @@ def _said(runs: pd.DataFrame) -> list[str]:
         )
         besides.append(f"python -m benchmarks.methods --page other/runs.csv --with {words}")
     taught = done.dropna(subset=["teacher_test_accuracy"]).iloc[0]
+    compared = against_standard(summarise(runs, []), runs)
+    family = int(compared["difference_ci95"].notna().sum())
     more, spread = [], ""
     if several:
         more = [f"python -m kd -m method={','.join(several)} seed=1,2 {data} hydra.sweep.dir=best"]
@@ -296,8 +314,11 @@ def _said(runs: pd.DataFrame) -> list[str]:
         "**Test** is the accuracy on CIFAR-10's test images (as JPEG copies of quality 75, which "
         f"cost two to three points), teacher {taught['teacher']} "
         f"({100 * taught['teacher_test_accuracy']:.2f} %), student {taught['student']}, "
-        f"{taught['epochs']} epochs for each, ± the 95 % interval of the mean over n seeds; the "
-        "difference is paired by seed, p is corrected for as many comparisons as have one. Each "
+        f"{taught['epochs']} epochs for each, ± the 95 % interval of the mean over n seeds. "
+        f"The {family} methods with three stable seeds are one family: their differences from "
+        "`standard` share one error variance and hold together (Dunnett), with this teacher and on "
+        "these test images. Which methods had more seeds was decided after seed 0, which is one "
+        "of the three. The others have too few seeds to tell. Each "
         "method has the weights of its file, which are its paper's: none was tuned for this pair, "
         f"and all have one learning rate, at which some diverge.{spread}",
         "",

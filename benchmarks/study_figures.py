@@ -1,16 +1,17 @@
 """Draw the figures of docs/study.md, and compute the numbers for them and for its text."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import seaborn as sns
 
+from benchmarks.study_claims import SWEPT, accuracies, tested
 from kd.report import figures, published
 from kd.report.figures import looks
-from kd.report.stats import PairedDifference, paired_difference
-from kd.report.tables import MISALIGNED, Tables, half_width
+from kd.report.inference import MARGIN
+from kd.report.summary import half_width
+from kd.report.tables import MISALIGNED, Tables
 
 WRONG = "logits" + MISALIGNED  # the study published this under the name of logits
 REPOSITORY = "github.com/danieldutu/cifar10_distillation"
@@ -27,46 +28,13 @@ PUBLISHED = {  # in its README: one seed each, on the original pixels
 ITS_CODE = {"teacher": 79.73, "standard": 73.7, WRONG: 65.7}
 # students of the original study, in an order that gives each the same look in all figures
 ORIGINAL = ["standard", "logits", "feature", WRONG]
-SWEPT = {  # part: (the key that it sweeps, the title of its axis)
-    "labels": ("student.label_fraction", "part of the labels given"),
-    "budget": ("student.epochs", "epochs of the student"),
-    "student": ("student.scale", "scale of the student"),
-    "teacher": ("teacher.scale", "scale of the teacher"),
-}
-
 Kept = dict[str, tuple[Tables, dict[str, Any]]]  # part: its tables, and how they were made
-
-
-def accuracies(runs: pd.DataFrame) -> pd.Series:
-    """Return test accuracy by seed."""
-    return runs[runs["status"] == "done"].set_index("seed")["test_accuracy"]
 
 
 def teacher_of(tables: Tables) -> tuple[str, float]:
     """Return (name, test accuracy in %) of the teacher of the runs."""
     row = tables.summary.dropna(subset=["teacher_test_accuracy"]).iloc[0]
     return str(row["teacher"]), 100 * float(row["teacher_test_accuracy"])
-
-
-def gains(
-    runs: pd.DataFrame, key: str
-) -> Iterator[tuple[float, pd.Series, pd.Series, PairedDifference]]:
-    """Yield the gain of `logits` over `standard` for each value of the key.
-
-    For a key of the teacher, all values are compared with the same `standard` runs.
-
-    Yields:
-        (value, accuracies of `standard` by seed, accuracies of `logits` by seed, comparison).
-    """
-    taught, plain = runs[runs["method"] == "logits"], runs[runs["method"] == "standard"]
-    for value, group in taught.groupby(key):
-        base = plain if key.startswith("teacher.") else plain[plain[key] == value]
-        yield (
-            float(value),
-            accuracies(base),
-            accuracies(group),
-            paired_difference(accuracies(group), accuracies(base)),
-        )
 
 
 def draw(parts: Kept, folder: Path) -> dict[str, str]:
@@ -87,9 +55,7 @@ def draw(parts: Kept, folder: Path) -> dict[str, str]:
             ("curves", lambda: figures.curves(parts["fair"][0])),
         ]
     wanted += [
-        (part, lambda part=part: swept(parts[part][0], *SWEPT[part]))
-        for part in SWEPT
-        if part in parts
+        (part, lambda part=part: swept(parts[part][0], part)) for part in SWEPT if part in parts
     ]
     if "student" in parts:
         wanted.append(("pareto", lambda: front(*parts["student"])))
@@ -291,10 +257,10 @@ def choices(tables: Tables) -> tuple[Any, str]:
     )
 
 
-def swept(tables: Tables, key: str, what: str) -> tuple[Any, str]:
+def swept(tables: Tables, part: str) -> tuple[Any, str]:
     """Draw accuracy of `standard` and `logits`, and their difference, over the values of a key."""
     figure, axes = figures.canvas(9.2, 3.4, 2)
-    look, found = looks(["standard", "logits"]), list(gains(tables.runs, key))
+    look, found, what = looks(["standard", "logits"]), tested(tables, part), SWEPT[part][1]
     values = [value for value, *_ in found]
     for name, which in (("standard", 1), ("logits", 2)):
         means = [100 * row[which].mean() for row in found]
@@ -304,13 +270,14 @@ def swept(tables: Tables, key: str, what: str) -> tuple[Any, str]:
     axes[0][1].errorbar(
         values,
         [100 * one.difference for one in differences],
-        [100 * one.ci95 for one in differences],
+        [100 * one.half_width for one in differences],
         color=look["logits"]["color"],
         marker="s",
         capsize=3,
         ms=6,
     )
     axes[0][1].axhline(0, color="0.2", lw=1, ls=":")
+    axes[0][1].axhspan(-100 * MARGIN, 100 * MARGIN, color="0.92", lw=0, zorder=0)
     axes[0][0].set_ylabel("test accuracy, %")
     axes[0][1].set_ylabel("logits minus standard, points")
     for axis in axes[0]:
@@ -323,7 +290,8 @@ def swept(tables: Tables, key: str, what: str) -> tuple[Any, str]:
     )
     return (
         figure,
-        "Means over seeds with 95 % intervals; on the right the difference, paired by seed.",
+        "Means over seeds with 95 % intervals; on the right the differences, with simultaneous "
+        f"95 % intervals. The band is the margin of {100 * MARGIN:g} points.",
     )
 
 

@@ -8,9 +8,19 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.study_figures import ITS_CODE, PUBLISHED, SWEPT, WRONG, Kept, accuracies, teacher_of
-from benchmarks.study_words import Lines, chance, compared, grid, percent, points, tested, told
-from kd.report.stats import LEVEL, PairedDifference, paired_difference
+from benchmarks.study_claims import (
+    SWEPT,
+    accuracies,
+    by_method,
+    compared,
+    contrast,
+    share,
+    tested,
+)
+from benchmarks.study_figures import ITS_CODE, PUBLISHED, WRONG, Kept, teacher_of
+from benchmarks.study_words import Lines, decision, grid, percent, points, told
+from kd.report.comparison import format_p
+from kd.report.inference import Estimate
 from kd.report.tables import Tables
 
 TITLES = {  # of the sections that the lines of `verdict_swept` lead to
@@ -39,24 +49,27 @@ def verdict_fair(tables: Tables, said: dict[str, Any]) -> Lines:
     runs, found, (teacher, top) = tables.runs, compared(tables), teacher_of(tables)
     plain = accuracies(runs[runs["method"] == "standard"])
     rows = [["`standard`", len(plain), percent(plain), "", ""]]
-    for name, (one, p) in found.items():
+    for name, one in found.items():
         mine = accuracies(runs[runs["method"] == name])
-        rows.append([f"`{name}`", one.pairs, percent(mine), points(one), chance(p)])
-    rows.append([f"teacher {teacher}", 1, f"{top:.2f}", "", ""])
+        verdict = decision(one, len(found))
+        rows.append([f"`{name}`", one.seeds, percent(mine), points(one), format_p(one.p), verdict])
+    rows[0].append("")
+    rows.append([f"teacher {teacher}", 1, f"{top:.2f}", "", "", ""])
     first = runs.iloc[0]
     student = f"A student {first['student']} ({first['params']:,} parameters)"
     lines = [
         f"{student} and a teacher {teacher}, on JPEG copies of CIFAR-10's images; "
-        f"{first['epochs']} epochs for every student; ± is the 95 % interval of a mean over seeds.",
+        f"{first['epochs']} epochs for every student. ± is the 95 % interval over seeds. All that "
+        "follows holds with this teacher and on these test images.",
         "",
     ]
-    lines += grid(["", "seeds", "test, %", "against standard", "p (Holm)"], rows)
+    lines += grid(["", "seeds", "test, %", "against standard", "p", "verdict"], rows)
     if (best := best_of(found)) is None:
-        return [*lines, "**No method is distinguishable from plain training at this budget.**", ""]
+        return [*lines, "**No method is better than plain training at this budget.**", ""]
     return [
         *lines,
-        f"**Use `{best}`**: {told(*found[best])} than the same student trained on labels alone for "
-        "as many epochs. Its settings were chosen on validation images:",
+        f"**Use `{best}`**: {told(found[best], len(found))} than the same student trained on "
+        "labels alone for as many epochs. Its settings were chosen on validation images:",
         "",
         *(
             f"    python -m kd {' '.join(words[1:])}"
@@ -67,20 +80,27 @@ def verdict_fair(tables: Tables, said: dict[str, Any]) -> Lines:
     ]
 
 
-def best_of(found: dict[str, tuple[PairedDifference, float]]) -> str | None:
-    """Return the method with the largest distinguishable gain over `standard`, if there is one."""
-    worth = [name for name, (one, p) in found.items() if p < LEVEL and one.difference > 0]
-    return max(worth, key=lambda name: found[name][0].difference, default=None)
+def best_of(found: dict[str, Estimate]) -> str | None:
+    """Return the method with the largest gain over `standard` of those that are better."""
+    better = [name for name, one in found.items() if one.decide() == "better"]
+    return max(better, key=lambda name: found[name].difference, default=None)
 
 
 def verdict_long(tables: Tables) -> Lines:
-    """Return the sentence that the gain is gone in the longest training, where that is so."""
-    epochs, _, _, one, p = tested(tables, SWEPT["budget"][0])[-1]
-    if p < LEVEL and one.difference > 0:
+    """Return the sentence on the longest training, unless `logits` is better there too."""
+    rows = tested(tables, "budget")
+    epochs, _, _, one = rows[-1]
+    title = {
+        "worse": "Not for long training",
+        "equal": "Not needed for long training",
+        "undecided": "Undecided for long training",
+        "too few": "Undecided for long training",
+    }.get(one.decide())
+    if title is None:
         return []
     return [
-        f"**Not for long training**: with {epochs:g} epochs `logits` against `standard` is "
-        f"{told(one, p)}.",
+        f"**{title}**: with {epochs:g} epochs `logits` against `standard` is "
+        f"{told(one, len(rows))}.",
         "",
     ]
 
@@ -89,19 +109,19 @@ def verdict_swept(parts: Kept) -> Lines:
     """Return a line on the gain of `logits` for each key that was swept."""
     rows = []
     for part in (part for part in SWEPT if part in parts):
-        (key, what), tables, said = SWEPT[part], parts[part][0], []
+        (_, what), tables, said = SWEPT[part], parts[part][0], []
         if len(epochs := tables.runs["epochs"].unique()) == 1:
             what += f"; {epochs[0]} epochs"
-        for value, _, _, one, p in tested(tables, key):
-            bold = "**" if p < LEVEL else ""
+        for value, _, _, one in tested(tables, part):
+            bold = "**" if one.decide() in ("better", "worse") else ""
             said.append(f"{bold}{points(one)}{bold} at {value:g}")
         anchor = TITLES[part].lower().replace(" ", "-")
         rows.append(f"- [{TITLES[part]}](#{anchor}) ({what}): {', '.join(said)}.")
     if not rows:
         return []
     head = (
-        "What `logits` gains over `standard`, in points; "
-        f"bold where p < {LEVEL:g} by Holm's correction in the line:"
+        "What `logits` gains over `standard`, in points; bold where better or worse. ± is the "
+        "simultaneous 95 % interval: each line is one family."
     )
     return [head, "", *rows, ""]
 
@@ -147,11 +167,11 @@ def verdict_best(parts: Kept) -> Lines:
 def verdict_bug(tables: Tables) -> Lines:
     """Return a line on whether misalignment explains the published accuracy of distillation."""
     runs = tables.runs
-    plain, right, wrong = (
-        accuracies(runs[runs["method"] == name]) for name in ("standard", "logits", WRONG)
-    )
-    lost, gain = paired_difference(wrong, right), paired_difference(right, plain)
-    collapses, hurts = (one.p < LEVEL and one.difference < 0 for one in (lost, gain))
+    right, wrong = (accuracies(runs[runs["method"] == name]) for name in ("logits", WRONG))
+    found = compared(tables)
+    _, level = share(len(found), extra=True)
+    lost, gain = contrast(by_method(tables), WRONG, "logits", level), found["logits"]
+    collapses, hurts = (one.decide() == "worse" for one in (lost, gain))
     title = {
         (True, False): "Logits distillation does not hurt; a bug did.",
         (True, True): "Logits distillation hurts in this protocol; a bug made it look far worse.",
@@ -160,6 +180,6 @@ def verdict_bug(tables: Tables) -> Lines:
         f"**{title}** The study that these pages repeat reports {PUBLISHED[WRONG]:.2f} % with it "
         f"and {PUBLISHED['standard']:.2f} % without. In its protocol, a student that is taught "
         f"with what the teacher says of *another* image reaches {percent(wrong)} %, and with what "
-        f"it says of its own {percent(right)} %: {told(gain, gain.p)} against plain training.",
+        f"it says of its own {percent(right)} %: {told(gain, len(found))} against plain training.",
         "",
     ]

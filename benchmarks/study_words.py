@@ -6,38 +6,55 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.study_figures import gains
-from kd.report.stats import LEVEL, PairedDifference, holm
-from kd.report.tables import Tables, half_width
+from benchmarks.study_claims import GRAIN
+from kd.report.comparison import format_p
+from kd.report.inference import MARGIN, MAX_SEEDS, Estimate, seeds_needed
+from kd.report.summary import half_width
 
 Lines = list[str]
 
 
 def percent(values: pd.Series) -> str:
     """Return the mean and 95 % interval of accuracies, in %."""
-    half = half_width(values)
+    half = half_width(values, GRAIN)
     return f"{100 * values.mean():.2f}" + ("" if math.isnan(half) else f" ± {100 * half:.2f}")
 
 
-def points(found: PairedDifference) -> str:
+def points(found: Estimate) -> str:
     return f"{100 * found.difference:+.2f}" + (
-        "" if math.isnan(found.ci95) else f" ± {100 * found.ci95:.2f}"
+        "" if math.isnan(found.half_width) else f" ± {100 * found.half_width:.2f}"
     )
 
 
-def chance(p: float) -> str:
-    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def told(found: PairedDifference, p: float) -> str:
-    """Return a comparison as the end of a sentence."""
-    n = f"n = {found.pairs}"
-    if math.isnan(p):
+def told(found: Estimate, settings: int = 1) -> str:
+    """Return a comparison of one of `settings` settings as the end of a sentence."""
+    decision, n = found.decide(), f"n = {found.seeds}"
+    if decision == "too few":
         return f"{points(found)} points in {n}: too few to tell"
-    said = f"p {chance(p)}" if p < 0.001 else f"p = {chance(p)}"
-    if p >= LEVEL:
-        return f"{points(found)} points, not distinguishable ({said}, {n})"
-    return f"{points(found)} points, {'better' if found.difference > 0 else 'worse'} ({said}, {n})"
+    p = f"p {format_p(found.p)}" if found.p < 0.001 else f"p = {format_p(found.p)}"
+    if decision == "equal":
+        return f"{points(found)} points, equal within ± {100 * MARGIN:g} ({n})"
+    if decision == "undecided":
+        return f"{points(found)} points, undecided ({p}, {n}{missing(found, settings)})"
+    return f"{points(found)} points, {decision} ({p}, {n})"
+
+
+def missing(found: Estimate, settings: int) -> str:
+    """Return how many more seeds would decide."""
+    if math.isnan(found.error):
+        return ""
+    needed = seeds_needed(found, settings)
+    more = needed - found.seeds
+    about = "more than" if needed >= MAX_SEEDS else "about"
+    return f"; {about} {more} more seed{'s' if more > 1 else ''} would decide"
+
+
+def decision(found: Estimate, settings: int = 1) -> str:
+    """Return the decision as a cell of a table."""
+    name = found.decide()
+    if name == "equal":
+        return f"equal within ± {100 * MARGIN:g}"
+    return f"undecided{missing(found, settings)}" if name == "undecided" else name
 
 
 def duration(seconds: float) -> str:
@@ -53,24 +70,3 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Lines:
     """Return a Markdown table with all columns but the first aligned to the right."""
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
-
-
-def tested(
-    tables: Tables, key: str
-) -> list[tuple[float, pd.Series, pd.Series, PairedDifference, float]]:
-    """Return the `gains`, each with its p-value after Holm's correction over all of them."""
-    found = list(gains(tables.runs, key))
-    corrected = holm(pd.Series([one.p for *_, one in found]))
-    return [(*row, float(p)) for row, p in zip(found, corrected, strict=True)]
-
-
-def compared(tables: Tables) -> dict[str, tuple[PairedDifference, float]]:
-    """Return {method: (comparison with `standard`, p after Holm's correction)} of the summary."""
-    rows = tables.summary[tables.summary["method"] != "standard"]
-    return {
-        row["method"]: (
-            PairedDifference(row["pairs"], row["difference"], row["difference_ci95"], row["p"]),
-            row["p_holm"],
-        )
-        for _, row in rows.iterrows()
-    }
