@@ -32,7 +32,8 @@ class OptunaConf:
     storage: str = "sqlite:///${paths.runs}/search.db"
     # Name of the study; null for a hash of the search, so that the same command resumes it.
     study: str | None = None
-    # val_accuracy, val_nll, val_ece, val_agreement or val_teacher_kl; never of test images.
+    # val_accuracy, val_nll, val_brier, val_ece, val_agreement or val_teacher_kl; never of test
+    # images.
     objective: str = "val_accuracy"
     # tpe or random.
     sampler: str = "tpe"
@@ -111,7 +112,10 @@ class OptunaSweeper(Sweeper):
                 settings.seed,
             )
             jobs = study.jobs()
-            write_json(directory.path / "study.json", study_record)
+            write_json(
+                directory.path / "study.json",
+                {**study_record, "objective": settings.objective},
+            )
             directory.write(jobs)
             tracking.name_group(directory.path, jobs)
             overrides_by_number: dict[int, list[str]] = {}

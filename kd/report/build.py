@@ -19,19 +19,20 @@ from typing import NamedTuple
 import pandas as pd
 
 from kd.core.io import atomic_write, write_text
+from kd.report import details
 from kd.report.checks import (
     check_not_empty,
     check_not_poorer,
     check_same_sweep,
     is_report_output,
 )
-from kd.report.comparison import comparison_table
+from kd.report.comparison import PAGE_ONLY, comparison_table
 from kd.report.provenance import Fact, facts
 from kd.report.published import CAPTION, Line, PublishedComparison, compare_with_published
 from kd.report.stats import against_standard
 from kd.report.tables import Tables, load_tables
 from kd.report.text_table import TextTable
-from kd.report.verdict import headline, warnings
+from kd.report.verdict import claims_text, headline, warnings
 from kd.runs.directory import printable
 from kd.runs.schema import Study, read_record
 
@@ -61,6 +62,7 @@ def write(
     published_lines: Sequence[Line] = (),
     image_folder_data: str | None = None,
     run_folders: Sequence[Path] | None = None,
+    margin: float | None = None,
 ) -> Report:
     """Load the runs in `directories` and write their report into `out`.
 
@@ -73,6 +75,8 @@ def write(
         run_folders: Folders to search, in addition to those near a sweep, for runs that are not
             where they were planned. With None, as for a sweep that has just finished, such runs
             are not searched for, and `out` is not checked for an earlier report.
+        margin: Differences of accuracy up to this count as none, as a fraction; None takes
+            `report.margin` of the runs.
 
     Raises:
         UserError: Nothing is written. There are no runs, `out` is the directory of another sweep,
@@ -84,14 +88,20 @@ def write(
         check_not_empty(tables, directories)
         check_same_sweep(directories, out)
         check_not_poorer(tables, directories, out, in_place=is_report_output(directories, out))
-    tables = tables._replace(summary=against_standard(tables.summary, tables.runs))
+    if margin is not None:
+        tables = tables._replace(margin=margin, margin_is_late=True)
+    summary = against_standard(tables.summary, tables.runs, tables.margin)
+    tables = tables._replace(summary=summary)
+    outputs, problems = details.load_shown(tables)
+    if len(summary):
+        tables = tables._replace(summary=details.with_image_intervals(tables, outputs))
     published = None
     if published_lines:
         published = compare_with_published(tables, published_lines, image_folder_data)
     out.mkdir(parents=True, exist_ok=True)
     comparison = comparison_table(tables)
     files = _save_tables(tables, comparison, published, out)
-    notes = warnings(tables)
+    notes = [*warnings(tables), *_outputs_notes(problems)]
     text = _terminal_text(tables, comparison, notes, out)
     if published:
         text += f"\n\n{_published_text(published)}"
@@ -115,10 +125,33 @@ def write(
         files=files,
         published=published,
         facts=_facts(directories, tables),
+        claims=claims_text(tables),
+        details=_details(tables, outputs),
     )
     write_text(out / "index.html", render(page))
     names = [figure.name for figure in drawn]
     return Report(tables, f"{text}\n\n{verdict}", names, out / "index.html")
+
+
+def _details(tables: Tables, outputs: details.OutputsBySetting) -> list[details.Detail]:
+    """Return the tables that follow the comparison, without those that do not apply."""
+    if tables.summary.empty:
+        return []
+    candidates = [
+        details.variance(tables),
+        details.new_images(tables, outputs),
+        *details.classes(tables, outputs),
+        details.ledger(tables),
+    ]
+    return [detail for detail in candidates if detail]
+
+
+def _outputs_notes(problems: Sequence[str]) -> list[str]:
+    """Return a note about outputs for the test images that could not be read."""
+    if not problems:
+        return []
+    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return [f"outputs for the test images could not be read: {printable(problems[0])}{more}"]
 
 
 def _save_tables(
@@ -165,7 +198,7 @@ def _terminal_text(tables: Tables, comparison: TextTable, notes: Sequence[str], 
         teachers = comparison.rows[len(tables.summary) :]
         shown = comparison._replace(rows=[*comparison.rows[:MAX_PRINTED_SETTINGS], *teachers])
         more = [f"... {omitted} more settings in {printable(out / 'summary.csv')}"]
-    lines = shown.lines(without=["verdict"])
+    lines = shown.lines(without=PAGE_ONLY)
     return "\n".join([*lines, *more, *(f"note: {note}" for note in notes)])
 
 

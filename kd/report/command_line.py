@@ -1,6 +1,7 @@
 """The command line of `python -m kd.report`."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -9,9 +10,9 @@ from pathlib import Path
 from kd.core import streams
 from kd.core.errors import UserError
 from kd.report import build
+from kd.report.columns import COLUMNS
 from kd.report.published import COLUMNS as PUBLISHED
 from kd.report.published import Line, load
-from kd.report.tables import COLUMNS
 from kd.runs.directory import printable
 from kd.runs.labels import one_line
 from kd.runs.locate import is_run
@@ -54,6 +55,7 @@ def main(args: Sequence[str] | None = None) -> None:
             published_lines=lines,
             image_folder_data=options.image_folder_data,
             run_folders=options.runs,
+            margin=_margin(options.margin),
         )
     except UserError as error:
         sys.exit(_print_error(str(error)))
@@ -108,6 +110,12 @@ def _argument_parser() -> argparse.ArgumentParser:
         help="with --compare: the data set that an image folder contains, such as cifar10",
     )
     parser.add_argument(
+        "--margin",
+        metavar="POINTS",
+        help="differences of test accuracy up to this count as none (default: report.margin of "
+        "the runs)",
+    )
+    parser.add_argument(
         "--columns",
         action="version",
         help="explain the columns of the tables and exit",
@@ -123,14 +131,28 @@ def explain_columns() -> list[str]:
     """
     tables = {"runs.*, history.*, summary.*": COLUMNS, "published.csv (--compare)": PUBLISHED}
     lines = []
+    width = 2 + max(len(name) for columns in tables.values() for name in columns)
     for title, columns in tables.items():
         lines += [
             "",
             f"{title}:",
             "",
-            *(f"{name:22}{meaning}" for name, meaning in columns.items()),
+            *(f"{name:{width}}{meaning}" for name, meaning in columns.items()),
         ]
     return lines[1:]
+
+
+def _margin(text: str | None) -> float | None:
+    """Return --margin as a fraction; None without it."""
+    if text is None:
+        return None
+    try:
+        points = float(text)
+    except ValueError:
+        points = math.nan
+    if not 0 < points <= 100:
+        raise UserError(f"--margin: should be a number of points from 0 to 100, got {text!r}")
+    return points / 100
 
 
 def _load_comparison(source: str | None, image_folder_data: str | None, out: Path) -> list[Line]:

@@ -1,5 +1,6 @@
 """The comparison of settings as a table of text."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,18 +10,31 @@ from kd.report.tables import Tables
 from kd.report.text_table import Column, Row, TextTable
 
 
-def _formatter(scale: float, spec: str) -> Callable[[Any], str]:
-    return lambda value: "" if pd.isna(value) else format(scale * value, spec)
+def _formatter(scale: float, spec: str) -> Callable[[pd.Series, str], str]:
+    def text(row: pd.Series, name: str) -> str:
+        half = row.get(f"{name}_ci95", math.nan)
+        return _with_interval(scale * row[name], scale * half, spec)
+
+    return text
 
 
-SUMMARY_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+def _ece(row: pd.Series, name: str) -> str:
+    """Return the calibration error beside that of a perfectly calibrated network."""
+    text = _with_interval(row[name], row.get(f"{name}_ci95", math.nan), ".3f")
+    floor = row.get("test_ece_floor")
+    return text if not text or floor is None or pd.isna(floor) else f"{text} (floor {floor:.3f})"
+
+
+SUMMARY_COLUMNS: dict[str, tuple[str, Callable[[pd.Series, str], str]]] = {
     "val_accuracy": ("val, %", _formatter(100, ".2f")),
     "test_nll": ("NLL", _formatter(1, ".3f")),
-    "test_ece": ("ECE", _formatter(1, ".3f")),
+    "test_brier": ("Brier", _formatter(1, ".3f")),
+    "test_ece": ("ECE", _ece),
     "test_agreement": ("agreement, %", _formatter(100, ".1f")),
     "params": ("params", _formatter(1, ",.0f")),
-    "budget": ("budget", str),
+    "budget": ("budget", lambda row, name: str(row[name])),
 }
+PAGE_ONLY = ("test_brier", "test_ece", "verdict")  # columns that a terminal has no room for
 
 
 def comparison_table(tables: Tables) -> TextTable:
@@ -42,19 +56,21 @@ def comparison_table(tables: Tables) -> TextTable:
         Column("test_accuracy", "test, %", "number"),
         *(Column(name, title, "number") for name, (title, _) in shown.items()),
         Column("difference", "vs standard", "number"),
-        Column("p_holm", "p (Holm)", "number"),
+        Column("p", "p", "number"),
         Column("verdict", "verdict", "sentence"),
     ]
     rows = []
     for _, row in table.iterrows():
         n = str(row["n"]) if row["n"] == row["planned"] else f"{row['n']} of {row['planned']}"
+        if not pd.isna(row.get("teachers", math.nan)):
+            n += f" ({row['teachers']:.0f} teachers)"
         cells = {
             "setting": row["setting"],
             "n": n,
-            "test_accuracy": format_interval(row["test_accuracy"], row["test_accuracy_ci95"]),
-            **{name: formatter(row[name]) for name, (_, formatter) in shown.items()},
+            "test_accuracy": format_accuracy(row),
+            **{name: formatter(row, name) for name, (_, formatter) in shown.items()},
             "difference": format_interval(row["difference"], row["difference_ci95"], "+.2f"),
-            "p_holm": _format_p(row["p_holm"]),
+            "p": format_p(row["p"]),
             "verdict": row["verdict"],
         }
         rows.append(Row(cells, bool(row["chosen"])))
@@ -77,13 +93,42 @@ def teachers(table: pd.DataFrame) -> list[tuple[str, float, float]]:
 
 def format_interval(value: float, half_width: float, spec: str = ".2f") -> str:
     """Format a fraction and the half-width of its confidence interval in percent."""
+    return _with_interval(100 * value, 100 * half_width, spec)
+
+
+def _with_interval(value: float, half_width: float, spec: str) -> str:
+    """Format a number and the half-width of its interval, which is never shown as 0."""
     if pd.isna(value):
         return ""
-    interval = "" if pd.isna(half_width) else f" ± {100 * half_width:.2f}"
-    return format(100 * value, spec) + interval
+    digits = spec.lstrip("+,")
+    if pd.isna(half_width) or not digits.endswith("f"):
+        return format(value, spec)
+    smallest = float(format(0.0, digits)[:-1] + "1") if digits != ".0f" else 1.0
+    shown = format(half_width, digits)
+    if float(shown) == 0:
+        shown = f"< {smallest:{digits}}"
+    return f"{format(value, spec)} ± {shown}"
 
 
-def _format_p(value: float) -> str:
+def format_accuracy(row: "pd.Series[Any]") -> str:
+    """Format the test accuracy of a row of the summary in percent, with its interval.
+
+    The ends of an interval near 0 or 100 % are written out, because they are not equally far from
+    the mean. An unstable setting has a median and no interval.
+    """
+    if row.get("unstable", 0):
+        return f"{100 * row['test_accuracy_median']:.2f} (median)"
+    mean, half = 100 * row["test_accuracy"], 100 * row["test_accuracy_ci95"]
+    low, high = 100 * row["test_accuracy_low"], 100 * row["test_accuracy_high"]
+    asymmetry = max(abs(mean - half - low), abs(mean + half - high))
+    is_inside = mean - half >= 0 and mean + half <= 100
+    if pd.isna(half) or (is_inside and asymmetry < 0.1 * half + 0.005):
+        return _with_interval(mean, half, ".2f")
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
+
+
+def format_p(value: float) -> str:
+    """Format a p-value, with three decimals."""
     if pd.isna(value):
         return ""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -15,10 +15,12 @@ import jinja2
 import pandas as pd
 
 from kd.core.io import read_json
+from kd.report.columns import COLUMNS
+from kd.report.details import Detail
 from kd.report.figures import Figure, SkippedFigure
 from kd.report.provenance import Fact, duration
 from kd.report.published import CAPTION, PublishedComparison
-from kd.report.tables import COLUMNS, Tables
+from kd.report.tables import Tables
 from kd.report.text_table import TextTable
 
 LARGE_FIGURE = 300_000  # bytes of an SVG above which the page embeds the PNG instead
@@ -39,6 +41,8 @@ class Page(NamedTuple):
         files: Names of the tables in `folder`.
         published: The comparison with published figures.
         facts: What was run.
+        claims: What the claims of the comparison are about.
+        details: More tables, each with a title and an explanation.
     """
 
     title: str
@@ -52,6 +56,8 @@ class Page(NamedTuple):
     files: Sequence[str]
     published: PublishedComparison | None = None
     facts: Sequence[Fact] = ()
+    claims: str = ""
+    details: Sequence[Detail] = ()
 
 
 def render(page: Page) -> str:
@@ -75,6 +81,8 @@ def render(page: Page) -> str:
         figures=[_embedded(folder, figure) for figure in page.figures],
         skipped=page.skipped,
         facts=page.facts,
+        claims=page.claims,
+        details=page.details,
         commands=[text for fact in page.facts if fact.command for text in fact.texts],
         runs=[_run_row(row, folder) for _, row in runs.iterrows()],
         files=page.files,

@@ -18,7 +18,7 @@ Welch's t with Holm's correction instead.
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,8 +28,10 @@ MARGIN = 0.005  # differences of accuracy up to this are equal in practice
 MIN_SEEDS = 3
 COLLAPSE = 0.02  # a seed this far below its setting's median has collapsed, if also
 COLLAPSE_SPREADS = 8.0  # this many pooled standard deviations below it
+COLLAPSE_UNKNOWN = 0.1  # the same where no standard deviation is known, as with two seeds
 MAX_SPREAD_RATIO = 3.0  # of the largest standard deviation to the median, for one error variance
 SPREAD_LEVEL = 0.01  # of the Brown-Forsythe test of equal spreads
+SMALLEST = 1e-6  # of a standard deviation, where the number of test images is unknown
 MAX_SEEDS = 100  # more than these are never asked for
 
 Decision = Literal["better", "worse", "equal", "undecided", "unstable", "too few"]
@@ -44,6 +46,8 @@ class Estimate(NamedTuple):
         half_width90: Half of the setting's own 90 % interval, for two one-sided tests at 5 %.
         p: The p-value, corrected for all settings that are compared.
         seeds: Number of common seeds.
+        error: The standard error of the difference.
+        df: The degrees of freedom of the error.
     """
 
     difference: float
@@ -51,10 +55,12 @@ class Estimate(NamedTuple):
     half_width90: float
     p: float
     seeds: int
+    error: float = math.nan
+    df: float = math.nan
 
     def decide(self, margin: float = MARGIN) -> Decision:
         """Return what the interval shows; `margin` is the largest difference that is none."""
-        if self.seeds < MIN_SEEDS:
+        if self.seeds < MIN_SEEDS or math.isnan(self.half_width):
             return "too few"
         if abs(self.difference) > self.half_width:
             return "better" if self.difference > 0 else "worse"
@@ -71,87 +77,157 @@ class Comparison(NamedTuple):
         method: How the intervals were made.
         sd: The standard deviation of the error, as a fraction; nan if spreads differ.
         unstable: By setting, the seeds that diverged or collapsed.
+        seed_correlation: The mean correlation of two settings over the seeds; nan if unknown.
     """
 
     estimates: dict[str, Estimate]
     method: Literal["dunnett", "welch"]
     sd: float
-    unstable: dict[str, list[int]]
+    unstable: dict[str, list[Any]]
+    seed_correlation: float = math.nan
 
 
 def compare(
     accuracy: pd.DataFrame,
     baseline: str,
-    failed: Mapping[str, Sequence[int]] | None = None,
+    unstable: Mapping[str, Sequence[Any]] | None = None,
     grain: float = 0.0,
+    level: float = LEVEL,
 ) -> Comparison:
     """Compare settings with a baseline.
+
+    A setting that has fewer than three seeds in common with the baseline is too few to tell, and
+    does not take part in the estimate of the others.
 
     Args:
         accuracy: Test accuracies as fractions, one row per seed, one column per setting; nan where
             a seed was not run.
         baseline: The column to compare with.
-        failed: By setting, the seeds whose training diverged.
+        unstable: By setting, the seeds that diverged or collapsed; None looks for collapsed ones.
         grain: The smallest difference of an accuracy, 1 / number of test images. No spread is
             taken to be smaller.
+        level: The familywise error rate of `better` and `worse`.
     """
-    unstable = collapsed_seeds(accuracy, failed or {})
-    stable = accuracy.drop(columns=[name for name in unstable if name in accuracy])
-    others = [str(name) for name in stable if name != baseline]
-    if baseline not in stable or not others:
-        return Comparison({}, "dunnett", math.nan, unstable)
-    complete = stable.dropna()
-    n = len(complete)
-    if n < 2:
-        alone = {name: _without_interval(stable, name, baseline, n) for name in others}
-        return Comparison(alone, "dunnett", math.nan, unstable)
+    if unstable is None:
+        unstable = collapsed_seeds(accuracy, {})
+    bad = {name: list(seeds) for name, seeds in unstable.items()}
+    stable = accuracy.drop(columns=[name for name in bad if name in accuracy])
+    if baseline not in stable or stable.shape[1] < 2:
+        return Comparison({}, "dunnett", math.nan, bad)
+    joint = _with_common_seeds(stable, baseline)
+    apart = [str(name) for name in stable if name not in joint]
+    estimates = {name: _without_interval(stable, name, baseline) for name in apart}
+    complete = stable[joint].dropna()
+    if len(joint) < 2:
+        return Comparison(estimates, "dunnett", math.nan, bad)
+    correlation = _seed_correlation(complete)
     if spreads_differ(complete, grain):
-        return Comparison(_welch(complete, baseline), "welch", math.nan, unstable)
+        estimates |= _welch(complete, baseline, level, grain)
+        return Comparison(estimates, "welch", math.nan, bad, correlation)
+    n = len(complete)
     values = complete.to_numpy()
     residuals = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
     df = (n - 1) * (values.shape[1] - 1)
-    sd = max(math.sqrt((residuals**2).sum() / df), grain / math.sqrt(12))
-    error = sd * math.sqrt(2 / n)
-    k = len(others)
-    estimates: dict[str, Estimate] = {}
-    for name in others:
-        difference = float((complete[name] - complete[baseline]).mean())
-        estimates[name] = Estimate(
+    sd = max(math.sqrt((residuals**2).sum() / df), grain, SMALLEST)
+    differences = {
+        name: float((complete[name] - complete[baseline]).mean())
+        for name in joint
+        if name != baseline
+    }
+    estimates |= dunnett(differences, sd * math.sqrt(2 / n), df, n, level)
+    return Comparison(estimates, "dunnett", sd, bad, correlation)
+
+
+def dunnett(
+    differences: Mapping[str, float],
+    error: float,
+    df: int,
+    seeds: int,
+    level: float = LEVEL,
+    correlation: float = 0.5,
+) -> dict[str, Estimate]:
+    """Return simultaneous intervals of differences that have one standard error.
+
+    Args:
+        differences: The differences, as fractions.
+        error: Their standard error.
+        df: Its degrees of freedom.
+        seeds: Number of seeds behind each difference.
+        level: The familywise error rate.
+        correlation: Of any two differences: 1/2 if they share a baseline, 0 if each has its own.
+    """
+    k = len(differences)
+    return {
+        name: Estimate(
             difference,
-            error * critical_value(k, df, 1 - LEVEL),
+            error * critical_value(k, df, 1 - level, correlation),
             error * critical_value(1, df, 1 - 2 * LEVEL),
-            1 - joint_probability(abs(difference) / error, k, df),
-            n,
+            1 - joint_probability(abs(difference) / error, k, df, correlation),
+            seeds,
+            error,
+            df,
         )
-    return Comparison(estimates, "dunnett", sd, unstable)
+        for name, difference in differences.items()
+    }
 
 
-def _without_interval(accuracy: pd.DataFrame, name: str, baseline: str, seeds: int) -> Estimate:
-    difference = float((accuracy[name] - accuracy[baseline]).mean())
-    return Estimate(difference, math.nan, math.nan, math.nan, seeds)
+def _with_common_seeds(accuracy: pd.DataFrame, baseline: str) -> list[str]:
+    """Return the settings that are compared together, the baseline first.
+
+    Settings with the fewest seeds are left out until the others have enough in common.
+    """
+    run = {str(name): accuracy[str(name)].notna().to_numpy() for name in accuracy}
+    shared = {name: int((run[baseline] & run[name]).sum()) for name in run if name != baseline}
+    others = [name for name, n in shared.items() if n >= MIN_SEEDS]
+    while others and sum(np.all([run[name] for name in (baseline, *others)], axis=0)) < MIN_SEEDS:
+        others.remove(min(reversed(others), key=shared.__getitem__))
+    return [baseline, *others]
+
+
+def _without_interval(accuracy: pd.DataFrame, name: str, baseline: str) -> Estimate:
+    differences = (accuracy[name] - accuracy[baseline]).dropna()
+    mean = float(differences.mean()) if len(differences) else math.nan
+    return Estimate(mean, math.nan, math.nan, math.nan, len(differences))
+
+
+def _seed_correlation(accuracy: pd.DataFrame) -> float:
+    """Return the mean correlation of two settings over the seeds."""
+    varying = accuracy.loc[:, accuracy.std() > 0]
+    k = varying.shape[1]
+    if k < 2 or len(varying) < MIN_SEEDS:
+        return math.nan
+    matrix = np.corrcoef(varying.to_numpy().T)
+    return float((matrix.sum() - k) / (k * (k - 1)))
 
 
 def collapsed_seeds(
-    accuracy: pd.DataFrame, failed: Mapping[str, Sequence[int]]
-) -> dict[str, list[int]]:
+    accuracy: pd.DataFrame, failed: Mapping[str, Sequence[Any]]
+) -> dict[str, list[Any]]:
     """Return the seeds of each setting that diverged, or fell far below the setting's median.
 
-    "Far" is 2 points and 8 times the pooled standard deviation of the seeds that did not.
+    "Far" is 2 points and 8 times the pooled standard deviation of the seeds that did not; 10 points
+    where there is none.
     """
-    below = accuracy.median() - accuracy
-    sound = accuracy.where(~(below > COLLAPSE))
-    counts = sound.count()
-    df = float((counts - 1).clip(lower=0).sum())
-    squares = float(((sound - sound.mean()) ** 2).sum().sum())
-    sd = math.sqrt(squares / df) if df > 0 else 0.0
-    limit = max(COLLAPSE, COLLAPSE_SPREADS * sd)
-    seeds: dict[str, list[int]] = {}
-    for name in dict.fromkeys([*accuracy, *failed]):
+    values = accuracy.to_numpy(float)
+    below = np.full_like(values, np.nan)
+    squares, df = 0.0, 0
+    for column, present in enumerate((~np.isnan(values)).T):
+        if present.any():
+            below[:, column] = np.median(values[present, column]) - values[:, column]
+            sound = values[present & ~(below[:, column] > COLLAPSE), column]
+            squares += float(((sound - sound.mean()) ** 2).sum()) if len(sound) else 0.0
+            df += max(0, len(sound) - 1)
+    limit = COLLAPSE_UNKNOWN
+    if df > 0:
+        limit = max(COLLAPSE, COLLAPSE_SPREADS * math.sqrt(squares / df))
+    columns = {str(name): column for column, name in enumerate(accuracy)}
+    seeds: dict[str, list[Any]] = {}
+    for name in dict.fromkeys([*columns, *failed]):
         bad = set(failed.get(name, ()))
-        if name in accuracy:
-            bad |= set(accuracy.index[below[name] > limit])
+        if name in columns:
+            bad |= set(accuracy.index[below[:, columns[name]] > limit])
         if bad:
-            seeds[str(name)] = sorted(int(seed) for seed in bad)
+            seeds[name] = sorted(bad)
     return seeds
 
 
@@ -161,69 +237,110 @@ def spreads_differ(accuracy: pd.DataFrame, grain: float = 0.0) -> bool:
 
     if len(accuracy) < MIN_SEEDS:
         return False
-    spreads = accuracy.std()
-    least = max(grain / math.sqrt(12), 1e-12)
-    floored = spreads.clip(lower=least)
-    if float(floored.max() / floored.median()) > MAX_SPREAD_RATIO:
+    values = accuracy.to_numpy(float)
+    spreads = values.std(axis=0, ddof=1)
+    least = max(grain, SMALLEST)
+    floored = spreads.clip(min=least)
+    if float(floored.max() / np.median(floored)) > MAX_SPREAD_RATIO:
         return True
     if (spreads < least).any():  # the test needs a spread in every setting
         return False
-    columns = [accuracy[name].to_numpy() for name in accuracy]
-    return bool(stats.levene(*columns, center="median").pvalue < SPREAD_LEVEL)
+    # Brown and Forsythe: one-way analysis of variance of the distances from the medians
+    distances = abs(values - np.median(values, axis=0))
+    return bool(stats.f_oneway(*distances.T).pvalue < SPREAD_LEVEL)
 
 
-def _welch(accuracy: pd.DataFrame, baseline: str) -> dict[str, Estimate]:
-    """Compare each setting by Welch's t with Holm's correction.
-
-    Each interval has the level at which Holm's procedure tests its setting, or, after the first
-    setting that is not rejected, the level of that one. So an interval excludes 0 if and only if
-    its setting is rejected.
-    """
-    from scipy import stats
-
+def _welch(
+    accuracy: pd.DataFrame, baseline: str, level: float, grain: float
+) -> dict[str, Estimate]:
+    """Compare each setting by Welch's t, with Holm's correction."""
     n = len(accuracy)
-    control = accuracy[baseline]
+    squares = accuracy.var().clip(lower=max(grain, SMALLEST) ** 2) / n
     rows = []
     for name in accuracy:
         if name == baseline:
             continue
-        test = stats.ttest_ind(accuracy[name], control, equal_var=False)
-        variances = accuracy[name].var() / n + control.var() / n
-        difference = float(accuracy[name].mean() - control.mean())
-        rows.append((str(name), difference, float(variances) ** 0.5, float(test.df), test.pvalue))
-    rows.sort(key=lambda row: row[4])
-    estimates: dict[str, Estimate] = {}
-    parts = len(rows)  # the level of each test is LEVEL / parts
+        a, b = float(squares[str(name)]), float(squares[baseline])
+        df = (a + b) ** 2 * (n - 1) / (a**2 + b**2)
+        difference = float(accuracy[name].mean() - accuracy[baseline].mean())
+        rows.append(Difference(str(name), difference, math.sqrt(a + b), df, n))
+    return holm_intervals(rows, level)
+
+
+class Difference(NamedTuple):
+    """A difference from a baseline, with its standard error and the degrees of freedom of it."""
+
+    name: str
+    difference: float
+    error: float
+    df: float
+    seeds: int
+
+
+def t_interval(
+    difference: float, error: float, df: float, level: float
+) -> tuple[float, float, float]:
+    """Return half of the interval at a level, half of the 90 % interval, and the p-value."""
+    from scipy import special
+
+    half_width = -error * float(special.stdtrit(df, level / 2))
+    half_width90 = -error * float(special.stdtrit(df, LEVEL))
+    p = 2 * float(special.stdtr(df, -abs(difference) / error))
+    return half_width, half_width90, p
+
+
+def holm_intervals(rows: Sequence[Difference], level: float = LEVEL) -> dict[str, Estimate]:
+    """Test differences from a baseline with Holm's correction, and give them intervals that agree.
+
+    Each interval has the level at which Holm's procedure tests its setting, or, after the first
+    setting that is not rejected, the level of that one. So an interval excludes 0 if and only if
+    its setting is rejected.
+
+    Args:
+        rows: The differences. One whose error is nan or 0 is not tested and gets no interval.
+        level: The familywise error rate.
+
+    Returns:
+        The estimates by setting, in the order of `rows`.
+    """
+    estimates = {
+        row.name: Estimate(row.difference, math.nan, math.nan, math.nan, row.seeds) for row in rows
+    }
+    tests = [
+        (row, t_interval(row.difference, row.error, row.df, level)[-1])
+        for row in rows
+        if row.error > 0
+    ]
+    tests.sort(key=lambda test: test[1])
+    parts = len(tests)  # the level of each test is level / parts
     corrected = 0.0
-    for rank, (name, difference, error, df, p) in enumerate(rows):
-        if parts == len(rows) - rank + 1 and rows[rank - 1][4] < LEVEL / parts:
-            parts -= 1  # the setting before was rejected
-        corrected = max(corrected, min(1.0, p * (len(rows) - rank)))
-        estimates[name] = Estimate(
-            difference,
-            error * float(stats.t.ppf(1 - LEVEL / parts / 2, df)),
-            error * float(stats.t.ppf(1 - LEVEL, df)),
-            corrected,
-            n,
+    for rank, (row, p) in enumerate(tests):
+        corrected = max(corrected, min(1.0, p * (len(tests) - rank)))
+        wide, narrow, _ = t_interval(row.difference, row.error, row.df, level / parts)
+        estimates[row.name] = Estimate(
+            row.difference, wide, narrow, corrected, row.seeds, row.error, row.df
         )
+        if p < level / parts and parts == len(tests) - rank and parts > 1:
+            parts -= 1  # rejected, so the next is one of fewer
     return estimates
 
 
-def seeds_needed(estimate: Estimate, sd: float, settings: int, margin: float = MARGIN) -> int:
+def seeds_needed(estimate: Estimate, settings: int, margin: float = MARGIN) -> int:
     """Return how many seeds would decide, if difference and spread stay what they are.
 
     Args:
         estimate: The present estimate.
-        sd: The standard deviation of the error.
         settings: Number of settings that are compared with the baseline.
         margin: The largest difference that is none.
 
     Returns:
         The number of seeds in all, at most `MAX_SEEDS`.
     """
+    sd = estimate.error * math.sqrt(estimate.seeds)  # of one seed's difference
+    df_per_seed = estimate.df / (estimate.seeds - 1)
     for n in range(max(MIN_SEEDS, estimate.seeds + 1), MAX_SEEDS):
-        df = (n - 1) * settings
-        error = sd * math.sqrt(2 / n)
+        df = max(1, round((n - 1) * df_per_seed))
+        error = sd / math.sqrt(n)
         wide = error * critical_value(settings, df, 1 - LEVEL)
         narrow = error * critical_value(1, df, 1 - 2 * LEVEL)
         if abs(estimate.difference) > wide or abs(estimate.difference) + narrow < margin:
@@ -234,35 +351,46 @@ def seeds_needed(estimate: Estimate, sd: float, settings: int, margin: float = M
 @functools.cache
 def _nodes() -> tuple[np.ndarray, np.ndarray]:
     """Return nodes and weights for expectations over a standard normal variable."""
-    x, w = np.polynomial.hermite_e.hermegauss(60)
+    x, w = np.polynomial.hermite_e.hermegauss(40)
     return x, w / w.sum()
 
 
-@functools.lru_cache(maxsize=4096)
-def joint_probability(t: float, k: int, df: int) -> float:
-    """Return the probability that k differences from one baseline are all within t of 0.
+@functools.lru_cache(maxsize=1024)
+def _scales(df: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return nodes and weights for expectations over sqrt(chi2 / df), to about 1e-5."""
+    from scipy import stats
 
-    The differences are Student t with `df` degrees of freedom and a common error; any two have the
-    correlation 1/2, since they share the baseline (Dunnett 1955).
+    x, w = np.polynomial.legendre.leggauss(64)
+    return np.sqrt(stats.chi2.ppf((x + 1) / 2, df) / df), w / 2
+
+
+@functools.lru_cache(maxsize=4096)
+def joint_probability(t: float, k: int, df: int, correlation: float = 0.5) -> float:
+    """Return the probability that k differences are all within t standard errors of 0.
+
+    The differences are Student t with `df` degrees of freedom and a common error. Any two have the
+    same correlation: 1/2 if they share a baseline (Dunnett 1955), 0 if each has its own
+    (the studentized maximum modulus).
     """
     from scipy import special, stats
 
-    z, weights = _nodes()
     if k == 1:
         return float(1 - 2 * stats.t.sf(t, df))
-    # quantiles of the scale s = sqrt(chi2 / df), at the midpoints of 1000 equal probabilities
-    quantiles = (np.arange(1000) + 0.5) / 1000
-    scale = np.sqrt(stats.chi2.ppf(quantiles, df) / df)
-    reach = math.sqrt(2) * t * scale[:, None]
-    inside = special.ndtr(reach + z) - special.ndtr(-reach + z)
-    return float((inside**k @ weights).mean())
+    z, weights = _nodes()
+    scale, scale_weights = _scales(df)
+    shift = math.sqrt(correlation / (1 - correlation)) * z
+    reach = t * scale[:, None] / math.sqrt(1 - correlation)
+    inside = special.ndtr(reach + shift) - special.ndtr(-reach + shift)
+    return float(scale_weights @ (inside**k @ weights))
 
 
 @functools.lru_cache(maxsize=4096)
-def critical_value(k: int, df: int, probability: float) -> float:
-    """Return the t within which k differences from one baseline lie with this probability."""
+def critical_value(k: int, df: int, probability: float, correlation: float = 0.5) -> float:
+    """Return the t within which k differences lie with this probability; see above."""
     from scipy import optimize
 
     return float(
-        optimize.brentq(lambda t: joint_probability(t, k, df) - probability, 0.0, 1e3, xtol=1e-6)
+        optimize.brentq(
+            lambda t: joint_probability(t, k, df, correlation) - probability, 0.0, 1e3, xtol=1e-6
+        )
     )

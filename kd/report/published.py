@@ -24,7 +24,8 @@ import pandas as pd
 from pydantic import BaseModel, BeforeValidator, Field
 
 from kd.core.errors import UserError
-from kd.report.tables import Tables, finished_runs
+from kd.report.summary import finished_runs
+from kd.report.tables import Tables
 from kd.report.text_table import Column, Row, TextTable
 from kd.runs.schema import find_error
 
@@ -32,8 +33,10 @@ PACKAGED = Path(__file__).with_name("published.csv")
 CAPTION = (
     "Published figures come from other code and other teachers, and often from other "
     "hyperparameters. Many of them are the best test epoch of a run, whereas kd reports the last "
-    "epoch. ± is the half-width of the 95 % confidence interval of the measured mean. Differences "
-    "of a few tenths of a point can be due to the seeds and the choice of the epoch alone."
+    "epoch. Measured ± is the half-width of the 95 % confidence interval of the mean; published ± "
+    "is what the source gives, mostly the standard deviation (SD) over its runs. ± of a "
+    "difference is its 95 % interval from both, where the source names its number of runs. It "
+    "covers seeds, not other code, so no verdict is given."
 )
 COLUMNS = {  # of published.csv in a report
     "setting": "setting as in the summary, or a teacher",
@@ -46,10 +49,12 @@ COLUMNS = {  # of published.csv in a report
     "measured": "mean test accuracy after the last epoch, %",
     "measured_ci95": "half-width of its 95 % confidence interval (Student's t); empty for n = 1",
     "published": "published accuracy, %",
-    "spread": "value that the source gives after ±",
+    "spread": "value that the source gives after ±, mostly the standard deviation over its runs",
     "runs": "number of runs that the published accuracy is the mean of, where known",
     "epoch": "epoch of the published accuracy: best (on test images), last or unknown",
     "difference": "measured minus published, percentage points",
+    "difference_ci95": "half-width of its 95 % confidence interval from both spreads (Welch), "
+    "where both numbers of runs are known; it covers seeds only",
     "source": "where the figure is published",
     "note": "what a reader needs to know when comparing",
 }
@@ -59,7 +64,7 @@ TEXT_COLUMNS = (  # of the same comparison as text
     Column("models", "models"),
     Column("n", "n", "number"),
     Column("measured", "measured, %", "number"),
-    Column("published", "published, %", "number"),
+    Column("published", "published, % (SD)", "number"),
     Column("difference", "difference", "number"),
     Column("epoch", "epoch"),
     Column("runs", "runs", "number"),
@@ -267,6 +272,7 @@ def _joined(row: dict[str, Any], line: Line) -> dict[str, Any]:
         "runs": line.runs,
         "epoch": line.epoch,
         "difference": row["measured"] - line.accuracy,
+        "difference_ci95": _difference_half_width(row, line),
         "source": line.source,
         "note": line.note,
     }
@@ -283,17 +289,32 @@ def _text_row(row: dict[str, Any]) -> Row:
         "models": _pair(row),
         "n": str(row["n"]),
         "measured": _format_interval(row["measured"], row["measured_ci95"]),
-        "published": _format_interval(row["published"], row["spread"]),
-        "difference": f"{row['difference']:+.2f}",
+        "published": f"{row['published']:.2f}"
+        + (f" (SD {row['spread']:.2f})" if row["spread"] is not None else ""),
+        "difference": _format_interval(row["difference"], row["difference_ci95"], "+.2f"),
         "runs": str(row["runs"] or ""),
     }
     return Row(cells)
 
 
-def _format_interval(value: float, half_width: float | None) -> str:
+def _difference_half_width(row: dict[str, Any], line: Line) -> float:
+    """Return half the 95 % interval of measured minus published, by Welch's t; nan if unknown."""
+    from scipy import stats
+
+    half, n = row["measured_ci95"], row["n"]
+    if not line.spread or (line.runs or 0) < 2 or n < 2 or math.isnan(half):
+        return math.nan
+    runs = int(line.runs or 0)
+    ours = (half / float(stats.t.ppf(0.975, n - 1))) ** 2
+    theirs = line.spread**2 / runs
+    df = (ours + theirs) ** 2 / (ours**2 / (n - 1) + theirs**2 / (runs - 1))
+    return float(stats.t.ppf(0.975, df)) * math.sqrt(ours + theirs)
+
+
+def _format_interval(value: float, half_width: float | None, spec: str = ".2f") -> str:
     if half_width is None or math.isnan(half_width):
-        return f"{value:.2f}"
-    return f"{value:.2f} ± {half_width:.2f}"
+        return format(value, spec)
+    return f"{format(value, spec)} ± {half_width:.2f}"
 
 
 def _unmatched_notes(unmatched: list[str], data_names: Sequence[str]) -> list[str]:

@@ -1,9 +1,7 @@
 """Build tables of runs from their files alone: no torch, no training, any state of a sweep."""
 
 import csv
-import functools
 import io
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +11,10 @@ import pandas as pd
 
 from kd.core.io import write_json
 from kd.core.settings import flatten
+from kd.report.columns import COLUMNS
+from kd.report.inference import MARGIN
 from kd.report.provenance import Grouped, note
+from kd.report.summary import OBJECTIVE, ece_floor, finished_runs, summarise
 from kd.runs import directory
 from kd.runs.directory import printable, read_status
 from kd.runs.labels import MISALIGNED, applies, describe, make_labels, method_name  # noqa: F401
@@ -26,102 +27,11 @@ from kd.runs.schema import (
     Plan,
     RunResult,
     StatusRecord,
+    Study,
     find_error,
     read_record,
 )
 from kd.runs.status import RunState, RunStatus
-
-# Explanations of the columns of all tables. In `summary`, columns that fold seeds are means.
-COLUMNS = {
-    "id": "identifier of the configuration and its seed; runs with equal ids are the same run",
-    "setting": "method and the keys in which this configuration differs from the others, without "
-    "the seed",
-    "full_setting": "setting in full, where its name is too long for a table",
-    "method": "distillation method; MISALIGNED: the student was trained, on purpose, on the "
-    "teacher's outputs for other images",
-    "student": "student architecture with its size",
-    "data": "data set",
-    "seed": "seed of everything random in the student's run",
-    "status": "planned, running, done, failed, diverged, pruned or killed",
-    "reason": "why the run is not done, or which of its files is damaged; damaged results are not "
-    "counted",
-    "overrides": "configuration overrides of this run",
-    "epochs": "number of training epochs of the student",
-    "samples": "training images per epoch",
-    "batch_size": "images per step",
-    "budget": "epochs x training images; must be equal in rows that are compared",
-    "shares_budget": "whether the row has the budget of its baseline; without a baseline, the most "
-    "common budget for its student and data set",
-    "n": "number of seeds that are done",
-    "planned": "number of planned seeds; n < planned: the mean covers fewer seeds than planned",
-    "test_accuracy": "fraction of test images classified correctly after the last epoch, 0 to 1",
-    "test_accuracy_std": "standard deviation of test_accuracy over seeds (n - 1)",
-    "test_accuracy_ci95": "half-width of the 95 % confidence interval of the mean test_accuracy "
-    "(Student's t); empty for n = 1",
-    "test_nll": "mean negative log-likelihood of the test labels, nats",
-    "test_ece": "expected calibration error on test images, 15 equal-width bins, 0 to 1",
-    "test_agreement": "fraction of test images on which student and teacher predict the same class",
-    "test_teacher_kl": "mean KL(teacher || student) on test images, nats",
-    "val_accuracy": "like test_accuracy, on images held out of training; all choices are based on "
-    "it; likewise val_*",
-    "params": "number of parameters of the network that is deployed",
-    "macs": "multiply-accumulate operations of that network per image",
-    "method_params": "number of additional parameters that only the method needed",
-    "train_seconds": "wall-clock time of the student's training, seconds",
-    "images_per_second": "training images per second",
-    "teacher": "teacher architecture",
-    "teacher_params": "number of parameters of the teacher",
-    "teacher_macs": "multiply-accumulate operations of the teacher per image",
-    "teacher_test_accuracy": "accuracy of the teacher on the same test images",
-    "lr": "learning rate of the last step of the epoch",
-    "accuracy": "fraction of the epoch's training views classified correctly, in train mode",
-    "loss": "training loss: the weighted sum of the method's terms, each of which has its own "
-    "column (hard, soft, ...)",
-    "seconds": "wall-clock time of the epoch, seconds",
-    "chosen": "whether the setting is the best of its method by val_accuracy, for this student and "
-    "data set; of settings that tie, the one planned first is chosen",
-    "tied_with": "the chosen setting, planned earlier, that has the same val_accuracy as this one",
-    "pairs": "number of seeds that the row and its baseline (`standard`, same student and data "
-    "set) share",
-    "difference": "mean of the test accuracy minus the baseline's, paired by seed",
-    "difference_ci95": "half-width of its 95 % confidence interval (paired Student's t)",
-    "p": "p-value of the two-sided paired t-test that the difference is 0",
-    "p_holm": "p after Holm's correction over the chosen rows, the only ones about which claims "
-    "are made",
-    "verdict": "the comparison in words, at the 5 % level of p_holm",
-    "epoch": "number of epochs done",
-    "folder": "directory of the run's files",
-}
-
-# Keys that define what is trained on what: settings are compared within them, never chosen
-CONTEXT = (
-    "student.",
-    "data.",
-)
-FOLDED = (  # columns averaged over seeds
-    "test_nll",
-    "test_ece",
-    "test_agreement",
-    "test_teacher_kl",
-    "val_accuracy",
-    "val_nll",
-    "val_ece",
-    "train_seconds",
-    "images_per_second",
-    "teacher_test_accuracy",
-)
-KEPT_COLUMNS = (  # columns copied from the first seed
-    "data",
-    "params",
-    "macs",
-    "teacher",
-    "teacher_params",
-    "teacher_macs",
-    "epochs",
-    "samples",
-    "batch_size",
-    "budget",
-)
 
 
 class Tables(NamedTuple):
@@ -135,6 +45,9 @@ class Tables(NamedTuple):
         reliability: The bins of the reliability diagram, by setting.
         searches: For each sweep that may have been moved, where its runs were found.
         provenance: The facts about what was run.
+        margin: Differences of accuracy up to this count as none, as a fraction.
+        objective: The validation metric that settings are chosen by.
+        margin_is_late: Whether the margin was given after the test images were read.
     """
 
     runs: pd.DataFrame
@@ -144,6 +57,9 @@ class Tables(NamedTuple):
     reliability: dict[str, dict[str, list[float]]]
     searches: Sequence[Search] = ()
     provenance: Grouped = {}  # noqa: RUF012
+    margin: float = MARGIN
+    objective: str = OBJECTIVE
+    margin_is_late: bool = False
 
     def with_short_names(self) -> dict[str, str]:
         """Return the settings whose names are shortened, with their full names."""
@@ -297,9 +213,11 @@ def load_tables(directories: Iterable[Path], run_folders: Sequence[Path] | None 
         rows.append(row)
         flat = flatten(job["config"])
         row |= {key: flat.get(key) for key in swept if applies(job, key)}
+        row |= _seeds(job, flat)
         note(provenance, flat, job["taught"], result)
         epochs, damage = _history(folder / "history.csv")
         row["reason"] = row["reason"] or damage
+        row["last_below_best"] = _last_below_best(epochs) if result else None
         run_columns = {key: row[key] for key in ("id", "setting", "method", "seed")}
         epochs_by_folder[row["folder"]] = [{**run_columns, **epoch} for epoch in epochs]
         if result and result.get("reliability"):
@@ -318,8 +236,57 @@ def load_tables(directories: Iterable[Path], run_folders: Sequence[Path] | None 
         row for path, epochs in epochs_by_folder.items() if path not in repeated for row in epochs
     ]
     history = _typed_frame(history_rows, ["id", "setting", "method", "seed", "epoch"])
-    summary = summarise(runs, swept)
-    return Tables(runs, history, summary, swept, reliability, searches, provenance)
+    directories = list(directories)
+    objective = _objective(directories)
+    summary = summarise(runs, swept, objective)
+    if len(summary):
+        summary["test_ece_floor"] = [
+            ece_floor(reliability[setting], n) if setting in reliability else None
+            for setting, n in zip(summary["setting"], summary["n"], strict=True)
+        ]
+    return Tables(
+        runs,
+        history,
+        summary,
+        swept,
+        reliability,
+        searches,
+        provenance,
+        _margin(sound),
+        objective,
+    )
+
+
+def _seeds(job: Mapping[str, Any], flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the seeds of a run besides the student's; a run without a teacher has one fewer."""
+    seeds = {"split_seed": flat.get("data.split_seed"), "teacher_seed": None}
+    if applies(job, "teacher.seed"):
+        seeds["teacher_seed"] = flat.get("teacher.seed")
+    return seeds
+
+
+def _last_below_best(epochs: Sequence[Mapping[str, float]]) -> float | None:
+    """Return how far the last validation accuracy is below the best of all epochs."""
+    values = [epoch["val_accuracy"] for epoch in epochs if "val_accuracy" in epoch]
+    return max(values) - values[-1] if values else None
+
+
+def _objective(directories: Sequence[Path]) -> str:
+    """Return the objective of the searches in `directories`, if they have one objective."""
+    records = [read_record(Study, folder / "study.json")[0] for folder in directories]
+    objectives = {record.get("objective", OBJECTIVE) for record in records if record}
+    return objectives.pop() if len(objectives) == 1 else OBJECTIVE
+
+
+def _margin(jobs: Sequence[Mapping[str, Any]]) -> float:
+    """Return the margin that the jobs were planned with, as a fraction; the smallest of several."""
+    margins = []
+    for job in jobs:
+        report = job["config"].get("report")
+        margin = report.get("margin") if isinstance(report, Mapping) else None
+        if isinstance(margin, int | float) and 0 < margin <= 100:
+            margins.append(margin / 100)
+    return min(margins, default=MARGIN)
 
 
 def _state(folder: Path, damage: str) -> RunStatus:
@@ -369,6 +336,7 @@ def _row(
             "id": result["id"],
             "student": result["student"],
             "samples": result["samples"]["train"],
+            "test_samples": result["samples"].get("test"),
         }
         row |= {
             key: value
@@ -381,6 +349,11 @@ def _row(
         row |= {"teacher_macs": teacher.get("macs")}
         row |= {"teacher_test_accuracy": teacher.get("metrics", {}).get("test_accuracy")}
         row["budget"] = f"{row['epochs']} x {row['samples']:,}"
+        images = row["epochs"] * row["samples"]
+        row["train_flops"] = 6.0 * row["macs"] * images
+        if teacher:
+            computed = 1 - (result["time"].get("teacher_read") or 0.0)
+            row["teacher_flops"] = 2.0 * row["teacher_macs"] * images * computed
     return {**row, "folder": printable(job["folder"])}
 
 
@@ -437,8 +410,11 @@ def _typed_frame(
     frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(columns_if_empty))
     for name in (
         "seed",
+        "teacher_seed",
+        "split_seed",
         "epochs",
         "samples",
+        "test_samples",
         "batch_size",
         "epoch",
         "params",
@@ -450,109 +426,3 @@ def _typed_frame(
         if name in frame:
             frame[name] = pd.array([row.get(name) for row in rows], dtype="Int64")
     return frame
-
-
-# ---- seeds folded
-
-
-def half_width(values: pd.Series) -> float:
-    """Return half the 95 % confidence interval of a mean, by Student's t.
-
-    The result is nan for fewer than two values.
-    """
-    n = int(values.count())
-    return float(_quantile(n - 1) * values.std() / math.sqrt(n)) if n > 1 else math.nan
-
-
-@functools.cache
-def _quantile(degrees_of_freedom: int) -> float:
-    from scipy import stats
-
-    return float(stats.t.ppf(0.975, degrees_of_freedom))
-
-
-def finished_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs that are done, one for each setting and seed.
-
-    If a seed of a setting was run more than once, because the identity of its configuration has
-    changed since, the last run counts.
-    """
-    return runs[runs["status"] == RunState.DONE].drop_duplicates(["setting", "seed"], keep="last")
-
-
-def summarise(runs: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
-    """Return a row for each setting that has a finished run.
-
-    A row holds n, means, the spread of the test accuracy, and whether validation chooses the
-    setting among those of its method. The chosen rows come first, each part best on validation
-    first.
-
-    Args:
-        runs: One row per run.
-        swept: The configuration keys that differ between runs.
-    """
-    rows = []
-    planned = runs.groupby("setting", sort=False)["seed"].nunique()
-    groups = dict(iter(finished_runs(runs).groupby("setting", sort=False)))
-    for setting in planned.index:
-        if setting not in groups:
-            continue
-        done = groups[setting]
-        first = done.iloc[0]
-        row = {"setting": setting, "method": first["method"], "student": first["student"]}
-        row |= {key: first[key] for key in swept if key in done}
-        row |= {
-            "n": len(done),
-            "planned": planned[setting],
-            "test_accuracy": done["test_accuracy"].mean(),
-        }
-        row |= {
-            "test_accuracy_std": done["test_accuracy"].std(),
-            "test_accuracy_ci95": half_width(done["test_accuracy"]),
-        }
-        row |= {name: done[name].mean() for name in FOLDED if name in done}
-        row |= {name: first[name] for name in KEPT_COLUMNS if name in done}
-        context = [
-            (key, first[key])
-            for key in swept
-            if key.startswith(CONTEXT) and key != "student.epochs"
-        ]
-        row["context"] = str(context)
-        rows.append(row)
-    table = pd.DataFrame(rows)
-    return table if table.empty else _mark_chosen(table)
-
-
-def _mark_chosen(table: pd.DataFrame) -> pd.DataFrame:
-    """Return `table` with the columns `chosen` and `tied_with`, sorted.
-
-    The chosen rows come first, and each part is sorted by validation accuracy; rows that tie stay
-    in planned order. The rows of a student and data set without validation images come after the
-    others, in planned order.
-    """
-    table["chosen"] = table.groupby(["context", "method"])["setting"].transform("size") == 1
-    table["tied_with"] = None
-    score = pd.Series(0.0, index=table.index)
-    if "val_accuracy" in table:
-        known = table["val_accuracy"].notna().groupby(table["context"]).transform("all")
-        score = validated(table).where(known, -1.0)
-        best = score.groupby([table["context"], table["method"]]).transform("idxmax")
-        table["chosen"] |= known & (table.index == best)
-        ties = known & (score == score[best].to_numpy()) & ~table["chosen"]
-        table["tied_with"] = table["setting"][best].where(ties.to_numpy(), None).to_numpy()
-    order = pd.DataFrame({"chosen": table["chosen"], "score": score})
-    order = order.sort_values(["chosen", "score"], ascending=False, kind="stable")
-    return table.loc[order.index].reset_index(drop=True)
-
-
-def has_validation(table: pd.DataFrame) -> bool:
-    """Return whether every row of a summary has a validation accuracy to be ordered by."""
-    return "val_accuracy" in table and bool(table["val_accuracy"].notna().all())
-
-
-def validated(table: pd.DataFrame) -> pd.Series:
-    """Return the validation accuracies, rounded.
-
-    Means of the same numbers that differ only by the order of summation become equal.
-    """
-    return table["val_accuracy"].round(12)

@@ -1,16 +1,21 @@
 """The verdict of a report in words, and what a reader must know to interpret it."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
 
 from kd.report.checks import run_names, searched_folders
-from kd.report.comparison import format_interval, teachers
-from kd.report.tables import Tables, has_validation, validated
+from kd.report.comparison import format_accuracy, teachers
+from kd.report.inference import LEVEL
+from kd.report.summary import OBJECTIVE, has_validation
+from kd.report.tables import Tables
 from kd.runs.directory import printable
 from kd.runs.labels import MISALIGNED
+from kd.runs.status import RunState
 
 MAX_NAMED = 3  # settings or runs listed in a sentence
+FEW_ERRORS = 20  # errors on the test images below which settings cannot be told apart
 
 
 def warnings(tables: Tables) -> list[str]:
@@ -30,8 +35,7 @@ def warnings(tables: Tables) -> list[str]:
             notes.append(f"{damaged} of those have damaged files (see the column reason)")
     if table.empty:
         return notes
-    if table["n"].nunique() > 1:
-        notes.append("the rows have different numbers of seeds")
+    notes += _statistics_notes(tables)
     if shortened := len(tables.with_short_names()):
         notes.append(
             f"the names of {shortened} settings are shortened; "
@@ -62,6 +66,75 @@ def warnings(tables: Tables) -> list[str]:
             "of those, the one planned first is chosen"
         )
     return notes
+
+
+def _statistics_notes(tables: Tables) -> list[str]:
+    """Return what limits the comparison: seeds, choices and errors that are too few."""
+    table = tables.summary
+    notes = []
+    teachers = table.get("teachers", pd.Series(1, index=table.index)).fillna(1)
+    if (table["n"] / teachers).nunique() > 1:
+        notes.append("the rows have different numbers of seeds")
+    runs = tables.runs[~tables.runs["setting"].isin(table["setting"])]
+    for setting, group in runs.groupby("setting", sort=False):
+        if n := int((group["status"] == RunState.DIVERGED).sum()):
+            notes.append(f"{setting} has no row: {n} of {len(group)} seeds diverged, none is done")
+    tried = table[table["chosen"]].drop_duplicates("method").set_index("method")["settings_tried"]
+    if tried.nunique() > 1:
+        counts = ", ".join(f"{method} {n}" for method, n in tried.items())
+        notes.append(
+            f"the methods were tuned unequally: each was chosen among its settings ({counts})"
+        )
+    images = pd.to_numeric(table["test_samples"]).astype("Float64").fillna(math.inf)
+    if few := int(((1 - table["test_accuracy"]) * images < FEW_ERRORS).sum()):
+        notes.append(
+            f"{few} of {len(table)} settings make fewer than {FEW_ERRORS} errors on "
+            f"{images.min():,.0f} test images; so few errors cannot tell settings apart"
+        )
+    if tables.margin_is_late:
+        notes.append(
+            f"the margin of {100 * tables.margin:g} points was given with --margin, after the test "
+            "images had been read"
+        )
+    return notes
+
+
+def claims_text(tables: Tables) -> str:
+    """Return what the claims of the table are about, and the error rate that they have together."""
+    table = tables.summary
+    if table.empty or table["family"].isna().all():
+        return ""
+    claimed = table[table["family"].notna()]
+    groups = claimed.groupby(["baseline", "budget"], sort=False)
+    sizes = [int(group["family"].iloc[0]) for _, group in groups]
+    if len(sizes) == 1:
+        family = (
+            "One comparison is made"
+            if sizes[0] == 1
+            else f"The {sizes[0]} comparisons with {claimed['baseline'].iloc[0]} are one family"
+        )
+        error_rate = (
+            f"{family}: the chance of any false “better” or “worse” is at most {100 * LEVEL:g} %."
+        )
+    else:
+        error_rate = (
+            f"The comparisons are {len(sizes)} families, one for each baseline and budget "
+            f"({', '.join(map(str, sizes))} comparisons): the chance of any false “better” or "
+            f"“worse” is at most {100 * LEVEL:g} % in each family, not over the page."
+        )
+    about = "Claims hold for this teacher, on these test images."
+    if (claimed["unit"] == "teachers").all():
+        about = "Claims hold for teachers of this kind, on these test images."
+    elif (claimed["unit"] == "teachers").any():
+        about = "Claims over teachers hold for teachers of this kind, others for these teachers."
+    margin = (
+        f"“Equal” means a difference of at most {100 * tables.margin:g} points (report.margin)."
+    )
+    correlation = claimed["seed_correlation"].dropna()
+    paired = ""
+    if len(correlation):
+        paired = f" Over the seeds, two settings correlate with r = {correlation.mean():.2f}."
+    return f"{error_rate} {about} {margin}{paired}"
 
 
 def _relocation_notes(tables: Tables) -> list[str]:
@@ -95,14 +168,14 @@ def headline(tables: Tables) -> str:
     if table.empty:
         return "No run has finished. There is nothing to compare yet."
     if table["context"].nunique() > 1:
-        sentences = [_best_of(rows) for _, rows in table.groupby("context", sort=False)]
+        sentences = [_best_of(tables, rows) for _, rows in table.groupby("context", sort=False)]
         omitted = len(sentences) - MAX_NAMED
         more = ""
         if omitted > 0:
             noun = "student or data set" if omitted == 1 else "students or data sets"
             more = f" The table has {omitted} more {noun}."
         return " ".join(sentences[:MAX_NAMED]) + more
-    first = _best_of(table)
+    first = _best_of(tables, table)
     chosen = table[table["chosen"]]
     if chosen.empty:
         return first
@@ -130,7 +203,7 @@ def headline(tables: Tables) -> str:
     return f"{first} Nothing else was compared."
 
 
-def _best_of(table: pd.DataFrame) -> str:
+def _best_of(tables: Tables, table: pd.DataFrame) -> str:
     """Return a sentence about the best setting for one student and data set."""
     chosen = table[table["chosen"]]
     if chosen.empty:
@@ -139,25 +212,33 @@ def _best_of(table: pd.DataFrame) -> str:
             "The table shows what was measured."
         )
     best = chosen.iloc[0]
-    accuracy = format_interval(best["test_accuracy"], best["test_accuracy_ci95"])
-    seeds = f"{best['n']} seed{'s' if best['n'] > 1 else ''}"
+    accuracy = format_accuracy(best)
+    noun = "run" if not pd.isna(best.get("teachers", float("nan"))) else "seed"
+    seeds = f"{best['n']} {noun}{'s' if best['n'] > 1 else ''}"
     verdict = f", {best['verdict']}" if best["method"] != "standard" and best["baseline"] else ""
-    return f"{_preferred(table, best['setting'])}{accuracy} % test accuracy ({seeds}){verdict}."
+    if best["method"] == "standard" and best["unstable"]:
+        verdict = f", unstable ({best['unstable']} of {best['planned']})"
+    text = f"{accuracy} % test accuracy ({seeds})"
+    return f"{_preferred(table, best['setting'], tables.objective)}{text}{verdict}."
 
 
-def _preferred(table: pd.DataFrame, best: str) -> str:
+def _preferred(table: pd.DataFrame, best: str, objective: str) -> str:
     """Return the beginning of the verdict: how the best setting compares on validation.
 
     Other settings may tie with it.
     """
-    if len(table) < 2 or not has_validation(table):
+    score = table["choice_value"]
+    if len(table) < 2 or not has_validation(table) or score.isna().any():
         return f"{best} reaches "
-    score = validated(table)
-    top = [best, *(name for name in table["setting"][score == score.max()] if name != best)]
+    by = "validation" if objective == OBJECTIVE else objective
+    sound = table["complete"] if table["complete"].any() else table["complete"] | True
+    value = score[table["setting"] == best].iloc[0]
+    top = [best, *(name for name in table["setting"][(score == value) & sound] if name != best)]
     if len(top) == 1:
-        return f"Best of {len(table)} settings on validation: {best}, "
+        return f"Best of {len(table)} settings on {by}: {best}, "
     names = f"{', '.join(top[:-1])} and {top[-1]}"
     if len(top) > MAX_NAMED:
         names = f"{', '.join(top[:MAX_NAMED])} and {len(top) - MAX_NAMED} more"
-    tie = f"Of {len(table)} settings, {names} tie on validation ({100 * score.max():.2f} %)."
+    shown = f"{100 * value:.2f} %" if objective == OBJECTIVE else f"{value:.4g}"
+    tie = f"Of {len(table)} settings, {names} tie on {by} ({shown})."
     return f"{tie} The one planned first, {best}, reaches "

@@ -16,8 +16,9 @@ MAX_VALUE = 16  # characters of a value, in a name that would otherwise be too l
 MAX_WORD = 10  # truncation removes a word completely if it has fewer characters than this
 MISALIGNED = " MISALIGNED"  # appended to a method that is run with misaligned teacher outputs
 
+SEED_KEYS = ("seed", "teacher.seed", "data.split_seed")  # runs of a setting differ in these
 # Keys that do not distinguish settings; teacher.outputs is part of the method's name
-IGNORED = (*EXECUTION_KEYS, "seed", "teacher.outputs")
+IGNORED = (*EXECUTION_KEYS, *SEED_KEYS, "teacher.outputs")
 PARTS = "method.parts"  # the list of methods that the method `sum` adds up
 
 

@@ -115,10 +115,11 @@ class Plan(RootModel[list[Any]]):
 
 
 class Study(Required):
-    """The Optuna study of a sweep: its name and storage."""
+    """The Optuna study of a sweep: its name, its storage, and the metric that it optimizes."""
 
     study: str
     storage: str
+    objective: str = "val_accuracy"
 
 
 class SweepCommand(Required):

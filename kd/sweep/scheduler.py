@@ -198,12 +198,12 @@ def _preferred_setting(
         & (tables.runs["status"] == RunState.DONE)
     ]
     runs = runs.drop_duplicates("id")
-    settings = runs["setting"].drop_duplicates()
-    if len(settings) > 1:
-        if "val_accuracy" not in runs:
+    summary = tables.summary[tables.summary["setting"].isin(runs["setting"])]
+    if len(summary) > 1:  # sorted: the first is the best complete one
+        if summary["choice_value"].isna().any():
             return [], []
-        means = runs.groupby("setting", sort=False)["val_accuracy"].mean()
-        runs = runs[runs["setting"] == means.idxmax()]
+        best = summary.loc[summary["chosen"]].iloc[0]
+        runs = runs[runs["setting"] == best["setting"]]
     folders = {job["id"]: Path(job["folder"]) for job in jobs}
     results = [result for id_ in runs["id"] if (result := directory.load_result(folders[id_]))]
     history = tables.history[tables.history["id"].isin(runs["id"])].drop(

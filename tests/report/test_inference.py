@@ -1,13 +1,13 @@
 """The verdict procedure against closed forms, scipy, and its error rates in simulation."""
 
 import math
-from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+from benchmarks.verdicts import accuracies, simulate
 from kd.report.inference import (
     LEVEL,
     MARGIN,
@@ -19,18 +19,6 @@ from kd.report.inference import (
     seeds_needed,
     spreads_differ,
 )
-
-SD = 0.002  # of an accuracy over seeds, as in the study
-
-
-def accuracies(
-    rng: np.random.Generator, k: int, n: int, gain: float = 0.0, collapses: float = 0.0
-) -> pd.DataFrame:
-    """Accuracies of a baseline and k settings over n seeds; the first setting gains."""
-    values = rng.normal(0.8, SD, (n, k + 1))
-    values[:, 1] += gain
-    values -= 0.065 * (rng.random(values.shape) < collapses)
-    return pd.DataFrame(values, columns=["standard", *(f"m{i}" for i in range(k))])
 
 
 @pytest.mark.parametrize("df", [2, 4, 12, 60])
@@ -104,7 +92,7 @@ def test_a_collapsed_or_diverged_seed_makes_its_setting_unstable_alone() -> None
     clean = compare(table.drop(columns="m1"), "standard")
     table.loc[3, "m1"] -= 0.065
     assert collapsed_seeds(table, {}) == {"m1": [3]}
-    found = compare(table, "standard", failed={"m2": [1]})
+    found = compare(table, "standard", unstable=collapsed_seeds(table, {"m2": [1]}))
     assert found.unstable == {"m1": [3], "m2": [1]}
     assert set(found.estimates) == {"m0"}
     assert compare(table, "standard").estimates["m0"] == clean.estimates["m0"]
@@ -131,26 +119,31 @@ def test_welch_where_spreads_differ() -> None:
 
 def test_seeds_needed() -> None:
     """The audit's table: SD of a difference 0.25 points, 0.5 points, one comparison: about 4."""
-    sd = 0.0025 / math.sqrt(2)
-    estimate = Estimate(0.004, 0.005, 0.004, 0.1, 3)
-    assert 4 <= seeds_needed(estimate, sd, 1) <= 6
-    assert seeds_needed(estimate._replace(difference=0.003), sd, 1) > seeds_needed(estimate, sd, 1)
-    assert seeds_needed(estimate._replace(difference=MARGIN), 0.05, 3) == 100
+    estimate = Estimate(0.004, 0.005, 0.004, 0.1, 3, 0.0025 / math.sqrt(3), 2)
+    assert 4 <= seeds_needed(estimate, 1) <= 6
+    assert seeds_needed(estimate._replace(difference=0.003), 1) > seeds_needed(estimate, 1)
+    assert seeds_needed(estimate._replace(difference=MARGIN, error=0.05), 3) == 100
 
 
 CASES = [(k, n, collapses) for k in (3, 9) for n in (3, 5) for collapses in (0.0, 0.05)]
 
 
+REPEATS = 500
+
+
+def limit(rate: float) -> float:
+    """Return what a simulated rate stays below if the true one is at most `rate`."""
+    return rate + 2.6 * math.sqrt(rate * (1 - rate) / REPEATS)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("k", "n", "collapses"), CASES)
 def test_false_claims_are_rare(k: int, n: int, collapses: float) -> None:
-    """Familywise, with no true difference: at most 5 %, within the error of 500 repetitions."""
-    rng = np.random.default_rng(100 * k + n)
-    wrong = 0
-    for _ in range(500):
-        found = compare(accuracies(rng, k, n, 0.0, collapses), "standard", grain=1e-4)
-        wrong += any(x.decide() in ("better", "worse") for x in found.estimates.values())
-    assert wrong / 500 <= 0.05 + 2.6 * math.sqrt(0.05 * 0.95 / 500)
+    """At most 5 % of families have a false claim, if nothing differs and if one setting does."""
+    assert simulate(k, n, 0.0, collapses, REPEATS)["false"] <= limit(LEVEL)
+    at_margin = simulate(k, n, MARGIN, collapses, REPEATS)
+    assert at_margin["false"] <= limit(LEVEL)
+    assert at_margin["equal"] <= limit(LEVEL), "a gain of the margin is not called equal"
 
 
 @pytest.mark.slow
@@ -167,12 +160,19 @@ def test_false_claims_are_rare(k: int, n: int, collapses: float) -> None:
     ],
 )
 def test_operating_characteristics(gain: float, n: int, expected: tuple[float, ...]) -> None:
-    rng = np.random.default_rng(n)
-    counts = Counter(
-        compare(accuracies(rng, 3, n, gain / 100), "standard", grain=1e-4).estimates["m0"].decide()
-        for _ in range(500)
-    )
+    shares = simulate(3, n, gain / 100, 0.0, REPEATS)
     for name, share in zip(("better", "equal", "undecided"), expected, strict=True):
-        assert counts[name] / 500 == pytest.approx(share, abs=0.08), name
-    if gain == 100 * MARGIN:
-        assert counts["equal"] / 500 <= 0.05 + 2.6 * math.sqrt(0.05 * 0.95 / 500)
+        error = math.sqrt(max(share * (1 - share), 0.01) * 2 / REPEATS)  # both are simulated
+        assert shares[name] == pytest.approx(share, abs=2.6 * error + 0.01), name
+
+
+def test_spreads_are_compared_as_scipy_does() -> None:
+    rng = np.random.default_rng(6)
+    differ = 0
+    for _ in range(60):
+        table = pd.DataFrame(rng.normal(0.8, [0.002, 0.003, 0.005], (12, 3)))
+        p = stats.levene(*table.to_numpy().T, center="median").pvalue
+        ratio = table.std().max() / table.std().median()
+        assert spreads_differ(table) == (p < 0.01 or ratio > 3)
+        differ += p < 0.01
+    assert 5 < differ < 55

@@ -302,8 +302,8 @@ def test_measured_and_published_by_hand(tmp_path: Path) -> None:
     assert table["n"].tolist() == [3, 3, 3, 1]
     assert (found.missing, len(found.text_table.texts())) == ([], 5)
     assert found.text_table.texts()[1] == [
-        "logits", "cifar10", "cnn-8 -> cnn-4", "3", "73.00 ± 2.48", "71.50 ± 0.30", "+1.50", "best",
-        "5", "Paper A", "<i>other</i> recipe, longer",
+        "logits", "cifar10", "cnn-8 -> cnn-4", "3", "73.00 ± 2.48", "71.50 (SD 0.30)",
+        "+1.50 ± 2.32", "best", "5", "Paper A", "<i>other</i> recipe, longer",
     ]  # fmt: skip
     assert found.text_table.texts()[2][4:10] == [
         "73.00 ± 2.48",

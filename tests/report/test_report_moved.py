@@ -306,7 +306,7 @@ def test_a_moved_baseline_is_compared_with(tmp_path: Path, capsys: pytest.Captur
     shutil.copytree(sweep_of(project), project / "elsewhere")
     assert reported(capsys, project / "elsewhere")[0] == 0
     summary = pd.read_csv(project / "elsewhere" / "summary.csv").set_index("setting")
-    assert summary.loc["logits", ["baseline" if "baseline" in summary else "pairs"]].tolist() == [2]
+    assert summary.loc["logits", ["seeds"]].tolist() == [2]
     assert numbers(project / "elsewhere") == GOOD
 
 

@@ -39,12 +39,13 @@ def act(number: int, tell: Send) -> RunStatus:
 
 
 class Seen:
-    """What a run of the pool said."""
+    """What a run of the pool said. Its first word is answered with Ctrl-C, if asked."""
 
-    def __init__(self, stop: int | None = None) -> None:
+    def __init__(self, stop: int | None = None, interrupt: bool = False) -> None:
         self.outcomes: dict[int, RunStatus] = {}
         self.pids: list[int] = []
         self.stop = stop
+        self.interrupt = interrupt
 
     def ended(self, number: int, outcome: RunStatus) -> None:
         assert number not in self.outcomes, "a job ended twice"
@@ -53,6 +54,8 @@ class Seen:
     def heard(self, number: int, message: tuple) -> bool:
         if message[0] == "pid":
             self.pids.append(message[1])
+            if self.interrupt:  # soon, when the job sleeps
+                threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         return number == self.stop
 
 
@@ -124,8 +127,7 @@ def test_a_job_can_be_asked_to_stop() -> None:
 
 @pytest.mark.slow
 def test_an_interrupt_ends_the_workers_starts_no_job_and_goes_on() -> None:
-    seen = Seen()
-    threading.Timer(4.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    seen = Seen(interrupt=True)
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         worker_pool.run(each([13, 1, 2]), act, [{}], seen.ended, seen.heard)
@@ -136,8 +138,7 @@ def test_an_interrupt_ends_the_workers_starts_no_job_and_goes_on() -> None:
 
 @pytest.mark.slow
 def test_a_job_that_ends_while_its_worker_is_ended_is_done() -> None:
-    seen = Seen()
-    threading.Timer(4.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    seen = Seen(interrupt=True)
     with pytest.raises(KeyboardInterrupt):
         worker_pool.run(each([15, 1]), act, [{}], seen.ended, seen.heard)
     assert seen.outcomes == {15: RunStatus(RunState.DONE, "in time")}

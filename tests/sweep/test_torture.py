@@ -1,4 +1,4 @@
-"""A sweep whose processes are killed at random moments, many times, and which loses nothing.
+"""A sweep whose processes are killed in the middle of training, and which loses nothing.
 
 KD_KILLS=50 python -m pytest -m slow tests/sweep/test_torture.py -s     says how it went
 """
@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -21,14 +22,17 @@ from safetensors.torch import load_file
 from kd.core import io
 from kd.runs import directory
 
-KILLS = int(os.environ.get("KD_KILLS", "5"))
-JOBS, EPOCHS = 3 * max(2, KILLS // 8), 30 if KILLS < 20 else 60
-SWEEP = [
+KILLS = int(os.environ.get("KD_KILLS", "3"))
+MANY = KILLS >= 20
+JOBS, EPOCHS = 3 * max(1, KILLS // 8), 60 if MANY else 15
+WORDS = [
     "-m", "data=digits", "teacher.epochs=2", "student.scale=2", "teacher.scale=2", "device=cpu",
-    "threads=1", "tracker.mode=disabled", "batch_size=32", f"student.epochs={EPOCHS}",
+    "threads=1", "tracker.mode=disabled", f"batch_size={32 if MANY else 64}",
+    f"student.epochs={EPOCHS}",
     "method=standard,logits,feature", f"seed={','.join(map(str, range(JOBS // 3)))}",
-    "hydra.sweep.dir=out", "hydra.launcher.slots=2", "hydra.launcher.max_retries=1000",
+    "hydra.sweep.dir=out",
 ]  # fmt: skip
+LOCAL = ["hydra.launcher.slots=2", "hydra.launcher.max_retries=1000"]
 
 
 def check(place: Place, done: dict[Path, int]) -> None:
@@ -51,16 +55,34 @@ def check(place: Place, done: dict[Path, int]) -> None:
     done |= {path: path.stat().st_mtime_ns for path in place.folder.glob("runs/*/result.json")}
 
 
-def kill(place: Place, parent: subprocess.Popen, draw: random.Random) -> str:
-    """SIGKILL the parent, or one of its workers."""
-    workers = place.workers()
-    if not workers or draw.random() < 0.3:
+def danger(
+    place: Place, draw: random.Random, over: Callable[[], bool], writing: bool
+) -> int | None:
+    """Return at a moment of training, with the worker that is `writing` a checkpoint, if asked."""
+
+    def epochs() -> int:
+        return sum(path.stat().st_size for path in place.folder.glob("runs/*/history.csv"))
+
+    before = epochs()
+    place.wait(lambda: over() or epochs() > before)
+    time.sleep(draw.uniform(0.0, 8.0 if MANY else 0.5))
+    deadline = time.monotonic() + 5
+    while writing and time.monotonic() < deadline and not over():
+        for path in place.folder.glob("runs/*/checkpoints/.*.part"):
+            return int(path.name.split(".")[-2])
+        time.sleep(0.001)
+    return None
+
+
+def kill(place: Place, parent: subprocess.Popen, victim: int | None) -> str:
+    """SIGKILL one of the workers, or the parent."""
+    if victim is None:
         parent.kill()
         parent.communicate()
         place.wait(lambda: not place.workers(), 60)  # none is left behind
         return "parent"
     try:
-        os.kill(draw.choice(workers), signal.SIGKILL)
+        os.kill(victim, signal.SIGKILL)
     except ProcessLookupError:
         return ""
     return "worker"
@@ -68,35 +90,45 @@ def kill(place: Place, parent: subprocess.Popen, draw: random.Random) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(6000)
-def test_killed_again_and_again_it_ends_as_if_it_had_not_been(place: Place, tmp_path: Path) -> None:
-    whole = Place(tmp_path / "whole")
-    process = whole.start(*SWEEP)
-    process.communicate(timeout=3000)
-    assert process.returncode == 0
+def test_killed_again_and_again_it_ends_as_if_it_had_not_been(
+    place: Place, kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kd.report.figures.draw", lambda *_, **__: ([], []))
+    said = kd(*WORDS, "hydra/launcher=basic")
+    assert said.code == 0, said.err
+    whole = Path.cwd()
 
     draw, killed, done = random.Random(KILLS), [], dict[Path, int]()
-    parent = place.start(*SWEEP)
+    parent = place.start(*WORDS, *LOCAL)
     while len(killed) < KILLS and parent.poll() is None:
-        place.wait(lambda parent=parent: place.workers() or parent.poll() is not None)
-        time.sleep(draw.uniform(0.2, 8.0))
-        killed.append(kill(place, parent, draw))
+        turn = len(killed)
+        victim = danger(place, draw, lambda parent=parent: parent.poll() is not None, turn % 2 == 0)
+        if turn % 3 != 1 and (workers := place.workers()):
+            victim = victim if victim in workers else draw.choice(workers)
+        else:
+            victim = None
+        killed_now = kill(place, parent, victim)
+        killed += [killed_now] if killed_now else []
         check(place, done)
-        if killed[-1] == "parent":
-            parent = place.start(*SWEEP)
+        if killed_now == "parent":
+            parent = place.start(*WORDS, *LOCAL)
     _, err = parent.communicate(timeout=3000)
     assert parent.returncode == 0, err
     check(place, done)
     assert len(killed) > KILLS / 2, "it was over too soon"
+    assert set(killed) == {"parent", "worker"}
 
     assert len(done) == JOBS + 1
     assert {directory.read_status(path).state for path in place.runs()} == {"done"}
-    for path in whole.folder.glob("runs/*/*.safetensors"):
-        assert path.read_bytes() == (place.folder / path.relative_to(whole.folder)).read_bytes()
+    weights = list(whole.glob("runs/*/*.safetensors"))
+    assert len(weights) > JOBS
+    for path in weights:
+        assert path.read_bytes() == (place.folder / path.relative_to(whole)).read_bytes()
     for name in ("summary", "history"):
         times = ["train_seconds", "images_per_second", "seconds"]
         ends = [
-            pd.read_csv(at.folder / "out" / f"{name}.csv").drop(columns=times, errors="ignore")
-            for at in (place, whole)
+            pd.read_csv(at / "out" / f"{name}.csv").drop(columns=times, errors="ignore")
+            for at in (place.folder, whole)
         ]
         pd.testing.assert_frame_equal(*ends)
     assert not list(place.folder.glob("runs/**/*.part"))

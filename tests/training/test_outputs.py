@@ -174,39 +174,59 @@ def test_a_row_that_was_torn_damaged_or_misplaced_is_not_known(tmp_path: Path) -
     assert torch.nonzero(~table.read(rows)[1])[:, 0].tolist() == [3, 5, 7, 9]
 
 
+# For each line that it reads it starts two writers, says who they are and, later, that they ended.
 FILL = """
-import sys, torch
+import os, sys, time, torch
 from pathlib import Path
 from kd.training.teacher_cache import Table
-table = Table(Path(sys.argv[1]), 200_000, 10)
-print("ready", flush=True)
-while True:
-    for rows in torch.arange(200_000).split(64):
-        table.write(rows, (rows[:, None] + torch.arange(10)).remainder(1000).half())
+
+def fill():
+    begun = time.monotonic()
+    table = Table(Path(sys.argv[1]), 200_000, 10)
+    print(os.getpid(), flush=True)
+    while time.monotonic() < begun + 60:
+        for rows in torch.arange(200_000).split(64):
+            table.write(rows, (rows[:, None] + torch.arange(10)).remainder(1000).half())
+    os._exit(1)
+
+torch.set_num_threads(1)
+for _ in sys.stdin:
+    writers = [os.fork() or fill() for _ in range(2)]
+    for writer in writers:
+        os.waitpid(writer, 0)
+    print("ended", flush=True)
 """
 
 
 @pytest.mark.slow
 def test_killed_writers_leave_no_wrong_row(tmp_path: Path) -> None:
-    """Two processes write one table and are killed, ten times.
+    """Two processes write one table and are killed, five times.
 
     Every row that is known is right, and most rows are known.
     """
     path, wrong = tmp_path / "b.table", 0
     rows = torch.arange(200_000)
+    server = subprocess.Popen(
+        [sys.executable, "-c", FILL, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdin
+    assert server.stdout
     for kill in range(5):
-        command = [sys.executable, "-c", FILL, str(path)]
-        writers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
-        for writer in writers:
-            assert writer.stdout
-            writer.stdout.readline()
+        server.stdin.write("write\n")
+        server.stdin.flush()
+        writers = [int(server.stdout.readline()) for _ in range(2)]
         time.sleep(0.05 * (kill + 1))
         for writer in writers:
-            os.kill(writer.pid, signal.SIGKILL)
-            writer.communicate()
+            os.kill(writer, signal.SIGKILL)
+        assert server.stdout.readline() == "ended\n"
         values, known = Table(path, 200_000, 10).read(rows)
         right = (values == (rows[:, None] + torch.arange(10)).remainder(1000).half()).all(dim=1)
         wrong += int((known & ~right).sum())
+    server.communicate()
+    assert server.returncode == 0
     assert wrong == 0
     assert known.any()
 

@@ -47,7 +47,7 @@ SWEEP = [
     "student.epochs=2", "teacher.epochs=1", "device=cpu", "precision=fp32", "cpu_kernels=torch",
     "threads=1", "hydra.launcher.slots=1", "hydra.sweep.dir=out",
 ]  # fmt: skip
-TIMES = ["train_seconds", "images_per_second"]
+TIMES = ["train_seconds", "images_per_second", "teacher_flops"]
 
 
 def check(name: str, found: Any) -> None:

@@ -267,7 +267,9 @@ def test_notes_begin_with_the_users_own(offline: Offline) -> None:
 
 
 @pytest.mark.slow
-def test_notes_of_a_sweep_lead_to_its_report(kd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_is_a_group_and_its_notes_lead_to_its_report(
+    kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("WANDB_MODE")
     words = [
         "method=standard",
@@ -278,8 +280,16 @@ def test_notes_of_a_sweep_lead_to_its_report(kd: Callable, monkeypatch: pytest.M
     ]
     assert kd("-m", *WORDS, *words, "tracker.mode=offline", "tracker.notes=mine").code == 0
     (sweep,) = Path("multirun").absolute().glob("*/*")
-    for folder in sorted(Path("runs").absolute().glob("standard-*")):
+    group = json.loads((sweep / "wandb.json").read_text())["group"]
+    assert group.startswith("standard-"), "named after what its jobs are"
+    students = sorted(Path("runs").absolute().glob("standard-*"))
+    assert len(students) == 2
+    for folder in students:
         read = records(folder)
+        assert (read["run"][0]["run_group"], read["run"][0]["job_type"]) == (group, "student")
+        assert {"method", "optimizer", "seed"} <= set(read["run"][0]["config"]["update"]), (
+            "keys to filter by, not one string"
+        )
         assert (
             read["run"][0]["notes"] == f"mine\n\nfiles: {folder}\n\nreport: {sweep / 'index.html'}"
         )
@@ -288,7 +298,10 @@ def test_notes_of_a_sweep_lead_to_its_report(kd: Callable, monkeypatch: pytest.M
         assert environment["args"][:2] == ["-m", WORDS[0]]
         assert not [row for row in read["history"] if "test/samples._type" in row["item"]]
         assert not list(folder.glob("wandb/*/files/media/images")), "tracker.samples=0"
-    notes = records(sweep)["run"][0]["notes"]
+    read = records(sweep)
+    assert (read["run"][0]["run_group"], read["run"][0]["job_type"]) == (group, "sweep-summary")
+    assert "figures/accuracy" in json.dumps(read)
+    notes = read["run"][0]["notes"]
     assert notes.startswith("mine\n\n")
     assert "standard reaches" in notes
     assert notes.endswith(f"report: {sweep / 'index.html'}")

@@ -291,7 +291,7 @@ def test_a_malformed_netrc_ends_nothing(
     """wandb reads a key from one of them, so the server is one that refuses connections."""
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     (bare / ".netrc").write_text(content.replace("api.wandb.ai", "127.0.0.1"))
-    said = kd(*SMALL, "threads=1", "tracker.timeout=5", "method=standard")
+    said = kd(*SMALL, "threads=1", "tracker.timeout=2", "method=standard")
     assert said.code == 0
     assert len(said.out.splitlines()) < 15
     assert len(segments()) == 1

@@ -4,6 +4,7 @@ The keys that a sweep varies determine which figures are drawn; the report lists
 """
 
 from kd.report.figures.calibration import reliability
+from kd.report.figures.differences import differences
 from kd.report.figures.drawing import Figure, SkippedFigure, draw, numeric
 from kd.report.figures.epochs import curves
 from kd.report.figures.grids import heat
@@ -21,6 +22,7 @@ __all__ = [
     "accuracy",
     "canvas",
     "curves",
+    "differences",
     "draw",
     "heat",
     "looks",

@@ -12,6 +12,7 @@ import pandas as pd
 from kd.core.errors import first_line
 from kd.core.io import atomic_write
 from kd.report.figures.calibration import reliability
+from kd.report.figures.differences import differences
 from kd.report.figures.epochs import curves
 from kd.report.figures.grids import heat
 from kd.report.figures.intervals import accuracy
@@ -85,6 +86,7 @@ def _applicable_figures(
     """Return (name, title, maker) of each figure that a sweep can have."""
     planned: list[tuple[str, str, Maker]] = [
         ("accuracy", "Test accuracy", lambda: accuracy(tables)),
+        ("differences", "Difference from the baseline", lambda: differences(tables)),
         ("curves", "Learning curves", lambda: curves(tables)),
     ]
     numeric_keys = numeric(tables)

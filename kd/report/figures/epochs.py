@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from statistics import median
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kd.report.figures.limits import CARET_DOWN, beyond, lowest_sound, padded, percent
+from kd.report.figures.limits import CARET_DOWN, CARET_UP, beyond, lowest_sound, padded, percent
 from kd.report.figures.selection import (
     FigureNotApplicable,
     candidates,
@@ -15,6 +16,7 @@ from kd.report.figures.selection import (
     select,
     setting_looks,
 )
+from kd.report.figures.stability import for_range, unstable, unstable_note
 from kd.report.figures.style import canvas, handle, labels, legend, listed, sentences
 from kd.report.tables import Tables
 
@@ -37,7 +39,10 @@ ACCURACY = Panel("accuracy, %", "accuracy", "val_accuracy", 100)
 
 
 class Curve(NamedTuple):
-    """A mean over seeds by epoch, and the ends of its 95 % interval (nan for one seed)."""
+    """A mean over seeds by epoch, and the ends of its 95 % interval (nan for one seed).
+
+    Of an unstable setting, it is the median, without an interval.
+    """
 
     setting: str
     dash: str
@@ -59,7 +64,10 @@ def curves(tables: Tables) -> tuple[Any, str]:
     """
     done = done_runs(tables)
     selection = select(candidates(tables.summary), MAX_CURVES)
-    settings = list(selection.rows["setting"])
+    rows = selection.rows
+    settings = list(rows["setting"])
+    shaky = set(rows["setting"][unstable(rows)])
+    for_limits = set(for_range(rows)["setting"])
     all_history = tables.history[tables.history["setting"].isin(settings)]
     history = _history_of(all_history, done)
     panels = [
@@ -76,18 +84,19 @@ def curves(tables: Tables) -> tuple[Any, str]:
     without_history = [name for name in settings if name not in set(history["setting"])]
     notes = [f"No history for: {listed(without_history)}."] if without_history else []
     for axis, panel in zip(axes[0], panels, strict=True):
-        panel_curves = list(_curves(history, settings, panel))
+        panel_curves = list(_curves(history, settings, panel, shaky))
         for curve in panel_curves:
-            _draw(axis, curve, looks[curve.setting])
+            _draw(axis, curve, looks[curve.setting], curve.setting in shaky)
+        sound = [curve for curve in panel_curves if curve.setting in for_limits] or panel_curves
         if panel is LOSS:
-            notes.append(_limit_loss(axis, panel_curves))
+            notes.append(_limit_loss(axis, panel_curves, sound))
         else:
-            notes.append(_limit_accuracy(axis, panel_curves, looks))
+            notes.append(_limit_accuracy(axis, panel_curves, sound, looks))
         axis.set(xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
     names, full_names = labels(settings)
     entries = {
-        names[name]: handle(**(looks[name] | {"ls": "-"}))
+        names[name]: handle(**(looks[name] | {"ls": "-"} | _face(name in shaky)))
         for name in settings
         if name not in without_history
     }
@@ -100,6 +109,7 @@ def curves(tables: Tables) -> tuple[Any, str]:
     return figure, sentences(
         "Means over seeds with 95 % bands. Training accuracy and loss are of augmented views, "
         "in train mode; cross-entropy is with the labels, whatever else a method's loss holds.",
+        unstable_note(rows, "hollow"),
         selection.note,
         _unfinished_note(unfinished),
         *notes,
@@ -125,8 +135,17 @@ def _measured(history: pd.DataFrame, column: str) -> bool:
     return column in history and bool(history[column].notna().any())
 
 
-def _curves(history: pd.DataFrame, settings: Sequence[str], panel: Panel) -> Iterator[Curve]:
-    """Yield the curves of a panel, for each setting training before validation."""
+def _curves(
+    history: pd.DataFrame, settings: Sequence[str], panel: Panel, shaky: AbstractSet[str]
+) -> Iterator[Curve]:
+    """Yield the curves of a panel, for each setting training before validation.
+
+    Args:
+        history: The epochs of finished runs.
+        settings: The settings to draw.
+        panel: The axis.
+        shaky: The unstable settings.
+    """
     from scipy import stats
 
     for setting in settings:
@@ -135,16 +154,22 @@ def _curves(history: pd.DataFrame, settings: Sequence[str], panel: Panel) -> Ite
             if not _measured(rows, column):
                 continue
             by_epoch = (panel.scale * rows[column].astype(float)).groupby(rows["epoch"].astype(int))
-            table = by_epoch.agg(["mean", "std", "count"])
+            table = by_epoch.agg(["mean", "std", "count", "median"])
             table = table[table["count"] > 0]
             half = stats.t.ppf(0.975, table["count"] - 1) * table["std"] / table["count"] ** 0.5
-            mean = table["mean"]
+            if setting in shaky:
+                half *= math.nan
+            mean = table["median" if setting in shaky else "mean"]
             low = (mean - half).clip(lower=0)
             high = (mean + half).clip(upper=100.0 if panel is ACCURACY else math.inf)
             yield Curve(setting, dash, mean, low, high)
 
 
-def _draw(axis: Any, curve: Curve, look: dict[str, Any]) -> None:
+def _face(hollow: bool) -> dict[str, str]:
+    return {"mfc": "white"} if hollow else {}
+
+
+def _draw(axis: Any, curve: Curve, look: dict[str, Any], hollow: bool) -> None:
     validation = curve.dash == "-"
     mean = curve.mean
     axis.plot(
@@ -156,14 +181,24 @@ def _draw(axis: Any, curve: Curve, look: dict[str, Any]) -> None:
         marker=look["marker"] if validation or len(mean) == 1 else None,
         ms=5,
         markevery=max(1, len(mean) // MAX_MARKED_EPOCHS),
+        **_face(hollow),
     )
     axis.fill_between(mean.index, curve.low, curve.high, color=look["color"], alpha=0.18, lw=0)
 
 
 def _limit_accuracy(
-    axis: Any, panel_curves: Sequence[Curve], looks: Mapping[str, dict[str, Any]]
+    axis: Any,
+    panel_curves: Sequence[Curve],
+    for_limits: Sequence[Curve],
+    looks: Mapping[str, dict[str, Any]],
 ) -> str:
     """Set the limits of the accuracy axis from the settings whose last value is sound.
+
+    Args:
+        axis: The axis.
+        panel_curves: All curves of the axis.
+        for_limits: The curves that may set its limits.
+        looks: {setting: its look}.
 
     Returns:
         The caption's sentence about values outside the axis, or "".
@@ -171,9 +206,9 @@ def _limit_accuracy(
     axis.set_ylabel(ACCURACY.title)
     # the validation curve, where there is one, follows the training curve and replaces its value
     last_values = {curve.setting: float(curve.mean.iloc[-1]) for curve in panel_curves}
-    lowest = lowest_sound(list(last_values.values()))
+    lowest = lowest_sound([last_values[curve.setting] for curve in for_limits])
     sound: list[float] = []
-    for curve in panel_curves:
+    for curve in for_limits:
         if last_values[curve.setting] >= lowest:
             sound.extend(curve.mean)
     span = padded(min(sound), max(sound))
@@ -184,7 +219,7 @@ def _limit_accuracy(
         axis.plot(
             last_epoch,
             span.nearest(last_values[name]),
-            marker=CARET_DOWN,
+            marker=CARET_DOWN if last_values[name] < span.low else CARET_UP,
             ms=8,
             ls="",
             color=looks[name]["color"],
@@ -193,15 +228,20 @@ def _limit_accuracy(
     return beyond({name: [percent(last_values[name])] for name in outside})
 
 
-def _limit_loss(axis: Any, panel_curves: Sequence[Curve]) -> str:
+def _limit_loss(axis: Any, panel_curves: Sequence[Curve], for_limits: Sequence[Curve]) -> str:
     """Set the limits of the loss axis, and a log scale where the losses span a factor of two.
 
     A diverged run or a loss of zero does not affect the limits.
 
+    Args:
+        axis: The axis.
+        panel_curves: All curves of the axis.
+        for_limits: The curves that may set its limits.
+
     Returns:
         The caption's sentence about values outside the axis, or "".
     """
-    positive = [curve.mean[curve.mean > 0] for curve in panel_curves]
+    positive = [curve.mean[curve.mean > 0] for curve in for_limits]
     positive = [mean for mean in positive if len(mean)]
     axis.set_ylabel(LOSS.title)
     if not positive:

@@ -1,5 +1,6 @@
 """Heat maps over two swept keys: validation accuracy to the left of test accuracy."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ from kd.report.figures.selection import (
     panels,
     validated,
 )
+from kd.report.figures.stability import for_range, unstable, unstable_note, with_medians
 from kd.report.figures.style import canvas, joined, labels, sentences, short
 from kd.report.tables import Tables
 
@@ -37,7 +39,7 @@ def heat(tables: Tables, row_key: str, column_key: str) -> tuple[Any, str]:
     Raises:
         FigureNotApplicable: No method was run on a grid of both keys that fits into a map.
     """
-    done_runs(tables)
+    done = done_runs(tables)
     table, fixed = fix_other_settings(tables.summary, tables.swept, [row_key, column_key])
     table = table.dropna(subset=[row_key, column_key])
     grid_methods, without_map = _grids(table, row_key, column_key)
@@ -52,19 +54,23 @@ def heat(tables: Tables, row_key: str, column_key: str) -> tuple[Any, str]:
     figure, axes = canvas(
         max(width, 5.0), height, len(shown), len(methods), gridspec_kw={"height_ratios": row_counts}
     )
-    below_scale = []
+    below_scale: list[str] = []
+    above_scale: list[str] = []
     for method_axes, method in zip(axes, methods, strict=True):
         rows = table[table["method"] == method]
-        means: list[float] = []
-        for column, _ in shown:
-            means.extend(100 * rows[column].astype(float).dropna())
-        lowest = lowest_sound(means)
-        span = padded(lowest, max(means))
-        if min(means) < lowest:
-            below_scale.append(f"{sum(mean < lowest for mean in means)} cells of {method}")
+        drawn = with_medians(rows, done)
+        means = _values(drawn, shown)
+        sound = _values(for_range(drawn), shown)
+        lowest = lowest_sound(sound)
+        span = padded(lowest, max(sound))
+        if below := sum(mean < span.low for mean in means):
+            below_scale.append(f"{below} cells of {method}")
+        if above := sum(mean > span.high for mean in means):
+            above_scale.append(f"{above} cells of {method}")
         titled = len(methods) > 1 or len(shown) == 1
         for axis, (column, title) in zip(method_axes, shown, strict=True):
-            _draw_map(axis, rows, (row_key, column_key), column, title, span, numbered)
+            cells = _draw_map(axis, drawn, (row_key, column_key), column, title, span, numbered)
+            _mark(axis, cells, rows, (row_key, column_key))
             axis.set_title(labels([method])[0][method] if titled else "")
     names, full_names = labels(methods)
     if len(methods) == 1 and len(shown) > 1:
@@ -75,8 +81,10 @@ def heat(tables: Tables, row_key: str, column_key: str) -> tuple[Any, str]:
         "Framed: best on validation." if validated(table) else "",
         left_out,
         without_map,
+        unstable_note(table, "dashed", "colour scale"),
         fixed_settings_note(fixed, methods),
         f"Below the colour scale: {joined(below_scale)}." if below_scale else "",
+        f"Above the colour scale: {joined(above_scale)}." if above_scale else "",
         full_names,
     )
 
@@ -121,7 +129,8 @@ def _draw_map(
     title: str,
     span: Limits,
     numbered: bool,
-) -> None:
+) -> pd.DataFrame:
+    """Draw a map of accuracies, and return them, in percent."""
     row_key, column_key = keys
     cells = 100 * rows.pivot_table(
         index=row_key, columns=column_key, values=column, aggfunc="mean"
@@ -129,7 +138,9 @@ def _draw_map(
     cells = cells.sort_index()
     edge = {"edgecolors": "white", "linewidth": 1} if numbered else {}
     mesh = axis.pcolormesh(cells.to_numpy(), cmap="cividis", vmin=span.low, vmax=span.high, **edge)
-    extend = "min" if cells.min().min() < span.low else "neither"
+    below = bool(cells.min().min() < span.low)
+    above = bool(cells.max().max() > span.high)
+    extend = "both" if below and above else "min" if below else "max" if above else "neither"
     axis.figure.colorbar(mesh, ax=axis, label=title, extend=extend)
     axis.grid(visible=False)
     axis.set_xticks(*_ticks(cells.columns))
@@ -137,11 +148,28 @@ def _draw_map(
     axis.set(xlabel=short(column_key), ylabel=short(row_key))
     if numbered:
         _write_numbers(axis, cells, span)
+    return cells
+
+
+def _mark(axis: Any, cells: pd.DataFrame, rows: pd.DataFrame, keys: tuple[str, str]) -> None:
+    """Frame the best cell on validation, and outline the cells of unstable settings."""
+    row_key, column_key = keys
+
+    def position(row: "pd.Series[Any]") -> tuple[int, int]:
+        x = list(cells.columns).index(row[column_key])
+        return x, list(cells.index).index(row[row_key])
+
     if validated(rows):
         best = rows.sort_values("val_accuracy", ascending=False, kind="stable").iloc[0]
-        x = list(cells.columns).index(best[column_key])
-        y = list(cells.index).index(best[row_key])
-        _frame(axis, x, y)
+        _frame(axis, *position(best))
+    for _, row in rows[unstable(rows)].iterrows():
+        if row[column_key] in cells.columns and row[row_key] in cells.index:
+            _outline(axis, *position(row))
+
+
+def _values(rows: pd.DataFrame, shown: Sequence[tuple[str, str]]) -> list[float]:
+    """Return the accuracies of all panels, in percent."""
+    return [100 * value for column, _ in shown for value in rows[column].astype(float).dropna()]
 
 
 def _ticks(values: "pd.Index[Any]") -> tuple[list[float], list[str]]:
@@ -172,3 +200,11 @@ def _frame(axis: Any, x: int, y: int) -> None:
     from matplotlib.patches import Rectangle
 
     axis.add_patch(Rectangle((x, y), 1, 1, fill=False, ec="#d55e00", lw=2.5, clip_on=False))
+
+
+def _outline(axis: Any, x: int, y: int) -> None:
+    """Mark the cell of an unstable setting, inside the place of the frame."""
+    from matplotlib.patches import Rectangle
+
+    corner = (x + 0.08, y + 0.08)
+    axis.add_patch(Rectangle(corner, 0.84, 0.84, fill=False, ec="#cc79a7", ls="--", lw=1.8))

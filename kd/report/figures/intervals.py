@@ -8,15 +8,26 @@ import pandas as pd
 from kd.report.figures.limits import (
     CARET_LEFT,
     CARET_RIGHT,
+    Ends,
     Limits,
     Outside,
-    arms,
     beyond,
-    interval,
+    draw_far,
+    draw_interval,
+    draw_seeds,
+    finite,
     limits,
     percent,
 )
 from kd.report.figures.selection import done_runs, method_looks, select, validated
+from kd.report.figures.stability import (
+    count_label,
+    for_range,
+    intervals,
+    unstable,
+    unstable_seeds,
+    with_medians,
+)
 from kd.report.figures.style import (
     CHARACTER,
     DASHES,
@@ -38,6 +49,8 @@ MAX_TEACHER_LINES = 3  # teachers up to which each is a line across all rows
 def accuracy(tables: Tables) -> tuple[Any, str]:
     """Draw the mean of each setting with its 95 % interval, each seed as a dot, and the teachers.
 
+    Unstable settings have their median instead, and do not affect the range of the axis.
+
     Returns:
         (figure, caption).
 
@@ -46,22 +59,22 @@ def accuracy(tables: Tables) -> tuple[Any, str]:
     """
     done = done_runs(tables)
     selection = select(tables.summary, MAX_SETTINGS)
-    rows = selection.rows.reset_index(drop=True)
+    rows = with_medians(selection.rows.reset_index(drop=True), done)
+    ends = intervals(rows, done, "test_accuracy")
     seeds = {name: list(100 * group["test_accuracy"]) for name, group in done.groupby("setting")}
     teachers = _teachers(rows)
-    near: list[float] = []
-    for name in rows["setting"]:
-        near.extend(seeds[name])
+    sound = for_range(rows)
+    near = [value for name in sound["setting"] for value in seeds[name]]
     near.extend(value for _, value in teachers)
-    span = limits(100 * rows["test_accuracy"], 100 * rows["test_accuracy_ci95"], near)
+    span = limits(100 * sound["test_accuracy"], map(ends.__getitem__, sound["setting"]), near)
     names, full_names = labels(rows["setting"])
-    ticks = [f"{names[row['setting']]}  (n = {row['n']})" for _, row in rows.iterrows()]
+    ticks = [f"{names[row['setting']]}  ({count_label(row)})" for _, row in rows.iterrows()]
     figure, axes = canvas(4.4 + CHARACTER * max(map(columns_of, ticks)), 1.3 + 0.34 * len(rows))
     axis = axes[0][0]
     looks = method_looks(tables)
     for position, (_, row) in enumerate(rows.iterrows()):
-        _draw_seeds(axis, position, seeds[row["setting"]], span)
-        _draw_mean(axis, position, row, looks[row["method"]], span)
+        draw_seeds(axis, position, seeds[row["setting"]], span)
+        _draw_mean(axis, position, row, ends[row["setting"]], looks[row["method"]], span)
     axis.set_yticks(range(len(rows)), ticks)
     axis.set(xlim=span, ylim=(len(rows) - 0.5, -0.5), xlabel="test accuracy, %")
     if len(teachers) <= MAX_TEACHER_LINES:
@@ -79,6 +92,7 @@ def accuracy(tables: Tables) -> tuple[Any, str]:
         "Mean over seeds with its 95 % confidence interval (none for one seed); "
         "grey dots are seeds.",
         _hollow_note(rows),
+        _unstable_note(rows),
         selection.note,
         beyond(outside),
         full_names,
@@ -96,63 +110,36 @@ def _hollow_note(rows: pd.DataFrame) -> str:
     )
 
 
-def _draw_seeds(axis: Any, position: int, values: Sequence[float], span: Limits) -> None:
-    """Draw a dot for each seed, or an arrow at the edge for a seed outside the axis."""
-    look = {"color": "0.55", "linewidths": 0, "zorder": 3, "clip_on": False}
-    inside = [value for value in values if span.contains(value)]
-    axis.scatter(inside, [position] * len(inside), s=16, **look)
-    for value in values:
-        if not span.contains(value):
-            marker = CARET_LEFT if value < span.low else CARET_RIGHT
-            axis.scatter([span.nearest(value)], [position], s=20, marker=marker, **look)
-
-
-def _draw_caret(
-    axis: Any, x: float, position: float, marker: Any, colour: str, size: float
-) -> None:
-    """Draw an arrow head at the edge of the axis, for a value beyond it."""
-    axis.plot(x, position, marker=marker, color=colour, ms=size, ls="", zorder=3, clip_on=False)
+def _unstable_note(rows: pd.DataFrame) -> str:
+    if not unstable(rows).any():
+        return ""
+    return (
+        "Unstable settings: median over seeds, no interval; "
+        "they do not set the range of the axis. Their markers are hollow."
+    )
 
 
 def _draw_mean(
-    axis: Any, position: int, row: "pd.Series[Any]", look: dict[str, Any], span: Limits
+    axis: Any,
+    position: int,
+    row: "pd.Series[Any]",
+    ends: Ends,
+    look: dict[str, Any],
+    span: Limits,
 ) -> None:
     """Draw a mean with its interval, and an arrow where the interval leaves the axis.
 
     For a mean outside the axis, draw an arrow at the edge and write the value next to it.
     """
     mean = 100 * row["test_accuracy"]
-    half = 100 * row["test_accuracy_ci95"]
-    low, high = interval(mean, half)
+    low, high = ends
     colour = look["color"]
     if not span.contains(mean):
-        _draw_caret(axis, span.low, position, CARET_LEFT, colour, 9)
-        text = percent(mean) if pd.isna(half) else f"{percent(mean)} ({low:.2f} to {high:.2f})"
-        box = {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"}
-        axis.annotate(
-            text,
-            (span.low, position),
-            (11, 0),
-            textcoords="offset points",
-            va="center",
-            bbox=box,
-            zorder=4,
-        )
+        text = f"{percent(mean)} ({low:.2f} to {high:.2f})" if finite(ends) else percent(mean)
+        draw_far(axis, mean, position, text, colour, span)
         return
-    if not pd.isna(half):
-        axis.errorbar(
-            mean,
-            position,
-            xerr=arms([mean], [half]),
-            fmt="none",
-            ecolor=colour,
-            capsize=4,
-            elinewidth=2,
-        )
-    for end, marker in ((low, CARET_LEFT), (high, CARET_RIGHT)):
-        if not span.contains(end):
-            _draw_caret(axis, span.nearest(end), position, marker, colour, 7)
-    face = colour if row["chosen"] else "white"
+    draw_interval(axis, mean, position, ends, colour, span)
+    face = colour if row["chosen"] and not unstable_seeds(row) else "white"
     axis.plot(
         mean,
         position,

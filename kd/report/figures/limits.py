@@ -13,6 +13,8 @@ MIN_RANGE = 1.0  # smallest range of an axis, in points
 FAR_FACTOR = 20.0  # points below the others at which a few values no longer affect an axis
 
 Outside = dict[str, list[str]]  # {name: its values outside the axis, as text}
+Ends = tuple[float, float]  # the low and the high end of an interval
+NO_INTERVAL: Ends = (math.nan, math.nan)
 
 
 class Limits(NamedTuple):
@@ -35,20 +37,21 @@ def finite(values: Iterable[Any]) -> list[float]:
     return [float(value) for value in values if value is not None and math.isfinite(value)]
 
 
-def interval(mean: float, half: float) -> tuple[float, float]:
+def interval(mean: float, half: float) -> Ends:
     """Return the ends of an accuracy's interval, clipped to 0 and 100 percent.
 
-    Without a half width (nan), both ends are the mean.
+    Without a half width (nan), there is no interval.
     """
     if not math.isfinite(half):
-        return mean, mean
+        return NO_INTERVAL
     return max(0.0, mean - half), min(100.0, mean + half)
 
 
-def arms(means: Sequence[float], halves: Sequence[float]) -> list[list[float]]:
+def arms(means: Sequence[float], ends: Sequence[Ends]) -> list[list[float]]:
     """Return the lengths of error bars below and above the means, as for `errorbar`."""
-    ends = [(mean, *interval(mean, half)) for mean, half in zip(means, halves, strict=True)]
-    return [[mean - low for mean, low, _ in ends], [high - mean for mean, _, high in ends]]
+    pairs = list(zip(means, ends, strict=True))
+    below = [max(0.0, mean - low) for mean, (low, _) in pairs]
+    return [below, [max(0.0, high - mean) for mean, (_, high) in pairs]]
 
 
 def draw_points(axis: Any, xs: Iterable[float], ys: Iterable[float], **look: Any) -> None:
@@ -60,20 +63,72 @@ def draw_points(axis: Any, xs: Iterable[float], ys: Iterable[float], **look: Any
 
 
 def draw_bars(
-    axis: Any, xs: Iterable[float], means: Iterable[float], halves: Iterable[float], colour: Any
+    axis: Any, xs: Iterable[float], means: Iterable[float], ends: Iterable[Ends], colour: Any
 ) -> None:
-    """Draw error bars where the half width is known."""
+    """Draw error bars where there is an interval."""
     known = [
-        (x, mean, half)
-        for x, mean, half in zip(xs, means, halves, strict=True)
-        if math.isfinite(half)
+        (x, mean, pair)
+        for x, mean, pair in zip(xs, means, ends, strict=True)
+        if len(finite([mean, *pair])) == 3
     ]
     if known:
-        positions, middles, widths = zip(*known, strict=True)
-        lengths = arms(middles, widths)
+        positions, middles, pairs = zip(*known, strict=True)
+        lengths = arms(middles, pairs)
         axis.errorbar(
             positions, middles, yerr=lengths, fmt="none", ecolor=colour, elinewidth=1.2, capsize=3
         )
+
+
+def draw_seeds(axis: Any, position: int, values: Sequence[float], span: Limits) -> None:
+    """Draw a dot for each seed, or an arrow at the edge for a seed outside the axis."""
+    look = {"color": "0.55", "linewidths": 0, "zorder": 3, "clip_on": False}
+    inside = [value for value in values if span.contains(value)]
+    axis.scatter(inside, [position] * len(inside), s=16, **look)
+    for value in values:
+        if not span.contains(value):
+            marker = CARET_LEFT if value < span.low else CARET_RIGHT
+            axis.scatter([span.nearest(value)], [position], s=20, marker=marker, **look)
+
+
+def draw_interval(
+    axis: Any, mean: float, position: float, ends: Ends, colour: Any, span: Limits
+) -> None:
+    """Draw an interval along the x axis, if there is one, with arrows where it leaves the axis."""
+    if len(finite(ends)) < 2:
+        return
+    lengths = arms([mean], [ends])
+    look = {"fmt": "none", "ecolor": colour, "elinewidth": 2, "capsize": 4}
+    axis.errorbar(mean, position, xerr=lengths, **look)
+    for end in ends:
+        if not span.contains(end):
+            draw_caret(axis, end, position, colour, 7, span)
+
+
+def draw_caret(
+    axis: Any, value: float, position: float, colour: Any, size: float, span: Limits
+) -> None:
+    """Draw an arrow head at the edge of the axis, for a value beyond it."""
+    marker = CARET_LEFT if value < span.low else CARET_RIGHT
+    look = {"color": colour, "ms": size, "ls": "", "zorder": 3, "clip_on": False}
+    axis.plot(span.nearest(value), position, marker=marker, **look)
+
+
+def draw_far(
+    axis: Any, value: float, position: float, text: str, colour: Any, span: Limits
+) -> None:
+    """Draw a mean outside the axis as an arrow at the edge, with its value as text beside it."""
+    draw_caret(axis, value, position, colour, 9, span)
+    left = value < span.low
+    axis.annotate(
+        text,
+        (span.nearest(value), position),
+        (11 if left else -11, 0),
+        textcoords="offset points",
+        ha="left" if left else "right",
+        va="center",
+        bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"},
+        zorder=4,
+    )
 
 
 def lowest_sound(values: Sequence[float]) -> float:
@@ -98,32 +153,44 @@ def lowest_sound(values: Sequence[float]) -> float:
     return ordered[0]
 
 
-def limits(means: Iterable[Any], halves: Iterable[Any] = (), near: Iterable[Any] = ()) -> Limits:
+def limits(means: Iterable[float], ends: Iterable[Ends] = (), near: Iterable[float] = ()) -> Limits:
     """Return the limits of an axis of accuracies, in percent.
 
     Args:
         means: Covered, except for those below the lowest sound value.
-        halves: Half widths of the means' intervals. An interval is covered unless it is much wider
-            than most.
+        ends: The means' intervals. An interval is covered unless it is much wider than most.
         near: Further values (teachers, baselines, seeds). A value is covered if it leaves at least
             a quarter of the axis to the means and intervals.
     """
+    means = list(means)
     known = finite(means)
     if not known:
         return Limits(0.0, 100.0)
     lowest = lowest_sound(known)
-    low = min(value for value in known if value >= lowest)
-    high = max(known)
-    widths = finite(halves)
-    largest_half = max(5.0, 2 * (high - low), 3 * median(widths)) if widths else 0.0
-    for mean, half in zip(means, halves, strict=False):
-        if finite([mean, half]) and mean >= lowest and half <= largest_half:
-            interval_low, interval_high = interval(mean, half)
-            low = min(low, interval_low)
-            high = max(high, interval_high)
-    reach = 3 * max(high - low, MIN_RANGE)
+    sound = [value for value in known if value >= lowest]
+    intervals = [
+        pair for mean, pair in zip(means, ends, strict=False) if finite([mean]) and mean >= lowest
+    ]
+    return padded(*with_near(*with_intervals(min(sound), max(sound), intervals), near, 3.0))
+
+
+def with_intervals(low: float, high: float, ends: Sequence[Ends]) -> Ends:
+    """Return the range from low to high, extended to intervals unless much wider than most."""
+    known = [pair for pair in ends if len(finite(pair)) == 2]
+    if not known:
+        return low, high
+    halves = [(end - start) / 2 for start, end in known]
+    largest_half = max(5.0, 2 * (high - low), 3 * median(halves))
+    covered = [pair for pair, half in zip(known, halves, strict=True) if half <= largest_half]
+    lows, highs = zip(*covered, strict=True)
+    return min(low, *lows), max(high, *highs)
+
+
+def with_near(low: float, high: float, near: Iterable[float], most: float) -> Ends:
+    """Return the range from low to high, extended to values at most `most` ranges away."""
+    reach = most * max(high - low, MIN_RANGE)
     covered = [value for value in finite(near) if low - reach <= value <= high + reach]
-    return padded(min([low, *covered]), max([high, *covered]))
+    return min([low, *covered]), max([high, *covered])
 
 
 def padded(low: float, high: float) -> Limits:

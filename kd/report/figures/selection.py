@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from kd.report.figures.style import listed, looks, short, short_value
-from kd.report.tables import Tables, finished_runs, half_width
+from kd.report.summary import finished_runs
+from kd.report.tables import Tables
 
 NO_VALIDATION = (
     "There are no validation images: this is test accuracy, "
@@ -47,15 +48,6 @@ def panels(table: pd.DataFrame) -> list[tuple[str, str]]:
     if "val_accuracy" in table and table["val_accuracy"].notna().any():
         shown.insert(0, ("val_accuracy", "validation accuracy, %"))
     return shown
-
-
-def half_widths(done: pd.DataFrame, column: str) -> dict[str, float]:
-    """Return {setting: half width of the 95 % interval of its mean, in percent}."""
-    if column not in done:
-        return {}
-    return {
-        str(setting): 100 * half_width(rows[column]) for setting, rows in done.groupby("setting")
-    }
 
 
 def method_names(tables: Tables) -> list[str]:

@@ -1,7 +1,7 @@
 """Accuracy against the size of the students, with the Pareto front on validation accuracy."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,6 +9,7 @@ import pandas as pd
 from kd.report.figures.limits import (
     CARET_DOWN,
     CARET_UP,
+    Ends,
     Limits,
     Outside,
     beyond,
@@ -22,9 +23,15 @@ from kd.report.figures.selection import (
     FigureNotApplicable,
     candidates,
     done_runs,
-    half_widths,
     method_looks,
     panels,
+)
+from kd.report.figures.stability import (
+    for_range,
+    intervals,
+    unstable,
+    unstable_note,
+    with_medians,
 )
 from kd.report.figures.style import canvas, handle, labels, legend, sentences
 from kd.report.tables import Tables
@@ -42,7 +49,7 @@ def size(tables: Tables) -> tuple[Any, str]:
         FigureNotApplicable: No run has finished, or all students have the same size.
     """
     done = done_runs(tables)
-    table = candidates(tables.summary)
+    table = with_medians(candidates(tables.summary), done)
     if table["params"].nunique() < 2:
         raise FigureNotApplicable("all students have the same size")
     shown = panels(table)
@@ -50,13 +57,14 @@ def size(tables: Tables) -> tuple[Any, str]:
         {"teacher_test_accuracy": 6}
     )
     teachers = teachers.drop_duplicates(["teacher", "teacher_test_accuracy"])
-    halves = {column: half_widths(done, column) for column, _ in shown}
+    ends = {column: intervals(table, done, column) for column, _ in shown}
+    sound = for_range(table)
     means: list[float] = []
-    widths: list[float] = []
+    known: list[Ends] = []
     for column, _ in shown:
-        means.extend(100 * table[column].astype(float))
-        widths.extend(halves[column].get(setting, math.nan) for setting in table["setting"])
-    span = limits(means, widths, 100 * teachers["teacher_test_accuracy"].astype(float))
+        means.extend(100 * sound[column].astype(float))
+        known.extend(ends[column][setting] for setting in sound["setting"])
+    span = limits(means, known, 100 * teachers["teacher_test_accuracy"].astype(float))
     figure, axes = canvas(
         3.3 * len(shown) * len(COSTS) + 0.6, 3.6, len(shown) * len(COSTS), sharey=True
     )
@@ -68,11 +76,11 @@ def size(tables: Tables) -> tuple[Any, str]:
         cost = list(COSTS)[number % len(COSTS)]
         for method in methods:
             rows = table[(table["method"] == method) & (table[cost] > 0)]
-            _draw_points(axis, rows, cost, column, halves[column], looks[method], span)
+            _draw_points(axis, rows, cost, column, ends[column], looks[method], span)
         if column == "test_accuracy":
             _draw_teachers(axis, teachers, cost, span)
         for rows in _by_data(tables, table):
-            best = front(rows, cost, front_column)
+            best = front(rows[~unstable(rows)], cost, front_column)
             axis.plot(best[cost], 100 * best[column], color="0.5", lw=1, ls="--", zorder=1)
         axis.set(xscale="log", xlabel=COSTS[cost], ylabel=title, ylim=span)
         axis.yaxis.set_tick_params(labelleft=True)
@@ -95,6 +103,7 @@ def size(tables: Tables) -> tuple[Any, str]:
     return figure, sentences(
         f"{subject} with 95 % intervals.",
         front_note,
+        unstable_note(table, "hollow, not on the front"),
         beyond(_outside(table, teachers, shown, span)),
         full_names,
     )
@@ -115,7 +124,7 @@ def _draw_points(
     rows: pd.DataFrame,
     cost: str,
     column: str,
-    halves: dict[str, float],
+    ends: Mapping[str, Ends],
     look: dict[str, Any],
     span: Limits,
 ) -> None:
@@ -124,12 +133,16 @@ def _draw_points(
     inside = means.map(span.contains).astype(bool)
     costs = rows[cost]
     edges = means.map(span.nearest)
-    draw_points(
-        axis, costs[inside], means[inside], marker=look["marker"], color=look["color"], ms=7
-    )
-    draw_points(axis, costs[~inside], edges[~inside], marker=CARET_DOWN, color=look["color"], ms=9)
-    widths = [halves.get(setting, math.nan) for setting in rows["setting"][inside]]
-    draw_bars(axis, costs[inside], means[inside], widths, look["color"])
+    hollow = unstable(rows)
+    point = {"marker": look["marker"], "color": look["color"], "ms": 7}
+    full = inside & ~hollow
+    draw_points(axis, costs[full], means[full], **point)
+    draw_points(axis, costs[inside & hollow], means[inside & hollow], mfc="white", **point)
+    for marker, beyond_edge in ((CARET_DOWN, means < span.low), (CARET_UP, means > span.high)):
+        caret = {"marker": marker, "color": look["color"], "ms": 9}
+        draw_points(axis, costs[beyond_edge], edges[beyond_edge], **caret)
+    known = [ends[setting] for setting in rows["setting"][inside]]
+    draw_bars(axis, costs[inside], means[inside], known, look["color"])
 
 
 def _draw_teachers(axis: Any, teachers: pd.DataFrame, cost: str, span: Limits) -> None:

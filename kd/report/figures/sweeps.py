@@ -9,6 +9,8 @@ import pandas as pd
 
 from kd.report.figures.limits import (
     CARET_DOWN,
+    CARET_UP,
+    Ends,
     Limits,
     Outside,
     beyond,
@@ -23,10 +25,17 @@ from kd.report.figures.selection import (
     done_runs,
     fix_other_settings,
     fixed_settings_note,
-    half_widths,
     how_to_read,
     method_looks,
     panels,
+)
+from kd.report.figures.stability import (
+    for_range,
+    intervals,
+    unstable,
+    unstable_note,
+    unstable_seeds,
+    with_medians,
 )
 from kd.report.figures.style import canvas, handle, labels, legend, listed, sentences, short
 from kd.report.tables import Tables
@@ -54,27 +63,32 @@ def response(tables: Tables, key: str) -> tuple[Any, str]:
         str(name) for name, rows in table.groupby("method", sort=False) if rows[key].nunique() > 1
     ]
     if not varied:
-        return _scatter(tables, key)
+        return _scatter(tables, key, done)
     methods, left_out = best_methods(table, varied, MAX_SETTINGS)
     single = _single_value_note(table, varied, key)
     table = table[table["method"].isin(methods)]
-    baseline = _standard(tables.summary, table) if "standard" not in methods else None
+    summary = with_medians(tables.summary, done)
+    baseline = _standard(summary, table) if "standard" not in methods else None
     shown = panels(table)
-    halves = {column: half_widths(done, column) for column, _ in shown}
+    table = with_medians(table, done)
+    ends = {column: intervals(table, done, column) for column, _ in shown}
+    sound = for_range(table)
     means: list[float] = []
-    widths: list[float] = []
+    known: list[Ends] = []
     for column, _ in shown:
-        means.extend(100 * table[column].astype(float))
-        widths.extend(halves[column].get(setting, math.nan) for setting in table["setting"])
-    baselines = [] if baseline is None else [100 * baseline[column] for column, _ in shown]
-    span = limits(means, widths, baselines)
+        means.extend(100 * sound[column].astype(float))
+        known.extend(ends[column][setting] for setting in sound["setting"])
+    baselines = []
+    if baseline is not None and not unstable_seeds(baseline):
+        baselines = [100 * baseline[column] for column, _ in shown]
+    span = limits(means, known, baselines)
     figure, axes = canvas(4.4 * len(shown) + 1.0, 3.8, len(shown), sharey=True)
     looks = method_looks(tables)
     outside: Outside = {}
     for axis, (column, title) in zip(axes[0], shown, strict=True):
         for method in methods:
             rows = table[table["method"] == method].sort_values(key)
-            _draw_line(axis, rows, key, column, halves[column], looks[method], span, outside)
+            _draw_line(axis, rows, key, column, ends[column], looks[method], span, outside)
         if baseline is not None:
             axis.axhline(span.nearest(100 * baseline[column]), color="0.2", ls=":", lw=1.4)
         _set_values(axis, key, table[key])
@@ -83,11 +97,13 @@ def response(tables: Tables, key: str) -> tuple[Any, str]:
     names, full_names = labels(methods)
     entries = {names[method]: handle(**looks[method]) for method in methods}
     if baseline is not None:
-        entries["standard"] = handle(color="0.2", ls=":", lw=1.4)
+        label = "standard (unstable)" if unstable_seeds(baseline) else "standard"
+        entries[label] = handle(color="0.2", ls=":", lw=1.4)
     legend(figure, entries)
     return figure, sentences(
         f"Mean over seeds with its 95 % interval ({_seeds(table['n'])}).",
         how_to_read(shown),
+        unstable_note(table, "hollow"),
         left_out,
         fixed_settings_note(fixed, methods),
         single,
@@ -110,7 +126,7 @@ def _draw_line(
     rows: pd.DataFrame,
     key: str,
     column: str,
-    halves: Mapping[str, float],
+    ends: Mapping[str, Ends],
     look: Mapping[str, Any],
     span: Limits,
     outside: Outside,
@@ -123,28 +139,26 @@ def _draw_line(
     xs = list(rows[key].astype(float))
     means = list(100 * rows[column].astype(float))
     axis.plot(xs, means, **look, ms=6, lw=1.5, zorder=3)
-    widths = [halves.get(setting, math.nan) for setting in rows["setting"]]
-    draw_bars(axis, xs, means, widths, look["color"])
+    draw_bars(axis, xs, means, [ends[setting] for setting in rows["setting"]], look["color"])
+    shaky = zip(xs, means, unstable(rows), strict=True)
+    hollow = [(x, mean) for x, mean, bad in shaky if bad and span.contains(mean)]
+    point = {"marker": look["marker"], "color": look["color"], "mfc": "white", "ms": 6, "zorder": 4}
+    draw_points(axis, [x for x, _ in hollow], [mean for _, mean in hollow], **point)
     points = zip(xs, means, strict=True)
     outside_points = [(x, mean) for x, mean in points if not span.contains(mean)]
     for number, (x, mean) in enumerate(outside_points):
-        axis.plot(
-            x,
-            span.low,
-            marker=CARET_DOWN,
-            color=look["color"],
-            ms=9,
-            ls="",
-            zorder=4,
-            clip_on=False,
-        )
+        below = mean < span.low
+        edge = span.nearest(mean)
+        caret = {"marker": CARET_DOWN if below else CARET_UP, "color": look["color"], "ms": 9}
+        draw_points(axis, [x], [edge], **caret, zorder=4)
         if number < MAX_NAMED:
             axis.annotate(
                 f"{mean:.1f}",
-                (x, span.low),
-                (0, 10),
+                (x, edge),
+                (0, 10 if below else -10),
                 textcoords="offset points",
                 ha="center",
+                va="bottom" if below else "top",
                 fontsize=8,
             )
         note(outside, f"{rows['method'].iloc[0]} at {short(key)} = {x:.4g}", column, mean)
@@ -158,7 +172,7 @@ def _standard(summary: pd.DataFrame, table: pd.DataFrame) -> "pd.Series[Any] | N
     return chosen.iloc[0] if len(chosen) == 1 else None
 
 
-def _scatter(tables: Tables, key: str) -> tuple[Any, str]:
+def _scatter(tables: Tables, key: str, done: pd.DataFrame) -> tuple[Any, str]:
     """Draw every setting as a dot.
 
     This is for random and Bayesian searches, in which no two runs differ in only one key.
@@ -167,9 +181,11 @@ def _scatter(tables: Tables, key: str) -> tuple[Any, str]:
     methods, left_out = best_methods(table, list(dict.fromkeys(table["method"])), MAX_SETTINGS)
     table = table[table["method"].isin(methods)]
     shown = panels(table)
+    table = with_medians(table, done)
+    sound = for_range(table)
     means: list[float] = []
     for column, _ in shown:
-        means.extend(100 * table[column].astype(float))
+        means.extend(100 * sound[column].astype(float))
     span = limits(means)
     figure, axes = canvas(4.4 * len(shown) + 1.0, 3.8, len(shown), sharey=True)
     looks = method_looks(tables)
@@ -189,6 +205,7 @@ def _scatter(tables: Tables, key: str) -> tuple[Any, str]:
     return figure, sentences(
         "Each dot is one setting that was tried; the dots also differ in other swept keys.",
         how_to_read(shown),
+        unstable_note(table, "hollow"),
         left_out,
         beyond(outside),
         full_names,
@@ -209,8 +226,14 @@ def _draw_dots(
     means = 100 * rows[column].astype(float)
     edges = means.map(span.nearest)
     inside = edges == means
-    draw_points(axis, xs[inside], means[inside], marker=look["marker"], color=look["color"], ms=5)
-    draw_points(axis, xs[~inside], edges[~inside], marker=CARET_DOWN, color=look["color"], ms=5)
+    hollow = unstable(rows)
+    point = {"color": look["color"], "ms": 5}
+    full = inside & ~hollow
+    draw_points(axis, xs[full], means[full], marker=look["marker"], **point)
+    hollow &= inside
+    draw_points(axis, xs[hollow], means[hollow], marker=look["marker"], mfc="white", **point)
+    for marker, out in ((CARET_DOWN, means < span.low), (CARET_UP, means > span.high)):
+        draw_points(axis, xs[out], edges[out], marker=marker, **point)
     chosen = rows["chosen"]
     draw_points(
         axis, xs[chosen], edges[chosen], marker="o", mfc="none", color="0.1", ms=11, zorder=4
