@@ -26,7 +26,7 @@ from kd.report.checks import (
     check_same_sweep,
     is_report_output,
 )
-from kd.report.comparison import PAGE_ONLY, comparison_table
+from kd.report.comparison import comparison_table
 from kd.report.provenance import Fact, facts
 from kd.report.published import CAPTION, Line, PublishedComparison, compare_with_published
 from kd.report.stats import against_standard
@@ -140,6 +140,7 @@ def _details(tables: Tables, outputs: details.OutputsBySetting) -> list[details.
     candidates = [
         details.variance(tables),
         details.new_images(tables, outputs),
+        details.probabilities(tables),
         *details.classes(tables, outputs),
         details.ledger(tables),
     ]
@@ -198,7 +199,7 @@ def _terminal_text(tables: Tables, comparison: TextTable, notes: Sequence[str], 
         teachers = comparison.rows[len(tables.summary) :]
         shown = comparison._replace(rows=[*comparison.rows[:MAX_PRINTED_SETTINGS], *teachers])
         more = [f"... {omitted} more settings in {printable(out / 'summary.csv')}"]
-    lines = shown.lines(without=PAGE_ONLY)
+    lines = shown.lines(without=["verdict"])
     return "\n".join([*lines, *more, *(f"note: {note}" for note in notes)])
 
 

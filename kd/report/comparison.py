@@ -18,23 +18,20 @@ def _formatter(scale: float, spec: str) -> Callable[[pd.Series, str], str]:
     return text
 
 
-def _ece(row: pd.Series, name: str) -> str:
-    """Return the calibration error beside that of a perfectly calibrated network."""
-    text = _with_interval(row[name], row.get(f"{name}_ci95", math.nan), ".3f")
-    floor = row.get("test_ece_floor")
-    return text if not text or floor is None or pd.isna(floor) else f"{text} (floor {floor:.3f})"
-
-
 SUMMARY_COLUMNS: dict[str, tuple[str, Callable[[pd.Series, str], str]]] = {
     "val_accuracy": ("val, %", _formatter(100, ".2f")),
     "test_nll": ("NLL", _formatter(1, ".3f")),
-    "test_brier": ("Brier", _formatter(1, ".3f")),
-    "test_ece": ("ECE", _ece),
-    "test_agreement": ("agreement, %", _formatter(100, ".1f")),
     "params": ("params", _formatter(1, ",.0f")),
     "budget": ("budget", lambda row, name: str(row[name])),
 }
-PAGE_ONLY = ("test_brier", "test_ece", "verdict")  # columns that a terminal has no room for
+PROBABILITY_COLUMNS: dict[str, tuple[str, Callable[[pd.Series, str], str]]] = {
+    "test_nll": ("NLL", _formatter(1, ".3f")),
+    "test_brier": ("Brier", _formatter(1, ".3f")),
+    "test_ece": ("ECE", _formatter(1, ".3f")),
+    "test_ece_floor": ("ECE floor", _formatter(1, ".3f")),
+    "test_agreement": ("agreement, %", _formatter(100, ".1f")),
+    "test_teacher_kl": ("KL from teacher", _formatter(1, ".3f")),
+}
 
 
 def comparison_table(tables: Tables) -> TextTable:
@@ -42,11 +39,7 @@ def comparison_table(tables: Tables) -> TextTable:
     table = tables.summary
     if table.empty:
         return TextTable()
-    shown = {
-        name: column
-        for name, column in SUMMARY_COLUMNS.items()
-        if name in table and table[name].notna().any()
-    }
+    shown = _present(table, SUMMARY_COLUMNS)
     for name in ("params", "budget"):  # shown only if they differ
         if table[name].nunique() < 2:
             shown.pop(name, None)
@@ -81,6 +74,32 @@ def comparison_table(tables: Tables) -> TextTable:
             cells["params"] = f"{params:,.0f}"
         rows.append(Row(cells))
     return TextTable(columns, rows)
+
+
+def probability_table(tables: Tables) -> TextTable:
+    """Return calibration of the chosen settings, and their agreement with the teacher, as text."""
+    table = tables.summary[tables.summary["chosen"]]
+    shown = _present(table, PROBABILITY_COLUMNS)
+    columns = [
+        Column("setting", "", "setting"),
+        *(Column(name, title, "number") for name, (title, _) in shown.items()),
+    ]
+    rows = []
+    for _, row in table.iterrows():
+        cells = {name: formatter(row, name) for name, (_, formatter) in shown.items()}
+        rows.append(Row({"setting": row["setting"], **cells}))
+    return TextTable(columns, rows)
+
+
+def _present(
+    table: pd.DataFrame, columns: dict[str, tuple[str, Callable[[pd.Series, str], str]]]
+) -> dict[str, tuple[str, Callable[[pd.Series, str], str]]]:
+    """Return the columns that have a value in some row."""
+    return {
+        name: column
+        for name, column in columns.items()
+        if name in table and table[name].notna().any()
+    }
 
 
 def teachers(table: pd.DataFrame) -> list[tuple[str, float, float]]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kd.report.comparison import format_interval
+from kd.report.comparison import format_accuracy, format_interval, probability_table
 from kd.report.images import (
     Outputs,
     compare_outputs,
@@ -141,9 +141,10 @@ def new_images(tables: Tables, outputs: OutputsBySetting) -> Detail | None:
         wider = max(images, 0.0 if pd.isna(half) else half)
         cells = {
             "setting": row["setting"],
-            "test": format_interval(row["test_accuracy"], half),
-            "images": f"± {100 * images:.2f}",
-            "both": f"± {100 * wider:.2f}",
+            "test": format_accuracy(row),
+            "seeds": "" if pd.isna(half) else f"{100 * half:.2f}",
+            "images": f"{100 * images:.2f}",
+            "both": f"{100 * wider:.2f}",
             "difference": format_interval(row["difference"], row["difference_images_ci95"], "+.2f")
             if not pd.isna(row["difference_images_ci95"])
             else "",
@@ -154,7 +155,8 @@ def new_images(tables: Tables, outputs: OutputsBySetting) -> Detail | None:
         return None
     columns = [
         Column("setting", "", "setting"),
-        Column("test", "test, % (± seeds)", "number"),
+        Column("test", "test, %", "number"),
+        Column("seeds", "± seeds", "number"),
         Column("images", "± images", "number"),
         Column("both", "± wider of both", "number"),
         Column("difference", "vs standard (± images)", "number"),
@@ -228,6 +230,22 @@ def _cell(name: str, value: Any) -> str:
     if name in ("ours", "base"):
         return "" if pd.isna(value) else f"{100 * value:.1f}"
     return str(value)
+
+
+# ---- probabilities
+
+
+def probabilities(tables: Tables) -> Detail | None:
+    """Return how well the probabilities of the chosen settings fit labels and teacher."""
+    table = probability_table(tables)
+    if not table.rows or len(table.columns) == 1:
+        return None
+    text = (
+        "Means over seeds, ± the half-width of the 95 % confidence interval. NLL and Brier score "
+        "measure accuracy and calibration together. The calibration error ECE of a perfectly "
+        "calibrated network is the floor, because the test images are finitely many."
+    )
+    return Detail("Probabilities", table._replace(rows=table.rows[:MAX_SETTINGS]), text)
 
 
 # ---- costs

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -108,6 +108,20 @@ def with_seed_names(runs: pd.DataFrame) -> "pd.Series[Any]":
     return names
 
 
+class SettingSeeds(NamedTuple):
+    """The student's seeds of a setting.
+
+    Attributes:
+        planned: The seeds of the planned runs.
+        done: The seed of each finished run.
+        objective: The objective of each finished run.
+    """
+
+    planned: set[str]
+    done: list[str]
+    objective: list[float]
+
+
 def summarise(runs: pd.DataFrame, swept: Sequence[str], objective: str = OBJECTIVE) -> pd.DataFrame:
     """Return a row for each setting that has a finished run.
 
@@ -120,71 +134,79 @@ def summarise(runs: pd.DataFrame, swept: Sequence[str], objective: str = OBJECTI
         swept: The configuration keys that differ between runs.
         objective: The validation metric that settings are chosen by.
     """
-    rows = []
-    keys = [name for name in SEEDS if name in runs]
-    planned = {
-        str(setting): group.drop_duplicates(keys)
-        for setting, group in runs.groupby("setting", sort=False)
-    }
     done = finished_runs(runs)
-    by_setting = {str(name): group for name, group in done.groupby("setting", sort=False)}
-    for setting, plan in planned.items():
-        if setting in by_setting:
-            rows.append(_fold(by_setting[setting], swept) | {"planned": len(plan)})
-    table = pd.DataFrame(rows)
-    if table.empty:
-        return table
-    seeds = {
-        setting: (set(with_seed_names(plan)), with_seed_names(by_setting[setting]))
-        for setting, plan in planned.items()
-        if setting in by_setting
-    }
-    return _mark_chosen(table, by_setting, seeds, objective)
+    if done.empty:
+        return pd.DataFrame()
+    done = done[done["setting"].notna()]
+    keys = [name for name in SEEDS if name in runs]
+    plan = runs.drop_duplicates(["setting", *keys])
+    finished = set(done["setting"])
+    order = [name for name in plan["setting"].unique() if name in finished]
+    table = _fold(done, swept, plan.groupby("setting").size()).loc[order].reset_index()
+    seeds = {str(name): SettingSeeds(set(), [], []) for name in order}
+    for name, seed in zip(plan["setting"], with_seed_names(plan), strict=True):
+        if name in seeds:
+            seeds[name].planned.add(seed)
+    values = done[objective] if objective in done else [math.nan] * len(done)
+    for name, seed, value in zip(done["setting"], with_seed_names(done), values, strict=True):
+        seeds[name].done.append(seed)
+        seeds[name].objective.append(value)
+    return _mark_chosen(table, seeds, objective)
 
 
-def _fold(done: pd.DataFrame, swept: Sequence[str]) -> dict[str, Any]:
-    """Return the row of a setting, from its finished runs."""
-    first = done.iloc[0]
-    row = {name: first[name] for name in ("setting", "method", "student")}
-    row |= {key: first[key] for key in swept if key in done}
-    row["n"] = len(done)
-    row["planned"] = 0  # its place among the columns
-    accuracy = done["test_accuracy"]
-    unit = accuracy
-    if "teacher_seed" in done and (teachers := int(done["teacher_seed"].nunique())) > 1:
-        row["teachers"] = teachers
-        unit = done.groupby("teacher_seed")["test_accuracy"].mean()
-    half = half_width(unit, _grain(first.get("test_samples")))
-    low, high = bounded(accuracy.mean(), half)
-    row |= {
-        "test_accuracy": accuracy.mean(),
-        "test_accuracy_std": accuracy.std(),
-        "test_accuracy_ci95": half,
-        "test_accuracy_low": low,
-        "test_accuracy_high": high,
-        "test_accuracy_median": accuracy.median(),
-    }
-    for name in WITH_INTERVAL:
-        if name in done:
-            row |= {name: done[name].mean(), f"{name}_ci95": half_width(done[name])}
-    row |= {name: done[name].mean() for name in AVERAGED if name in done}
-    row |= {name: first[name] for name in KEPT_COLUMNS if name in done}
-    row["context"] = str(
-        [(key, first[key]) for key in swept if key.startswith(CONTEXT) and key != "student.epochs"]
-    )
-    return row
+def _fold(done: pd.DataFrame, swept: Sequence[str], planned: "pd.Series[Any]") -> pd.DataFrame:
+    """Return a row for each setting, from its finished runs; the settings are the index."""
+    groups = done.groupby("setting", sort=False)
+    first = done.drop_duplicates("setting").set_index("setting")
+    table = first[["method", "student", *(key for key in swept if key in first)]].copy()
+    table["n"] = groups.size()
+    table["planned"] = planned
+    accuracy = groups["test_accuracy"]
+    count, spread = table["n"].astype(float), accuracy.std()
+    if "teacher_seed" in done and ((teachers := groups["teacher_seed"].nunique()) > 1).any():
+        table["teachers"] = teachers.where(teachers > 1)
+        units = done.groupby(["setting", "teacher_seed"])["test_accuracy"].mean()
+        between = units.groupby("setting").std().reindex(table.index)
+        spread = spread.where(teachers <= 1, between)
+        count = count.where(teachers <= 1, teachers.astype(float))
+    images = pd.to_numeric(first.get("test_samples", pd.Series(dtype=float)), errors="coerce")
+    grain = (1 / images.astype("Float64")).astype(float).reindex(table.index).fillna(0.0)
+    table["test_accuracy"] = accuracy.mean()
+    table["test_accuracy_std"] = accuracy.std()
+    table["test_accuracy_ci95"] = _half_widths(spread.clip(lower=grain), count)
+    ends = [
+        bounded(*pair)
+        for pair in zip(table["test_accuracy"], table["test_accuracy_ci95"], strict=True)
+    ]
+    table["test_accuracy_low"] = [low for low, _ in ends]
+    table["test_accuracy_high"] = [high for _, high in ends]
+    table["test_accuracy_median"] = accuracy.median()
+    for name in (name for name in WITH_INTERVAL if name in done):
+        table[name] = groups[name].mean()
+        table[f"{name}_ci95"] = _half_widths(groups[name].std(), groups[name].count())
+    for name in (name for name in AVERAGED if name in done):
+        table[name] = groups[name].mean()
+    for name in (name for name in KEPT_COLUMNS if name in done):
+        table[name] = first[name]
+    context = [key for key in swept if key.startswith(CONTEXT) and key != "student.epochs"]
+    context = [key for key in context if key in first]
+    table["context"] = [
+        str(list(zip(context, values, strict=True)))
+        for values in zip(*(first[key] for key in context), strict=True)
+    ] or str([])
+    return table
 
 
-def _grain(images: Any) -> float:
-    """Return the smallest difference of a test accuracy, or 0.0 if it is not known."""
-    return 0.0 if images is None or pd.isna(images) or not images else 1 / float(images)
+def _half_widths(spreads: "pd.Series[float]", counts: "pd.Series[Any]") -> list[float]:
+    """Return half the 95 % interval of each mean, by Student's t; nan for fewer than two."""
+    return [
+        _quantile(int(n) - 1) * spread / math.sqrt(n) if n > 1 else math.nan
+        for spread, n in zip(spreads, counts, strict=True)
+    ]
 
 
 def _mark_chosen(
-    table: pd.DataFrame,
-    runs: Mapping[str, pd.DataFrame],
-    seeds: Mapping[str, tuple[set[str], "pd.Series[Any]"]],
-    objective: str,
+    table: pd.DataFrame, seeds: Mapping[str, SettingSeeds], objective: str
 ) -> pd.DataFrame:
     """Return `table` with the columns on the choice, sorted.
 
@@ -196,8 +218,7 @@ def _mark_chosen(
 
     Args:
         table: One row per setting, in planned order.
-        runs: The finished runs of each setting.
-        seeds: For each setting the planned seeds, and the seed of each finished run.
+        seeds: The seeds of each setting.
         objective: The validation metric that settings are chosen by.
     """
     sign = 1.0 if objective in MAXIMIZED else -1.0
@@ -218,10 +239,10 @@ def _mark_chosen(
         common, candidates = _candidates({name: seeds[name] for name in names})
         table.loc[group.index, "choice_seeds"] = ", ".join(sorted(common, key=_by_number))
         for name in names:
-            values = sign * runs[name][objective]
-            if common and name in candidates:
-                values = values[seeds[name][1].isin(common)]
-            scores[name] = round(float(values.mean()), 12)
+            used = common if common and name in candidates else set(seeds[name].done)
+            pairs = zip(seeds[name].done, seeds[name].objective, strict=True)
+            values = [value for seed, value in pairs if seed in used]
+            scores[name] = round(sign * math.fsum(values) / len(values), 12)
             is_complete[name] &= name in candidates
         eligible = [name for name in names if name in candidates]
         best = max(eligible, key=scores.__getitem__)
@@ -239,15 +260,15 @@ def _mark_chosen(
 
 
 def _candidates(
-    seeds: Mapping[str, tuple[set[str], "pd.Series[Any]"]],
+    seeds: Mapping[str, SettingSeeds],
 ) -> tuple[set[str], set[str]]:
     """Return the seeds that the settings of a method are compared on, and the settings to compare.
 
     If no setting is complete, the settings are compared on the seeds that are done for all of
     them. If there are none, those with the most seeds are compared, on all of them.
     """
-    done = {name: set(finished) for name, (_, finished) in seeds.items()}
-    planned = set.intersection(*(plan for plan, _ in seeds.values()))
+    done = {name: set(each.done) for name, each in seeds.items()}
+    planned = set.intersection(*(each.planned for each in seeds.values()))
     if planned and (complete := {name for name in done if planned <= done[name]}):
         return planned, complete
     if common := set.intersection(*done.values()):

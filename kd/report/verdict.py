@@ -1,6 +1,7 @@
 """The verdict of a report in words, and what a reader must know to interpret it."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -182,15 +183,12 @@ def headline(tables: Tables) -> str:
     best = chosen.iloc[0]  # on validation, if there are validation images
     others = chosen[(chosen["setting"] != best["setting"]) & (chosen["method"] != "standard")]
     if len(others):
-        verdicts = [
-            f"{row['setting']}: {row['verdict']}"
-            for _, row in others.head(2).iterrows()
-            if row["baseline"]
-        ]
+        compared = others[others["baseline"].notna()].head(2)
+        verdicts = dict(zip(compared["setting"], compared["verdict"], strict=True))
         omitted = len(others) - 2
         more = f"; {omitted} more {'is' if omitted == 1 else 'are'} in the table"
         if verdicts:
-            return f"{first} {'; '.join(verdicts)}{more if omitted > 0 else ''}."
+            return f"{first} {_joined(verdicts)}{more if omitted > 0 else ''}."
     if not chosen["baseline"].any() and (chosen["method"] != "standard").any():
         return (
             f"{first} There is no baseline; to add it, run the same command with method=standard."
@@ -201,6 +199,16 @@ def headline(tables: Tables) -> str:
         _, accuracy, _ = teacher_rows[0]
         return f"{first} Its teacher reaches {100 * accuracy:.2f} % test accuracy."
     return f"{first} Nothing else was compared."
+
+
+def _joined(verdicts: Mapping[str, str]) -> str:
+    """Join the verdicts on several settings; conditions that they share are stated once."""
+    parts = {setting: verdict.rpartition(" (over ") for setting, verdict in verdicts.items()}
+    conditions = {condition for _, _, condition in parts.values()}
+    if len(parts) < 2 or len(conditions) > 1 or any(not claim for claim, _, _ in parts.values()):
+        return "; ".join(f"{setting}: {verdict}" for setting, verdict in verdicts.items())
+    claims = "; ".join(f"{setting}: {claim}" for setting, (claim, _, _) in parts.items())
+    return f"{claims} (each over {conditions.pop()}"
 
 
 def _best_of(tables: Tables, table: pd.DataFrame) -> str:
@@ -218,7 +226,12 @@ def _best_of(tables: Tables, table: pd.DataFrame) -> str:
     verdict = f", {best['verdict']}" if best["method"] != "standard" and best["baseline"] else ""
     if best["method"] == "standard" and best["unstable"]:
         verdict = f", unstable ({best['unstable']} of {best['planned']})"
-    text = f"{accuracy} % test accuracy ({seeds})"
+    accuracy = accuracy.replace(" (", " % (") if "(" in accuracy else f"{accuracy} %"
+    text = (
+        f"{accuracy} test accuracy, {seeds}"
+        if "(" in accuracy
+        else (f"{accuracy} test accuracy ({seeds})")
+    )
     return f"{_preferred(table, best['setting'], tables.objective)}{text}{verdict}."
 
 

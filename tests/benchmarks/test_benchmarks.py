@@ -243,7 +243,7 @@ def test_runs_of_several_sweeps_are_one_table(
     text = library.page(json.loads(library.MEASURED.read_text()), kept)
     lines = [line for line in text.splitlines() if line.startswith("| [`")]
     cells = {line.split("`")[1]: [cell.strip() for cell in line.split("|")[4:-1]] for line in lines}
-    half = 0.1271 / (0.83 * 0.17)  # Student's t for 2 values, on the scale of logits
+    half = 0.127062 / (0.83 * 0.17)  # Student's t for 2 values, on the scale of logits
     low, high = (100 / (1 + 0.17 / 0.83 * math.exp(sign * half)) for sign in (1, -1))
     assert cells["logits"][:4] == ["2", "83.00", f"83.00 ({low:.2f} to {high:.2f})", "+2.50"]
     assert cells["standard"][:2] == ["2", "80.50"]
