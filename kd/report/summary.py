@@ -134,21 +134,21 @@ def summarise(runs: pd.DataFrame, swept: Sequence[str], objective: str = OBJECTI
         swept: The configuration keys that differ between runs.
         objective: The validation metric that settings are chosen by.
     """
+    runs = runs.assign(block=with_seed_names(runs) if len(runs) else "")
     done = finished_runs(runs)
     if done.empty:
         return pd.DataFrame()
-    done = done[done["setting"].notna()]
     keys = [name for name in SEEDS if name in runs]
     plan = runs.drop_duplicates(["setting", *keys])
     finished = set(done["setting"])
     order = [name for name in plan["setting"].unique() if name in finished]
     table = _fold(done, swept, plan.groupby("setting").size()).loc[order].reset_index()
     seeds = {str(name): SettingSeeds(set(), [], []) for name in order}
-    for name, seed in zip(plan["setting"], with_seed_names(plan), strict=True):
+    for name, seed in zip(plan["setting"], plan["block"], strict=True):
         if name in seeds:
             seeds[name].planned.add(seed)
     values = done[objective] if objective in done else [math.nan] * len(done)
-    for name, seed, value in zip(done["setting"], with_seed_names(done), values, strict=True):
+    for name, seed, value in zip(done["setting"], done["block"], values, strict=True):
         seeds[name].done.append(seed)
         seeds[name].objective.append(value)
     return _mark_chosen(table, seeds, objective)

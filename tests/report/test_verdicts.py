@@ -353,3 +353,28 @@ def test_point_q_unequal_tuning_is_said(tmp_path: Path) -> None:
     assert any("tuned unequally" in note and "logits 2" in note for note in notes)
     sweep(tmp_path / "equal", {"standard": STANDARD, "logits": STANDARD})
     assert not any("tuned" in note for note in warnings(tables(tmp_path / "equal")))
+
+
+def test_splits_are_folded_like_seeds(tmp_path: Path) -> None:
+    """A setting whose runs of one split are missing is not complete, and is not chosen."""
+    configs, test, val = [], [], []
+    for method, t in (("standard", None), ("logits", 1.0), ("logits", 2.0)):
+        for split in (0, 1):
+            for seed in range(3):
+                keys = {"method__T": t} if t else {}
+                configs.append(config(method, seed, data__split_seed=split, **keys))
+                missing = t == 1.0 and split == 1
+                gain = 0.01 * (method == "logits") + 0.004 * split + 0.0001 * seed
+                test.append(None if missing else 0.8 + gain)
+                val.append(0.9 if t == 1.0 else 0.8)
+    made(tmp_path, configs, test, val)
+    summary = tables(tmp_path).summary.set_index("setting")
+    assert set(summary.index) == {"standard", "logits T=1", "logits T=2"}
+    assert summary["n"].to_dict() == {"standard": 6, "logits T=1": 3, "logits T=2": 6}
+    assert summary.loc["logits T=2", "chosen"]
+    assert not summary.loc["logits T=1", "chosen"]
+    assert summary.loc["logits T=2", "seeds"] == 6, "each pair of seed and split is one"
+    assert summary.loc["logits T=2", "difference"] == pytest.approx(0.01)
+    detail = variance(tables(tmp_path))
+    sources = {row.cells["source"] for row in detail.table.rows}
+    assert {"student (seed)", "split (data.split_seed)"} <= sources
