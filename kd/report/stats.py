@@ -287,7 +287,9 @@ def _sentence(decision: str, estimate: Estimate, baseline: str, unit: str, margi
             less = f", by less than the margin of {100 * margin:g}"
         return f"{points} {decision} than {baseline}{less}"
     if decision == "equal":
-        return f"equal to {baseline} within ± {100 * margin:g} points"
+        low, high = (100 * (difference + sign * estimate.half_width90) for sign in (-1, 1))
+        interval = f"{low:+.2f} to {high:+.2f} with 90 % confidence"
+        return f"equal to {baseline} within ± {100 * margin:g} points: {interval}"
     if decision == "undecided":
         low, high = (100 * (difference + sign * estimate.half_width) for sign in (-1, 1))
         return f"undecided: {low:+.2f} to {high:+.2f} points from {baseline}"

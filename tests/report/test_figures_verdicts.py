@@ -75,6 +75,7 @@ def summary_of(accuracy: pd.DataFrame, context: str = "", suffix: str = "") -> p
         }
         if estimate := found.estimates.get(name):
             row |= {"difference": estimate.difference, "difference_ci95": estimate.half_width}
+            row["difference_ci90"] = estimate.half_width90
             row |= {"decision": estimate.decide(), "seeds": estimate.seeds}
         elif name != "standard":
             row["decision"] = "unstable"
@@ -244,6 +245,28 @@ def test_the_band_is_the_margin(margin: float) -> None:
     zero = [one for one in figure.axes[0].lines if list(one.get_xdata()) == [0, 0]]
     assert len(zero) == 1
     assert legend(figure) == ["baseline: standard", f"equal within ± {100 * margin:g} points"]
+
+
+def test_the_thick_part_is_what_equality_is_read_off() -> None:
+    """Drawn for each row with an interval, in the order of the rows."""
+    from matplotlib.collections import LineCollection
+
+    found = tables_of(accuracies(np.random.default_rng(0), [0.001, -0.001, 0.008]))
+    figure, _ = figures.differences(found)
+    axis = figure.axes[0]
+    thick = [one for one in axis.collections if isinstance(one, LineCollection)]
+    thick = [one.get_segments()[0] for one in thick if one.get_linewidth()[0] == 8]
+    rows = found.summary[found.summary["baseline"].notna() & found.summary["chosen"]]
+    assert len(thick) == len(rows) == 3
+    by_position = {int(segment[0][1]): (segment[0][0], segment[1][0]) for segment in thick}
+    for position, name in enumerate(names(figure)):
+        row = rows.set_index("setting").loc[name]
+        low, high = by_position[position]
+        half = 100 * row["difference_ci90"]
+        expected = (100 * row["difference"] - half, 100 * row["difference"] + half)
+        assert (low, high) == pytest.approx(expected)
+        if row["decision"] in ("equal", "undecided"):
+            assert (row["decision"] == "equal") == (low > -0.5 and high < 0.5)
 
 
 def test_the_axis_covers_the_intervals_zero_and_the_margin() -> None:

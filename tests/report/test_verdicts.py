@@ -74,7 +74,10 @@ def test_point_a_no_significance_is_not_a_finding(tmp_path: Path) -> None:
     sweep(tmp_path / "tight", {"standard": STANDARD, "logits": gaining(0.02)})
     tight = row_of(tmp_path / "tight")
     assert (tight["decision"], tight["p"] > 0.05) == ("equal", True)
-    assert "equal to standard within ± 0.5 points" in tight["verdict"]
+    half = tight["difference_ci90"]
+    low, high = (100 * (tight["difference"] + sign * half) for sign in (-1, 1))
+    assert f"equal to standard within ± 0.5 points: {low:+.2f} to {high:+.2f}" in tight["verdict"]
+    assert max(-low, high) < 0.5
 
 
 METHODS = {  # accuracies of three seeds of the methods page

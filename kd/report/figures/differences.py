@@ -184,6 +184,10 @@ def _draw_mean(
             text += f" ({low:+.2f} to {high:+.2f})"
         draw_far(axis, mean, position, text.replace("-", "−"), colour, span)
         return
+    narrow = 100 * row.get("difference_ci90", math.nan)
+    if math.isfinite(low) and math.isfinite(narrow):  # equality is read off this one
+        ends = mean - narrow, mean + narrow
+        axis.hlines(position, *ends, colors=colour, lw=8, alpha=0.35, zorder=2)
     draw_interval(axis, mean, position, (low, high), colour, span)
     axis.plot(mean, position, marker=look["marker"], color=colour, ms=8, ls="", zorder=4)
 
@@ -229,7 +233,7 @@ def _interval_note(rows: pd.DataFrame) -> str:
         f"Mean with simultaneous 95 % intervals over seeds, with {teacher}{exceptions} and on "
         "these test images: an interval that excludes 0 is a verdict of better or worse; "
         "the band is the margin.",
-        "Equal: the narrower 90 % interval lies within the band." if "equal" in decisions else "",
+        "The thick part is the row's own 90 % interval: equal means that it lies within the band.",
         "Too few: no interval for fewer than three seeds." if "too few" in decisions else "",
     )
 
