@@ -52,6 +52,7 @@ def draw(parts: Kept, folder: Path) -> dict[str, str]:
     if "fair" in parts:
         wanted += [
             ("fair", lambda: figures.accuracy(parts["fair"][0])),
+            ("fair_differences", lambda: figures.differences(parts["fair"][0])),
             ("curves", lambda: figures.curves(parts["fair"][0])),
         ]
     wanted += [

@@ -211,7 +211,13 @@ def section_fair(parts: Kept, drawn: dict[str, str]) -> Lines:
         "ECE is not zero for a perfectly calibrated network: with 10,000 images and this accuracy "
         f"it is up to {bound:.3f}.",
     ]
-    return [*lines, "", *image("fair", drawn), *image("curves", drawn)]
+    return [
+        *lines,
+        "",
+        *image("fair", drawn),
+        *image("fair_differences", drawn),
+        *image("curves", drawn),
+    ]
 
 
 def tuning(parts: Kept) -> str:
