@@ -13,7 +13,7 @@ from helpers import config, made, tables
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from kd.report import build
+from kd.report import build, command_line
 from kd.report.details import variance
 from kd.report.inference import compare
 from kd.report.published import Line, compare_with_published
@@ -381,3 +381,29 @@ def test_splits_are_folded_like_seeds(tmp_path: Path) -> None:
     detail = variance(tables(tmp_path))
     sources = {row.cells["source"] for row in detail.table.rows}
     assert {"student (seed)", "split (data.split_seed)"} <= sources
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "101", "half"])
+def test_a_margin_that_is_none_is_refused(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    sweep(tmp_path, {"standard": [0.8], "logits": [0.81]})
+    with pytest.raises(SystemExit) as error:
+        command_line.main([str(tmp_path), "--margin", text])
+    assert error.value.code == 2
+    assert capsys.readouterr().err.startswith("kd: --margin: should be a number of points above 0")
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_the_margin_is_that_of_the_runs_or_the_later_one(tmp_path: Path) -> None:
+    values = {"standard": STANDARD, "logits": gaining(0.3)}
+    sweep(
+        tmp_path, values, standard={"report": {"margin": 1.0}}, logits={"report": {"margin": 0.8}}
+    )
+    assert tables(tmp_path).margin == pytest.approx(0.008), "the smaller of two"
+    build.write([tmp_path], tmp_path, figures=False)
+    saved = pd.read_csv(tmp_path / "summary.csv").set_index("setting")
+    assert "better than standard, by less than the margin of 0.8" in saved.loc["logits", "verdict"]
+    late = build.write([tmp_path], tmp_path, figures=False, margin=0.0001)
+    assert late.tables.summary["decision"].tolist().count("equal") == 0
+    assert "given with --margin, after the test images had been read" in late.text
