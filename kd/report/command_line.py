@@ -151,7 +151,9 @@ def _margin(text: str | None) -> float | None:
     except ValueError:
         points = math.nan
     if not 0 < points <= 100:
-        raise UserError(f"--margin: should be a number of points above 0 and at most 100, got {text!r}")
+        raise UserError(
+            f"--margin: should be a number of points above 0 and at most 100, got {text!r}"
+        )
     return points / 100
 
 
