@@ -72,6 +72,24 @@ def test_the_decision_is_read_off_the_interval() -> None:
             assert excludes == (estimate.p < LEVEL) or abs(estimate.p - LEVEL) < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("difference", "half", "half90", "expected"),
+    [
+        (0.002, 0.004, 0.0025, "equal"),  # the 95 % interval leaves the margin, the 90 % does not
+        (-0.002, 0.004, 0.0025, "equal"),
+        (0.002, 0.004, 0.0035, "undecided"),
+        (0.003, 0.002, 0.001, "better"),  # though it is smaller than the margin
+        (-0.03, 0.02, 0.01, "worse"),
+        (0.03, math.nan, math.nan, "too few"),
+    ],
+)
+def test_what_each_interval_decides(
+    difference: float, half: float, half90: float, expected: str
+) -> None:
+    assert Estimate(difference, half, half90, 0.5, 5).decide(0.005) == expected
+    assert Estimate(difference, half, half90, 0.5, 2).decide(0.005) == "too few"
+
+
 def test_equal_spread_by_chance_is_not_a_spread_of_zero() -> None:
     table = pd.DataFrame({"standard": [0.8, 0.8, 0.8], "m0": [0.8001, 0.8001, 0.8001]})
     found = compare(table, "standard", grain=1e-4).estimates["m0"]
