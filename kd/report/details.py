@@ -10,6 +10,7 @@ import pandas as pd
 from kd.report.comparison import format_accuracy, format_interval, probability_table
 from kd.report.images import (
     Outputs,
+    check_same_images,
     compare_outputs,
     confusions,
     correctness,
@@ -77,22 +78,17 @@ def load_shown(tables: Tables) -> tuple[dict[str, list[Outputs]], list[str]]:
         ]
         if all(one is not None for one, _ in loaded):
             outputs[str(setting)] = [one for one, _ in loaded if one is not None]
-    return _same_images(outputs), problems
+    comparable = {setting: runs for setting, runs in outputs.items() if _are_comparable(runs)}
+    return comparable, problems
 
 
-def _same_images(outputs: dict[str, list[Outputs]]) -> dict[str, list[Outputs]]:
-    """Return the settings whose runs were all tested on the same images."""
-    return {
-        setting: runs
-        for setting, runs in outputs.items()
-        if all(
-            run.classes == runs[0].classes and _equal(run.labels, runs[0].labels) for run in runs
-        )
-    }
-
-
-def _equal(a: Any, b: Any) -> bool:
-    return len(a) == len(b) and bool((a == b).all())
+def _are_comparable(outputs: Sequence[Outputs]) -> bool:
+    """Return whether runs were tested on the same images, as far as labels and classes show."""
+    try:
+        check_same_images(outputs)
+    except ValueError:
+        return False
+    return True
 
 
 def with_image_intervals(tables: Tables, outputs: OutputsBySetting) -> pd.DataFrame:
@@ -122,12 +118,9 @@ def _binomial(accuracy: float, images: Any) -> float:
 
 
 def _image_difference(ours: Sequence[Outputs] | None, base: Sequence[Outputs] | None) -> float:
-    if not ours or not base:
+    if not ours or not base or not _are_comparable([ours[0], base[0]]):
         return math.nan
-    try:
-        return compare_outputs(ours, base)[1]
-    except ValueError:  # they were tested on different images
-        return math.nan
+    return compare_outputs(ours, base)[1]
 
 
 def new_images(tables: Tables, outputs: OutputsBySetting) -> Detail | None:
@@ -178,10 +171,9 @@ def _pair_text(ours: Sequence[Outputs] | None, base: Sequence[Outputs] | None) -
     """Return McNemar's test, if there is one run on each side."""
     if not ours or not base or len(ours) > 1 or len(base) > 1:
         return ""
-    a, b = correctness(ours[0]), correctness(base[0])
-    if len(a) != len(b) or (ours[0].labels != base[0].labels).any():
+    if not _are_comparable([ours[0], base[0]]):
         return ""
-    test = mcnemar(a, b)
+    test = mcnemar(correctness(ours[0]), correctness(base[0]))
     return f"{test.only_a} only here, {test.only_b} only there right (p = {test.p:.3f})"
 
 
@@ -197,7 +189,7 @@ def classes(tables: Tables, outputs: OutputsBySetting) -> list[Detail]:
     table = _class_table(ours).rename(columns={"accuracy": "ours"})
     base = outputs.get(str(best["baseline"]))
     title = f"Classes: {best['setting']}"
-    if base and len(base[0].labels) == len(ours[0].labels):
+    if base and _are_comparable([ours[0], base[0]]):
         table["base"] = _class_table(base)["accuracy"]
         title += f" and {best['baseline']}"
     table = table.sort_values("ours", kind="stable").head(MAX_CLASSES)

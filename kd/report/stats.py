@@ -170,27 +170,32 @@ def _claims(
     for index, row in family.iterrows():
         if index not in sound.index:
             rows[index] = _unstable_claim(row, baseline, unstable)
+    images = base.get("test_samples")
+    grain = 0.0 if images is None or pd.isna(images) else 1 / float(images)
     for part in _parts(sound, base, by_seed):
         share = level * len(part.rows) / len(sound)
         names = list(part.rows["setting"])
         correlation = math.nan
         if part.unit == "teachers":
             taught = {name: done[done["setting"] == name] for name in names}
-            estimates = claims_over_teachers(taught, done[done["setting"] == baseline], share)
+            estimates = claims_over_teachers(
+                taught, done[done["setting"] == baseline], share, grain
+            )
         else:
             accuracy = by_seed[[baseline, *names]].dropna(how="all")
             if part.fresh:
                 used = [seed for row in (base, *_rows(part.rows)) for seed in _choice_seeds(row)]
                 accuracy = accuracy[~accuracy.index.isin(used)]
-            images = base.get("test_samples")
-            grain = 0.0 if images is None or pd.isna(images) else 1 / float(images)
             comparison = compare(accuracy, baseline, {}, grain, share)
             estimates, correlation = comparison.estimates, comparison.seed_correlation
         for index, row in part.rows.iterrows():
             if (estimate := estimates.get(row["setting"])) is None:
                 continue
             rows[index] = _claim(row, estimate, part, len(names), margin)
-            rows[index] |= {"family": len(sound), "seed_correlation": correlation}
+            rows[index]["seed_correlation"] = correlation
+    judged = [x for x in rows.values() if not math.isnan(x.get("difference_ci95", math.nan))]
+    for columns in judged:
+        columns["family"] = len(judged)
     return rows
 
 

@@ -14,7 +14,7 @@ from kd.core.settings import flatten
 from kd.report.columns import COLUMNS
 from kd.report.inference import MARGIN
 from kd.report.provenance import Grouped, note
-from kd.report.summary import OBJECTIVE, ece_floor, finished_runs, summarise
+from kd.report.summary import AVERAGED, OBJECTIVE, ece_floor, finished_runs, summarise
 from kd.runs import directory
 from kd.runs.directory import printable, read_status
 from kd.runs.labels import MISALIGNED, applies, describe, make_labels, method_name  # noqa: F401
@@ -275,7 +275,8 @@ def _objective(directories: Sequence[Path]) -> str:
     """Return the objective of the searches in `directories`, if they have one objective."""
     records = [read_record(Study, folder / "study.json")[0] for folder in directories]
     objectives = {record.get("objective", OBJECTIVE) for record in records if record}
-    return objectives.pop() if len(objectives) == 1 else OBJECTIVE
+    objective = objectives.pop() if len(objectives) == 1 else OBJECTIVE
+    return objective if objective in AVERAGED else OBJECTIVE
 
 
 def _margin(jobs: Sequence[Mapping[str, Any]]) -> float:

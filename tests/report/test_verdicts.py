@@ -278,6 +278,11 @@ def test_point_l_the_family_is_declared_and_corrected_for(tmp_path: Path) -> Non
     assert row["p"] == pytest.approx(estimate.p)
     assert row["family"] == 5
     assert "The 5 comparisons with standard are one family" in claims_text(tables(tmp_path))
+    sweep(tmp_path / "few", values | {"similarity": values["feature"][:1]})
+    few = tables(tmp_path / "few").summary.set_index("setting")
+    assert few.loc["logits", "p"] == row["p"], "one seed makes no claim to correct for"
+    assert few.loc["logits", "family"] == 5
+    assert pd.isna(few.loc["similarity", "family"])
 
 
 def test_point_m_no_gap_is_closed_by_one_run(tmp_path: Path) -> None:
@@ -345,6 +350,8 @@ def test_point_p_a_search_chooses_by_its_objective_and_is_marked(tmp_path: Path)
     assert found.summary["setting"].tolist() == ["logits T=1", "logits T=3", "logits T=2"]
     assert found.summary["settings_tried"].tolist() == [3, 3, 3]
     assert "Best of 3 settings on val_nll: logits T=1" in headline(found)
+    (tmp_path / "study.json").write_text(json.dumps(study | {"objective": "unknown"}))
+    assert tables(tmp_path).summary["setting"][0] == "logits T=3", "by accuracy"
 
 
 def test_point_q_unequal_tuning_is_said(tmp_path: Path) -> None:
