@@ -414,3 +414,28 @@ def test_the_margin_is_that_of_the_runs_or_the_later_one(tmp_path: Path) -> None
     late = build.write([tmp_path], tmp_path, figures=False, margin=0.0001)
     assert late.tables.summary["decision"].tolist().count("equal") == 0
     assert "given with --margin, after the test images had been read" in late.text
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_only_runs_on_the_same_images_are_compared_image_by_image(
+    same: bool, tmp_path: Path
+) -> None:
+    from safetensors.numpy import save_file
+
+    val = {"standard": [0.8], "logits": [0.9]}
+    sweep(tmp_path, {"standard": [0.75], "logits": [1.0]}, val, images=4)
+    for number, predictions in enumerate(([0, 1, 0, 0], [0, 1, 0, 1])):
+        labels = [0, 1, 0, 1] if same or not number else [1, 0, 1, 0]
+        arrays = {"labels": labels, "predictions": predictions if same else labels}
+        save_file(
+            {name: np.array(values, np.int32) for name, values in arrays.items()},
+            tmp_path / "runs" / f"r{number}" / "test_outputs.safetensors",
+            {"classes": '["cat", "dog"]'},
+        )
+    report = build.write([tmp_path], tmp_path)
+    row = report.tables.summary.set_index("setting").loc["logits"]
+    page = report.page.read_text()
+    assert pd.isna(row["difference_images_ci95"]) != same
+    assert ("1 only here, 0 only there right (p = 1.000)" in page) == same
+    assert ("Classes: logits and standard" in page) == same
+    assert "Classes: logits" in page
